@@ -1,0 +1,81 @@
+# `make help` lists the targets. They need Python 3.11 or 3.12 and make; the rest is installed into .venv.
+
+PROFILE ?= demo
+# How many notebooks run at once, and how many threads each of them gets.
+JOBS ?= 1
+THREADS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(8, os.cpu_count()) // $(JOBS)))")
+# On Linux, PyPI's torch is a CUDA build of some GB: TORCH_INDEX=https://download.pytorch.org/whl/cpu avoids it.
+# Empty by default, because an index that cannot be reached slows every install.
+TORCH_INDEX ?=
+PYTHON ?= $(shell for p in python3.11 python3.12; do $$p -c "print('$$p')" 2>/dev/null && exit; done; echo python3)
+
+BIN := .venv/bin
+# Where `scbert run` writes: its environment variable, if set.
+RUNS := $(or $(SCBERT_RUNS),runs)
+# What is kept of a committed notebook: outputs, counts and ids, but no times and versions.
+STRIP := $(BIN)/nbstripout --keep-count --keep-output --keep-id \
+	--extra-keys "metadata.papermill metadata.language_info cell.metadata.papermill"
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help reproduce report test lab lint refresh publish
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "Variables: PROFILE=demo|small|paper JOBS=1 TORCH_INDEX= PYTHON=python3.11"
+
+# One stamp for each extra that was installed, inside .venv, so that removing .venv removes them too.
+# An install that was killed can leave half a package behind which pip takes for whole. Its mark stays, and the
+# next make starts from an empty .venv. An install that failed by itself (no network, say) keeps what is there.
+.venv/%.installed: pyproject.toml requirements.lock
+	@test -x $(BIN)/pip && test ! -e .venv/interrupted || $(PYTHON) -m venv --clear .venv
+	@echo "Installing scbert-companion[$*] into .venv (minutes, the first time)"
+	@touch .venv/interrupted; trap "exit 130" INT TERM; \
+	$(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock \
+		$(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -e ".[$*]"; \
+	status=$$?; rm .venv/interrupted; exit $$status
+	@touch $@
+
+# --nolock: a killed Snakemake leaves its lock behind, and a newcomer would have to know of --unlock. Results are
+# written atomically, so that two runs at once cost time but damage nothing.
+# The report is made after a failure too: it shows how far each notebook came.
+reproduce: .venv/workflow.installed  ## Run the notebooks of a profile, write report/index.html, print the scoreboard
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $$(($(JOBS) * $(THREADS))) --nolock --rerun-incomplete \
+		--keep-going --quiet host reason rules --config profile=$(PROFILE) threads=$(THREADS); \
+	status=$$?; $(BIN)/scbert report --profile $(PROFILE) && exit $$status
+
+report: .venv/workflow.installed  ## Write report/index.html from the runs there are
+	$(BIN)/scbert report --profile $(PROFILE)
+
+# The notebooks' results go to runs/test, to leave your own in place.
+test: export SCBERT_RUNS := $(CURDIR)/runs/test
+test: .venv/test.installed  ## Unit tests, then every notebook with its outputs compared
+	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
+
+lab: .venv/lab.installed  ## JupyterLab on the notebooks
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-lab --notebook-dir notebooks
+
+lint: .venv/dev.installed  ## Style of code and notebooks
+	$(BIN)/ruff check scbert tests notebooks
+	$(BIN)/ruff format --check scbert tests notebooks
+	$(STRIP) --verify notebooks/*.ipynb
+
+# Not from runs/demo: papermill adds a cell with the profile, and the execution counts would have a gap.
+# nbconvert merges a cell's pieces of output before it executes, hence twice.
+refresh: .venv/dev.installed  ## Execute the committed notebooks in place and publish the demo's figures
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-nbconvert --to notebook --inplace --execute \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/jupyter-nbconvert --coalesce-streams notebooks/*.ipynb
+	$(STRIP) notebooks/*.ipynb
+	$(MAKE) publish PROFILE=demo
+
+# Figures, tables and the record of each finished run; no weights, training logs (history.csv) or notebooks.
+publish:  ## Copy the figures and numbers of runs/PROFILE to figures/PROFILE
+	@ls $(RUNS)/$(PROFILE)/*/record.json >/dev/null 2>&1 || { echo "First: make reproduce PROFILE=$(PROFILE)"; exit 1; }
+	@for record in $(RUNS)/$(PROFILE)/*/record.json; do \
+		from=$$(dirname "$$record"); to=figures/$(PROFILE)/$$(basename "$$from"); \
+		rm -rf "$$to" && mkdir -p "$$to" && cp "$$record" "$$to.json" && \
+		find "$$from" -maxdepth 1 \( -name '*.png' -o -name '*.svg' -o -name '*.csv' \) ! -name '*history*.csv' -exec cp {} "$$to" \; && \
+		echo "Published $$to" || exit 1; \
+	done

@@ -1,0 +1,62 @@
+# One job a notebook, in a profile: `make reproduce`, or by hand
+#   snakemake --cores 2 --config profile=small
+#   snakemake --executor slurm --jobs 12 --config profile=paper threads=8
+# A job runs again when its notebook, the package, its bands or its section of the profile changed.
+
+import os
+from glob import glob
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+SCOREBOARD = "11_scoreboard"
+PROFILE = config.get("profile", "demo")
+RUNS = os.environ.get("SCBERT_RUNS", "runs")  # as scbert.record does
+NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+# The demo profile is the defaults of the notebooks. The others hold a section for each notebook that has them.
+if PROFILE == "demo":
+    sections = {name: {} for name in NOTEBOOKS}
+else:
+    file = Path("notebooks/profiles", f"{PROFILE}.yaml")
+    if not file.exists():
+        raise WorkflowError(f"There is no profile {PROFILE}: choose demo, small or paper.")
+    sections = yaml.safe_load(file.read_text()) or {}
+    unknown = sorted(set(sections) - set(NOTEBOOKS))
+    if unknown:
+        raise WorkflowError(f"{file} has sections for notebooks that do not exist: {', '.join(unknown)}.")
+    if not sections:
+        raise WorkflowError(f"No notebook has a {PROFILE} profile yet: {file} is empty.")
+
+
+def record(name):
+    return f"{RUNS}/{PROFILE}/{name}/record.json"
+
+
+measured = [record(name) for name in sections if name != SCOREBOARD]
+
+
+rule all:
+    input:
+        [record(name) for name in sections],
+
+
+# Only the record is an output: Snakemake deletes the outputs of a failed job, and the notebook shows why it failed.
+rule notebook:
+    input:
+        notebook="notebooks/{name}.ipynb",
+        package=glob("scbert/*.py"),
+        bands=lambda wildcards: glob(f"tests/expected/{wildcards.name}.json"),
+        # The scoreboard holds what all the others measured against the paper's numbers.
+        others=lambda wildcards: measured + glob("tests/expected/paper.csv") if wildcards.name == SCOREBOARD else [],
+    output:
+        record("{name}"),
+    params:
+        section=lambda wildcards: sections[wildcards.name],
+    wildcard_constraints:
+        name="|".join(sections),
+    # Snakemake sets OMP_NUM_THREADS and its like to this.
+    threads: int(config.get("threads", 1))
+    shell:
+        "echo {wildcards.name}; scbert run {wildcards.name} --profile {PROFILE}"
