@@ -1,0 +1,328 @@
+"""The scBERT encoder, its annotation head, and the bundles they are kept in.
+
+The encoder is performer-pytorch's `Performer` under the published parameter names, with our attention
+plugged in. See design, "The model, exactly": token embedding + gene embedding -> Performer -> LayerNorm.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from performer_pytorch import Performer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from . import genes as gene_lists
+from .attention import FavorAttention, draw_projection
+
+
+@dataclass(frozen=True)
+class ScBertConfig:
+    """Shape of a model. Paper: Methods, "scBERT architecture"; sizes that it leaves out are the script's."""
+
+    n_genes: int
+    """Genes in the vocabulary; a trailing token 0 makes the sequence one longer."""
+    n_bins: int = 5
+    """Highest expression token; token ``n_bins + 1`` is the mask, so there are ``n_bins + 2`` in all."""
+    dim: int = 200
+    depth: int = 6
+    """Encoder layers; 0 leaves the embeddings and the norm alone (a control)."""
+    heads: int = 10
+    dim_head: int = 64
+    gene_embedding: str = "learned"
+    """"frozen" (vectors given, as published), "learned", or "none"."""
+    key_stabiliser: str = "head"
+    """"head": a cell's result does not depend on its batch; "batch": as published."""
+
+    def __post_init__(self):
+        if self.n_genes < 1 or self.n_bins < 1 or self.dim < 1 or self.depth < 0:
+            raise ValueError(f"n_genes, n_bins and dim must be at least 1 and depth at least 0, got {self}.")
+        if self.depth and self.dim % self.heads:
+            raise ValueError(f"dim ({self.dim}) must be a multiple of heads ({self.heads}): performer-pytorch needs it.")
+        if self.gene_embedding not in ("frozen", "learned", "none"):
+            raise ValueError(f"gene_embedding must be 'frozen', 'learned' or 'none', not {self.gene_embedding!r}.")
+        if self.key_stabiliser not in ("head", "batch"):
+            raise ValueError(f"key_stabiliser must be 'head' or 'batch', not {self.key_stabiliser!r}.")
+
+    @classmethod
+    def published(cls) -> "ScBertConfig":
+        """Return the published shape: 16,906 genes, 6 layers, 10 heads of 64, dim 200, frozen gene2vec."""
+        return cls(n_genes=16_906, gene_embedding="frozen")
+
+    @property
+    def n_features(self) -> int:
+        """Random features a head: int(d ln d), 266 for heads of 64."""
+        return int(self.dim_head * math.log(self.dim_head))
+
+    @property
+    def mask_token(self) -> int:
+        """The token that hides an expression value."""
+        return self.n_bins + 1
+
+
+class _GeneEmbedding(nn.Module):
+    """A vector for each gene, and one for the trailing token; exists for the published name `pos_emb.emb`."""
+
+    def __init__(self, n_positions, dim):
+        super().__init__()
+        self.emb = nn.Embedding(n_positions, dim)
+
+
+class ScBert(nn.Module):
+    """The encoder with its masked-expression head.
+
+    Parameters
+    ----------
+    config
+        The shape.
+    gene_vectors
+        (genes, dim), frozen; needed for, and only for, ``gene_embedding="frozen"``.
+    genes
+        The names behind the columns; `pretrain` and `finetune` fill them in from the data.
+    seed
+        Fixes the initial weights and random features, whatever the global generator holds.
+
+    Raises
+    ------
+    ValueError
+        Gene vectors missing, unwanted or of another shape; another number of gene names than the config says.
+
+    Paper: Methods, "scBERT architecture"; Fig. 1a.
+    Differs from the published code: random features are drawn from `seed` and redrawn on our own schedule; the
+    gene embedding is added out of place and in float32, and may be learned or left out.
+    """
+
+    def __init__(
+        self,
+        config: ScBertConfig,
+        gene_vectors: np.ndarray | torch.Tensor | None = None,
+        genes: Sequence[str] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if (gene_vectors is None) == (config.gene_embedding == "frozen"):
+            raise ValueError("gene_vectors are needed for, and only for, gene_embedding='frozen'.")
+        if genes is not None and len(genes) != config.n_genes:
+            raise ValueError(f"The config is for {config.n_genes} genes, but {len(genes)} names were given.")
+        self.config = config
+        self.genes = None if genes is None else list(genes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.token_emb = nn.Embedding(config.n_bins + 2, config.dim)
+            if config.gene_embedding != "none":
+                self.pos_emb = _GeneEmbedding(config.n_genes + 1, config.dim)
+            self.performer = Performer(
+                dim=config.dim,
+                depth=config.depth,
+                heads=config.heads,
+                dim_head=config.dim_head,
+                qkv_bias=False,
+                attn_out_bias=True,
+                auto_check_redraw=False,
+            )
+            self.norm = nn.LayerNorm(config.dim)
+            self.to_out = nn.Linear(config.dim, config.n_bins + 2)
+        del self.performer.proj_updater  # its aliases would stand in the state_dict; the redraw schedule is ours
+        for layer in self.performer.net.layers:
+            attention = layer[0].fn
+            attention.fast_attention = FavorAttention(
+                attention.fast_attention.projection_matrix, config.key_stabiliser
+            )
+        self.redraw_features(seed)
+        if gene_vectors is not None:
+            self._set_gene_vectors(torch.as_tensor(gene_vectors, dtype=torch.float32))
+
+    def _set_gene_vectors(self, vectors):
+        expected = (self.config.n_genes, self.config.dim)
+        if tuple(vectors.shape) != expected:
+            raise ValueError(f"gene_vectors have shape {tuple(vectors.shape)}, but the config needs {expected}.")
+        weight = torch.cat([vectors, torch.zeros(1, self.config.dim)])  # the trailing token has a zero vector
+        self.pos_emb.emb.weight = nn.Parameter(weight, requires_grad=False)
+
+    def redraw_features(self, seed: int) -> None:
+        """Draw new random features for every layer from `seed`, alike on every rank."""
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.performer.net.layers:
+            projection = layer[0].fn.fast_attention.projection_matrix
+            projection.copy_(draw_projection(self.config.n_features, self.config.dim_head, generator))
+
+    def set_key_stabiliser(self, key_stabiliser: str) -> None:
+        """Switch every layer to one stabiliser per cell and head ("head") or per batch ("batch")."""
+        for layer in self.performer.net.layers:
+            layer[0].fn.fast_attention.key_stabiliser = key_stabiliser
+        self.config = replace(self.config, key_stabiliser=key_stabiliser)  # a bundle must remember it
+
+    def encode(self, bins: torch.Tensor) -> torch.Tensor:
+        """Encode expression tokens.
+
+        Parameters
+        ----------
+        bins
+            (cells, genes + 1), integer tokens 0 ... n_bins + 1, the last column 0.
+
+        Returns
+        -------
+        (cells, genes + 1, dim)
+
+        Raises
+        ------
+        ValueError
+            Another number of columns than ``n_genes + 1``.
+        """
+        if bins.ndim != 2 or bins.shape[1] != self.config.n_genes + 1:
+            raise ValueError(
+                f"bins have shape {tuple(bins.shape)}, but this model reads (cells, {self.config.n_genes + 1}): "
+                "one token a gene and a trailing 0."
+            )
+        x = self.token_emb(bins)  # (cells, genes + 1, dim)
+        if self.config.gene_embedding != "none":
+            x = x + self.pos_emb.emb.weight
+        return self.norm(self.performer(x))
+
+    def forward(self, bins: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
+        """Predict tokens: logits of every position, or only of those where a boolean (cells, genes + 1) is true.
+
+        Returns
+        -------
+        (cells, genes + 1, n_bins + 2), or (positions, n_bins + 2) with `where`.
+        """
+        hidden = self.encode(bins)
+        return self.to_out(hidden if where is None else hidden[where])
+
+    def save(self, path: str | Path, card: str = "") -> None:
+        """Write the encoder as a bundle directory, see `load`."""
+        _save_bundle(self, path, self, card, labels=None)
+
+
+class AnnotationHead(nn.Module):
+    """From gene embeddings to cell types: one number a gene, then three dense layers.
+
+    Paper: Methods, "fine-tuning" ("one-dimensional convolution" and "three-layer neural network").
+    """
+
+    def __init__(self, config: ScBertConfig, n_classes: int, seed: int = 0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.conv = nn.Conv2d(1, 1, (1, config.dim))
+            self.dense = nn.Sequential(
+                nn.Linear(config.n_genes + 1, 512), nn.ReLU(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, n_classes)
+            )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(cells, genes + 1, dim) -> (cells, classes), logits."""
+        per_gene = self.conv(hidden[:, None]).flatten(1).relu()  # (cells, genes + 1)
+        return self.dense(per_gene)
+
+
+class Classifier(nn.Module):
+    """A fine-tuned encoder, its head, and what they need to annotate: genes, labels, history."""
+
+    def __init__(self, encoder: ScBert, labels: Sequence[str], seed: int = 0):
+        super().__init__()
+        self.encoder = encoder
+        self.head = AnnotationHead(encoder.config, len(labels), seed)
+        self.labels = list(labels)
+        self.history = pd.DataFrame()
+
+    @property
+    def config(self) -> ScBertConfig:
+        """The encoder's shape."""
+        return self.encoder.config
+
+    @property
+    def genes(self) -> list[str]:
+        """The vocabulary, in column order."""
+        return self.encoder.genes
+
+    def forward(self, bins: torch.Tensor) -> torch.Tensor:
+        """(cells, genes + 1) tokens -> (cells, classes) logits."""
+        return self.head(self.encoder.encode(bins))
+
+    def save(self, path: str | Path, card: str = "") -> None:
+        """Write the classifier as a bundle directory, see `load`."""
+        _save_bundle(self, path, self.encoder, card, labels=self.labels)
+
+
+def _save_bundle(module, path, encoder, card, labels):
+    """Write everything into a temporary sibling, then put it in place in one step."""
+    if encoder.genes is None:
+        raise ValueError("The model has no gene names yet: give ScBert(config, genes=...), or train it on cells.")
+    path = Path(path)
+    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
+        raise ValueError(f"{path} is no model bundle, and a bundle would replace all that is in it: give another folder.")
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({k: v.detach().contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
+    about = {"format": 1, "genes_sha256": gene_lists.hash_genes(encoder.genes), **asdict(encoder.config)}
+    (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+    (temporary / "genes.txt").write_text("\n".join(encoder.genes) + "\n")
+    if labels is not None:
+        (temporary / "labels.json").write_text(json.dumps(labels, indent=1) + "\n")
+    (temporary / "README.md").write_text(card or _model_card(encoder, labels))
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+
+
+def _model_card(encoder, labels):
+    what = "encoder" if labels is None else f"annotator of {len(labels)} cell types: {', '.join(labels)}"
+    size = f"{encoder.config.n_genes} genes, dim {encoder.config.dim}, depth {encoder.config.depth}"
+    return f"# scBERT {what}\n\nShape: {size}.\nTrained with scbert-companion; the weights are the trainer's own.\n"
+
+
+def load(path: str | Path) -> ScBert | Classifier:
+    """Load a bundle directory: a `Classifier` if it has labels, else an encoder.
+
+    Parameters
+    ----------
+    path
+        A directory with ``model.safetensors``, ``config.json``, ``genes.txt`` and, for a classifier, ``labels.json``.
+
+    Raises
+    ------
+    ValueError
+        A file is missing or truncated, or genes, bins, shapes and weights do not fit each other.
+
+    Differs from the published code: no pickle is read, and labels and genes travel with the weights.
+    """
+    path = Path(path)
+    for name in ("config.json", "genes.txt", "model.safetensors"):
+        if not (path / name).is_file():
+            raise ValueError(f"{path} is not a model bundle: {name} is missing.")
+    try:
+        about = json.loads((path / "config.json").read_text())
+        genes = (path / "genes.txt").read_text().splitlines()
+        labels_file = path / "labels.json"
+        labels = json.loads(labels_file.read_text()) if labels_file.exists() else None
+        weights = load_file(path / "model.safetensors")
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"The bundle {path} is damaged, copy or train it again ({error}).") from None
+    genes_hash = about.pop("genes_sha256", None)
+    if about.pop("format", None) != 1:
+        raise ValueError(f"The bundle {path} was written by another version of this package.")
+    if genes_hash != gene_lists.hash_genes(genes):
+        raise ValueError(f"genes.txt of the bundle {path} is not the gene list its weights were trained on.")
+    config = ScBertConfig(**about)
+    if len(genes) != config.n_genes:
+        raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")
+    vectors = torch.zeros(config.n_genes, config.dim) if config.gene_embedding == "frozen" else None
+    encoder = ScBert(config, vectors, genes)
+    module = encoder if labels is None else Classifier(encoder, labels)
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
+        raise ValueError(
+            f"The weights of the bundle {path} do not fit its config: {name} has shape {found.get(name, 'none')}, "
+            f"expected {expected.get(name, 'none')} (another number of bins, genes or labels?)."
+        )
+    module.load_state_dict(weights)
+    return module.eval()
