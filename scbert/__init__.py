@@ -1,0 +1,41 @@
+"""scBERT's reproducible companion: the model, its data and its experiments, for notebooks and scripts.
+
+    adata = scbert.datasets.load("pbmc68k_reduced")
+    scbert.preprocess.tokenize(adata)
+    model = scbert.ScBert(scbert.ScBertConfig(n_genes=adata.n_vars, dim=32, depth=2, heads=4, dim_head=16))
+    scbert.pretrain(model, adata)
+    classifier = scbert.finetune(model, adata, label_key="cell_type")
+    scbert.annotate(adata, classifier)
+"""
+
+from importlib import import_module
+
+from .annotate import annotate, embed, predict_proba  # binds the function over the module of the same name
+
+__version__ = "0.1.0"
+
+# Imported on first use, so that the command line answers without waiting for torch and scanpy.
+_HOME = {
+    "ScBertConfig": "model",
+    "ScBert": "model",
+    "AnnotationHead": "model",
+    "Classifier": "model",
+    "load": "model",
+    "Recipe": "train",
+    "pretrain": "train",
+    "finetune": "train",
+}
+_MODULES = ("record", "datasets", "genes", "preprocess", "cells", "attention", "model", "train", "evaluate", "plot")
+__all__ = ["annotate", "embed", "predict_proba", *_HOME, *_MODULES]
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return [*__all__, "__version__"]

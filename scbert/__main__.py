@@ -1,0 +1,184 @@
+"""The command line: run a notebook, annotate a file, make the report. Nothing that a notebook could not do."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from . import record
+
+OFFERED = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main():
+    """Reproduce, learn from, and adapt scBERT."""
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+
+
+@main.command(add_help_option=False)
+@click.argument("notebook", required=False)
+@click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; repeatable.")
+@click.option("--profile", default="demo", show_default=True, help="demo, small or paper.")
+@click.option("-h", "--help", "wants_help", is_flag=True, help="With a notebook: print its parameters.")
+@click.pass_context
+def run(context, notebook, pairs, profile, wants_help):
+    """Run a notebook, named by its number or stem: scbert run 03 -p n_folds 5"""
+    if notebook is None:
+        click.echo(context.get_help())
+        return
+    source = find_notebook(notebook)
+    offered = read_parameters(source)
+    if wants_help:
+        click.echo(f"scbert run {notebook} [-p NAME VALUE]... [--profile demo|small|paper]\n\n{source.stem}\n")
+        for name, (kind, default, text) in offered.items():
+            click.echo(f"  -p {name} {kind.upper()}".ljust(34) + f"{text}  [{default}]")
+        return
+    parameters = choose_parameters(source, offered, profile, dict(pairs))
+    output = record.run_directory(profile, source.stem) / f"{source.stem}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    execute(source, output, parameters)
+    click.echo(f"Wrote {output.parent}")
+
+
+def find_notebook(name: str) -> Path:
+    """Return the path of the notebook with this number, stem or path."""
+    folder = record.find_root() / "notebooks"
+    matches = [Path(name)] if Path(name).is_file() else sorted(folder.glob(f"{Path(name).stem}*.ipynb"))
+    if len(matches) != 1:
+        known = ", ".join(path.stem for path in sorted(folder.glob("*.ipynb"))) or f"none in {folder}"
+        raise click.ClickException(f"No single notebook is called {name!r}. There are: {known}.")
+    return matches[0]
+
+
+def read_parameters(source: Path) -> dict[str, tuple[str, str, str]]:
+    """Return name -> (type, default as written, help) of a notebook's parameters cell."""
+    import papermill
+
+    found = papermill.inspect_notebook(str(source))
+    return {name: (p["inferred_type_name"], p["default"], p["help"]) for name, p in found.items()}
+
+
+def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str, str]) -> dict:
+    """Return what to inject: the profile's section for this notebook, overridden by what was given, all checked."""
+    import yaml
+
+    chosen = {}
+    if profile != "demo":  # the demo is the defaults of the notebooks
+        file = source.parent / "profiles" / f"{profile}.yaml"
+        sections = (yaml.safe_load(file.read_text()) or {}) if file.exists() else {}
+        if source.stem not in sections:
+            raise click.ClickException(f"{source.stem} has no {profile} profile yet ({file.name} has no section for it).")
+        chosen = {"profile": profile} | (sections[source.stem] or {})
+    if "profile" in given:
+        raise click.ClickException("The profile is chosen by --profile, not by -p.")
+    chosen = chosen | given
+    unknown = sorted(set(chosen) - set(offered))
+    if unknown:
+        raise click.ClickException(
+            f"{source.stem} has no parameter {', '.join(unknown)}. It has: {', '.join(offered)}. Nothing was run."
+        )
+    return {name: parse_value(name, value, offered[name][0]) for name, value in chosen.items()}
+
+
+def parse_value(name: str, value, kind: str):
+    """Return a parameter's value in the type of its default: "3" is no number where a word is due, nor the reverse."""
+    try:
+        if kind == "bool":
+            return OFFERED["bool"][str(value).lower()]
+        return OFFERED[kind](value)
+    except (KeyError, ValueError):
+        raise click.ClickException(f"Parameter {name} must be of type {kind}, not {value!r}. Nothing was run.") from None
+
+
+def execute(source: Path, output: Path, parameters: dict) -> None:
+    """Run a notebook from the caller's folder; what was executed stands in `output`, also after an error."""
+    import nbformat
+    import papermill
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    try:
+        papermill.execute_notebook(
+            str(source), str(output), parameters, kernel_name="python3", progress_bar={"file": sys.stdout},
+            extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise click.ClickException(
+            f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {output}"
+        ) from None
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(output, as_version=4), {})  # finished bars only
+    record.write_text(output, nbformat.writes(notebook))
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Bundle directory of a classifier.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The annotated .h5ad to write.")
+@click.option("--unassigned-below", default=0.5, show_default=True, help="Less probable than this: Unassigned.")
+@click.option("--batch-size", default=32, show_default=True, help="Cells a forward pass.")
+def annotate(source, model, output, unassigned_below, batch_size):
+    """Annotate the raw counts of an .h5ad file with a fine-tuned model."""
+    if not output.parent.is_dir():
+        raise click.ClickException(f"There is no folder {output.parent} to write {output.name} into.")
+    import scbert
+
+    try:
+        adata = scbert.datasets.load(source)
+        classifier = scbert.load(model)
+        if not isinstance(classifier, scbert.Classifier):
+            raise ValueError(f"{model} is an encoder without labels: fine-tune it first (notebook 03).")
+        scbert.annotate(adata, classifier, unassigned_below=unassigned_below, batch_size=batch_size, progress=True)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    report = adata.uns["scbert"]["annotate"]
+    click.echo(
+        f"Genes: {report['genes_matched']:,} of the model's {report['genes_in_vocabulary']:,} found "
+        f"({report['matched_share']:.1%}), {report['cells_without_tokens']:,} cells without any of them."
+    )
+    click.echo(adata.obs["scbert_cell_type"].value_counts().to_string(header=False))
+    temporary = output.with_name(f"{output.name}.tmp")
+    try:
+        adata.write_h5ad(temporary)
+        temporary.replace(output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise click.ClickException(f"{output} could not be written: {error}.") from None
+    click.echo(f"Wrote {output}")
+
+
+@main.command()
+@click.option("--profile", default="demo", show_default=True)
+@click.option("-o", "--output", default="report", show_default=True, type=click.Path(path_type=Path))
+def report(profile, output):
+    """Turn the executed notebooks of a profile into HTML, with an index page."""
+    from nbconvert import HTMLExporter
+
+    notebooks = sorted(record.run_directory(profile, "x").parent.glob("*/*.ipynb"))
+    if not notebooks:
+        raise click.ClickException(f"No notebook of the {profile} profile was run yet: make reproduce PROFILE={profile}.")
+    rows = []
+    for path in notebooks:
+        record.write_text(output / f"{path.stem}.html", HTMLExporter().from_filename(str(path))[0])
+        file = path.parent / "record.json"
+        done = json.loads(file.read_text()) if file.exists() else None
+        state = f"{done['seconds']:.0f} s, {len(done['checks'])} checks passed" if done else "did not finish"
+        rows.append(f'<li><a href="{path.stem}.html">{path.stem}</a>: {state}</li>')
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>scBERT companion, {profile} profile</title>"
+        "<style>body{font:16px/1.6 sans-serif;max-width:44em;margin:3em auto;padding:0 1em}</style>"
+        f"<h1>scBERT companion: {profile} profile</h1><p>Executed notebooks. Only the paper profile is a reproduction.</p>"
+        f"<ul>{''.join(rows)}</ul></html>\n"
+    )
+    record.write_text(output / "index.html", page)
+    scoreboard = record.run_directory(profile, "11_scoreboard") / "scoreboard.csv"
+    if scoreboard.exists():
+        import pandas as pd
+
+        click.echo(pd.read_csv(scoreboard).fillna("").to_string(index=False))
+    click.echo(f"Wrote {output / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""From a fine-tuned model to annotated cells.
+
+Torch is imported inside the functions: `scbert.annotate` is a function, bound when the package is imported, and
+the command line should not wait for torch to say that a parameter is unknown.
+"""
+
+from typing import TYPE_CHECKING
+
+import anndata
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from .model import Classifier, ScBert
+
+
+def annotate(
+    adata: anndata.AnnData,
+    classifier: "Classifier",
+    *,
+    unassigned_below: float = 0.5,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> None:
+    """Annotate cells, in place, with the label the classifier finds most probable.
+
+    Parameters
+    ----------
+    adata
+        Cells with counts in ``X``, or tokenized for the classifier's vocabulary; genes in any order.
+    classifier
+        A fine-tuned model.
+    unassigned_below
+        A cell whose largest probability is below this is ``Unassigned``, and so is one without a token.
+    batch_size
+        Cells a forward pass; changes speed and memory, never the result.
+    progress
+        Show a progress bar.
+
+    Writes
+    ------
+    ``obs["scbert_cell_type"]``, ``obs["scbert_confidence"]`` (largest probability), ``obsm["scbert_probabilities"]``
+    (cells x labels; "/" in a label is "|" in its column, since h5ad allows none), ``obsm["X_scbert"]`` (cells x dim,
+    see `embed`), and in ``uns["scbert"]`` the report of `tokenize` and the threshold.
+
+    Raises
+    ------
+    ValueError
+        No gene is shared with the classifier's vocabulary, or gene names are duplicated.
+
+    Paper: Methods, "novel cell type detection" (threshold 0.5); Fig. 4.
+    Differs from the published code: batched, with probabilities; labels and genes come with the model.
+    """
+    tokens = _tokenize_for(classifier, adata)
+    logits, embedding = _run(classifier.encoder, tokens, batch_size, progress, head=classifier.head)
+    probabilities = _softmax(logits)
+    labels = np.array(classifier.labels, dtype=object)
+    assigned = (probabilities.max(1) >= unassigned_below) & (tokens.layers["bins"].getnnz(axis=1) > 0)
+    cell_type = np.where(assigned, labels[probabilities.argmax(1)], "Unassigned")
+    adata.obs["scbert_cell_type"] = pd.Categorical(cell_type, categories=[*dict.fromkeys([*labels, "Unassigned"])])
+    adata.obs["scbert_confidence"] = probabilities.max(1)
+    columns = [label.replace("/", "|") for label in classifier.labels]
+    adata.obsm["scbert_probabilities"] = pd.DataFrame(probabilities, index=adata.obs_names, columns=columns)
+    adata.obsm["X_scbert"] = embedding
+    report = tokens.uns["scbert"]["tokenize"]
+    adata.uns["scbert"] = dict(adata.uns.get("scbert", {})) | {
+        "annotate": {**report, "unassigned_below": unassigned_below, "unassigned": int((~assigned).sum())}
+    }
+
+
+def predict_proba(classifier: "Classifier", adata: anndata.AnnData, *, batch_size: int = 32) -> pd.DataFrame:
+    """Return the probability of each label, cells x labels, each row summing to one; see `annotate`."""
+    logits, _ = _run(classifier.encoder, _tokenize_for(classifier, adata), batch_size, False, head=classifier.head)
+    return pd.DataFrame(_softmax(logits), index=adata.obs_names, columns=classifier.labels)
+
+
+def embed(model: "ScBert | Classifier", adata: anndata.AnnData, *, pool: str = "expressed", batch_size: int = 32) -> np.ndarray:
+    """Return one vector a cell: the mean of the encoder's output over genes, (cells, dim).
+
+    Parameters
+    ----------
+    model
+        An encoder or a classifier.
+    adata
+        As in `annotate`.
+    pool
+        Mean over the "expressed" genes, those with a token above 0, or over "all".
+    batch_size
+        Cells a forward pass; changes speed and memory, never the result.
+
+    Paper: Fig. 5d. How cells were pooled there is not stated. An encoder that was never fine-tuned separates cell
+    types poorly this way.
+    """
+    if pool not in ("expressed", "all"):
+        raise ValueError(f"pool must be 'expressed' or 'all', not {pool!r}.")
+    encoder = getattr(model, "encoder", model)
+    return _run(encoder, _tokenize_for(encoder, adata), batch_size, False, pool=pool)[1]
+
+
+def _tokenize_for(model, adata):
+    """Return the cells as tokens of the model's vocabulary, without touching `adata`."""
+    from .genes import hash_genes
+    from .preprocess import tokenize
+
+    report = adata.uns.get("scbert", {}).get("tokenize", {})
+    wanted = {"n_bins": model.config.n_bins, "genes_sha256": hash_genes(model.genes)}
+    if "bins" in adata.layers and all(report.get(key) == value for key, value in wanted.items()):
+        return adata
+    light = adata if adata.isbacked else anndata.AnnData(adata.X, obs=adata.obs[[]].copy(), var=adata.var[[]].copy())
+    if not adata.isbacked and "n_counts" in adata.obs:
+        light.obs["n_counts"] = adata.obs["n_counts"]
+    return tokenize(light, genes=model.genes, n_bins=model.config.n_bins)
+
+
+def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
+    """Encode cells in batches; return logits (None without a head) and pooled vectors, numpy float32."""
+    import sys
+
+    import torch
+    from tqdm import tqdm
+
+    from .cells import CellDataset
+
+    cells, device = CellDataset(tokens), next(encoder.parameters()).device
+    logits, pooled = [], []
+    bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
+    with torch.inference_mode(), bar:
+        for start in range(0, len(cells), batch_size):
+            bins = cells.batch(np.arange(start, min(start + batch_size, len(cells))))[0].to(device)
+            hidden = encoder.encode(bins)  # (cells, genes + 1, dim)
+            weight = (bins > 0) if pool == "expressed" else torch.ones_like(bins, dtype=torch.bool)
+            weight[:, -1] = False  # the trailing token is no gene
+            weight = weight / weight.sum(1, keepdim=True).clamp(min=1)  # (cells, genes + 1)
+            pooled.append(torch.einsum("cgd,cg->cd", hidden.float(), weight.float()).cpu().numpy())
+            if head is not None:
+                logits.append(head(hidden).float().cpu().numpy())
+            bar.update(len(bins))
+    return (np.concatenate(logits) if head is not None else None), np.concatenate(pooled)
+
+
+def _softmax(logits):
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)

@@ -1,0 +1,134 @@
+"""One function a figure: each draws on the axes it is given, or on its own, and returns them."""
+
+from collections.abc import Sequence
+
+import anndata
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from sklearn.metrics import confusion_matrix
+
+GREY = "0.45"
+
+
+def color_labels(labels: Sequence[str]) -> dict[str, tuple | str]:
+    """Return a colour for each label, safe for colour-blind readers up to ten labels; ``Unassigned`` is grey."""
+    names = [label for label in sorted(set(labels)) if label != "Unassigned"]
+    safe = [color for i, color in enumerate(sns.color_palette("colorblind", 10)) if i != 7] + ["#222255"]  # 7 is grey
+    palette = safe if len(names) <= len(safe) else sns.husl_palette(len(names))
+    colors = dict(zip(names, palette, strict=False))
+    return colors | {"Unassigned": GREY} if "Unassigned" in set(labels) else colors
+
+
+def place_cells(adata: anndata.AnnData, seed: int = 0) -> None:
+    """Give cells without ``obsm["X_umap"]`` one: UMAP of 30 principal components of log-normalised counts."""
+    if "X_umap" in adata.obsm:
+        return
+    import scanpy
+
+    from .evaluate import lognormalize
+
+    light = anndata.AnnData(lognormalize(adata), obs=adata.obs[[]].copy())
+    scanpy.pp.pca(light, n_comps=min(30, min(light.shape) - 1), random_state=seed)
+    scanpy.pp.neighbors(light, random_state=seed)
+    scanpy.tl.umap(light, random_state=seed)
+    adata.obsm["X_umap"] = light.obsm["X_umap"]
+
+
+def embedding(
+    adata: anndata.AnnData,
+    color: str,
+    *,
+    basis: str = "X_umap",
+    background: np.ndarray | None = None,
+    palette: dict | None = None,
+    title: str = "",
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Scatter cells, coloured by a column of `obs`: labels with a legend, or numbers with a colour bar.
+
+    Parameters
+    ----------
+    background
+        (cells, 2), further points in pale grey behind.
+    palette
+        Label -> colour, to share between panels; the legend names all of it. `color_labels` of the column if None.
+
+    Paper: Fig. 2b.
+    """
+    ax = ax or plt.subplots(figsize=(4.5, 4))[1]
+    if background is not None:
+        ax.scatter(*background[:, :2].T, s=5, color="0.88", linewidths=0, rasterized=True)
+    x, y = adata.obsm[basis][:, :2].T
+    values = adata.obs[color]
+    size = float(np.clip(6000 / max(len(x), 1), 4, 26))
+    if pd.api.types.is_numeric_dtype(values):
+        points = ax.scatter(x, y, c=values, s=size, cmap="viridis", vmin=0, vmax=1, linewidths=0, rasterized=True)
+        ax.figure.colorbar(points, ax=ax, shrink=0.7)
+    else:
+        for label, dot in (palette or color_labels(values.astype(str))).items():
+            here = (values == label).to_numpy()
+            style = {"marker": "x", "linewidths": 1} if label == "Unassigned" else {"linewidths": 0}
+            ax.scatter(x[here], y[here], s=size, color=dot, label=label, rasterized=True, **style)
+        if legend:
+            ax.legend(frameon=False, fontsize=7, markerscale=1.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set(title=title or color, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    sns.despine(ax=ax, left=True, bottom=True)
+    return ax
+
+
+def confusion(truth: Sequence[str], predicted: Sequence[str], *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Draw what became of each true type: rows sum to one, the number of cells stands beside the name.
+
+    Paper: Fig. 2c.
+    """
+    labels = sorted(set(truth) | set(predicted))
+    counts = confusion_matrix(truth, predicted, labels=labels)
+    totals = counts.sum(1)
+    rows = totals > 0
+    shares = pd.DataFrame(
+        counts[rows] / totals[rows, None],
+        index=[f"{label} ({n})" for label, n in zip(labels, totals, strict=True) if n],
+        columns=labels,
+    )
+    ax = ax or plt.subplots(figsize=(1.5 + 0.5 * len(labels), 1 + 0.42 * len(labels)))[1]
+    numbers = shares.map(lambda share: f"{share:.2f}" if share else "")
+    sns.heatmap(
+        shares, vmin=0, vmax=1, cmap="cividis", annot=numbers, fmt="", annot_kws={"size": 7}, square=True, ax=ax,
+        cbar_kws={"label": "share of the true type", "shrink": 0.7},
+    )  # fmt: skip
+    ax.tick_params(labelsize=8)
+    ax.set_xticklabels(ax.get_xticklabels(), rotation=45, ha="right")
+    ax.set(title=title, xlabel="predicted", ylabel="true (cells)")
+    return ax
+
+
+def scores(table: pd.DataFrame, metric: str, *, highlight: str = "scbert", ax: Axes | None = None) -> Axes:
+    """Draw each method's score with its 95 % interval, best on top; `table` is that of `evaluate.score`.
+
+    Paper: Fig. 2a, with intervals in place of box plots.
+    """
+    rows = table.xs(metric, level="metric").sort_values("value")
+    ax = ax or plt.subplots(figsize=(5, 0.6 + 0.4 * len(rows)))[1]
+    for y, (method, row) in enumerate(rows.iterrows()):
+        color = "C0" if method.startswith(highlight) else "0.35"
+        ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
+        ax.plot(row["value"], y, "o", color=color, ms=6)
+    ax.set(yticks=range(len(rows)), yticklabels=rows.index, xlim=(0, 1), xlabel=metric.replace("_", " "))
+    ax.grid(axis="x", color="0.9")
+    sns.despine(ax=ax, left=True)
+    return ax
+
+
+def history(table: pd.DataFrame, columns: dict[str, str], *, ylabel: str, ax: Axes | None = None) -> Axes:
+    """Draw columns of a training history against the epoch; `columns` is column -> name in the legend."""
+    ax = ax or plt.subplots(figsize=(4.5, 3))[1]
+    for (column, name), style in zip(columns.items(), ("-o", "--s", ":^", "-."), strict=False):
+        ax.plot(table["epoch"], table[column], style, ms=3, label=name)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.legend(frameon=False, fontsize=8)
+    sns.despine(ax=ax)
+    return ax

@@ -1,0 +1,221 @@
+"""What a run of a notebook leaves behind: where it goes, what is in it, and whether its numbers hold.
+
+The only module that knows paths. Everything a run makes goes to ``runs/<profile>/<notebook>/``.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+PACKAGES = ("scbert-companion", "torch", "performer-pytorch", "scanpy", "anndata", "scikit-learn", "numpy")
+
+
+def find_root() -> Path:
+    """Return the folder that holds ``notebooks/`` and ``Snakefile``: up from here, else beside the package, else here."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
+        if (folder / "notebooks").is_dir() and (folder / "Snakefile").is_file():
+            return folder
+    return here
+
+
+def run_directory(profile: str, notebook: str) -> Path:
+    """Return where a notebook's results go: ``runs/<profile>/<notebook>`` below the root, or below $SCBERT_RUNS."""
+    return Path(os.environ.get("SCBERT_RUNS") or find_root() / "runs") / profile / notebook
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: it is there whole, or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def read_records(profile: str) -> dict[str, dict]:
+    """Return notebook -> record: this machine's run where there is one, else the published one.
+
+    Each has a further entry "source": "this machine" or "published".
+    """
+    records = {}
+    published = sorted((find_root() / "figures" / profile).glob("*.json"))
+    own = sorted(run_directory(profile, "x").parent.glob("*/record.json"))
+    for source, files in (("published", published), ("this machine", own)):
+        for file in files:
+            record = json.loads(file.read_text())
+            records[record["notebook"]] = record | {"source": source}
+    return records
+
+
+def hash_data(adata) -> str:
+    """Return the sha256 of the counts, cell names and gene names."""
+    from .preprocess import iterate_rows
+
+    digest = hashlib.sha256("\n".join([*adata.obs_names, "", *adata.var_names]).encode())
+    for _, rows in iterate_rows(adata):
+        rows.sort_indices()
+        for array in (rows.indptr.astype("<i8"), rows.indices.astype("<i8"), rows.data.astype("<f8")):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+class Run:
+    """One run of one notebook.
+
+    Parameters
+    ----------
+    notebook
+        The notebook's stem, such as "03_finetune_and_annotate".
+    namespace
+        ``globals()`` of the notebook, right after its parameters cell: the literals in it are the parameters.
+        ``profile`` and ``seed`` must be among them.
+
+    It seeds Python, numpy and torch, and prints versions and device.
+    """
+
+    def __init__(self, notebook: str, namespace: dict):
+        import torch
+
+        self.notebook = notebook
+        self.parameters = {
+            name: value
+            for name, value in namespace.items()
+            if not name.startswith("_") and isinstance(value, bool | int | float | str)
+        }
+        self.profile, self.seed = self.parameters["profile"], self.parameters["seed"]
+        self.directory = run_directory(self.profile, notebook)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
+        self.data, self.metrics, self.checks = {}, {}, []
+        self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+        self._start = time.monotonic()
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        print(f"{notebook} | profile {self.profile} | seed {self.seed} | {device}")
+        print(" | ".join(f"{name} {version}" for name, version in self.versions.items()))
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of this run."""
+        return self.directory / name
+
+    def checkpoint(self, stage: str) -> Path:
+        """Return the checkpoint file of a stage; checkpoints live until the run is finished."""
+        return self.directory / "checkpoints" / f"{stage}.pt"
+
+    def note_data(self, name: str, adata) -> None:
+        """Put a data set and its hash on record, and print its size."""
+        self.data[str(name)] = hash_data(adata)
+        print(f"{name}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, sha256 {self.data[str(name)][:12]}")
+
+    def note_metric(self, name: str, value: float, low: float, high: float, n: int, unit: str = "") -> None:
+        """Put a number on record, with its 95 % interval and the number of cells or draws behind it."""
+        numbers = {"value": float(value), "low": float(low), "high": float(high)}
+        if not np.isfinite(list(numbers.values())).all():
+            raise ValueError(f"{name} is {numbers}: not a number to put on record.")
+        self.metrics[name] = numbers | {"n": int(n), "unit": unit}
+
+    def save_table(self, table: pd.DataFrame, name: str) -> None:
+        """Save a table as ``<name>.csv``."""
+        write_text(self.path(f"{name}.csv"), table.to_csv())
+
+    def save_figure(self, figure, name: str, table: pd.DataFrame) -> None:
+        """Stamp a figure with its profile and save it as PNG and SVG, with its source data as CSV."""
+        import matplotlib
+
+        figure.text(1, -0.01, f"{self.profile} profile", ha="right", va="top", fontsize=7, color="0.45")
+        with matplotlib.rc_context({"svg.hashsalt": "scbert"}):
+            figure.savefig(self.path(f"{name}.svg"), bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(self.path(f"{name}.png"), bbox_inches="tight", dpi=120)
+        self.save_table(table, name)
+
+    def check(self, name: str, value: float | None = None, band: tuple[float, float] | None = None) -> None:
+        """Raise an AssertionError if a number is outside its band.
+
+        Parameters
+        ----------
+        name
+            What is checked; a metric on record if `value` is None.
+        band
+            (low, high), both allowed; if None, the one measured for this metric in
+            ``tests/expected/<notebook>.json``, which holds for the parameters named there and is skipped for others.
+        """
+        value = float(self.metrics[name]["value"] if value is None else value)
+        if band is None:
+            band = self._expected_band(name)
+            if band is None:
+                return
+        low, high = map(float, band)
+        passed = low <= value <= high
+        self.checks.append({"name": name, "value": value, "band": [low, high], "passed": passed})
+        print(f"{'ok  ' if passed else 'FAIL'} {name}: {value:.4g} in [{low:.4g}, {high:.4g}]")
+        if not passed:
+            raise AssertionError(f"{name} is {value:.4g}, outside its band [{low:.4g}, {high:.4g}].")
+
+    def _expected_band(self, name):
+        file = find_root() / "tests" / "expected" / f"{self.notebook}.json"
+        if not file.exists() or os.environ.get("SCBERT_BANDS") == "off":  # off: while bands are measured
+            print(f"--   {name}: no band was measured yet")
+            return None
+        expected = json.loads(file.read_text())
+        others = [key for key, value in expected["parameters"].items() if self.parameters.get(key) != value]
+        if others:
+            print(f"--   {name}: its band was measured with other parameters ({', '.join(others)})")
+            return None
+        if name not in expected["metrics"]:
+            raise KeyError(f"{file.name} has no band for {name}.")
+        band = expected["metrics"][name]
+        return band["value"] - band["tolerance"], band["value"] + band["tolerance"]
+
+    def finish(self) -> None:
+        """Write ``record.json`` and remove the checkpoints."""
+        record = {
+            "notebook": self.notebook,
+            "profile": self.profile,
+            "parameters": self.parameters,
+            "seed": self.seed,
+            "git_commit": _git_commit(),
+            "versions": self.versions,
+            "data": self.data,
+            "seconds": round(time.monotonic() - self._start, 1),
+            "peak_memory_mb": _peak_memory_mb(),
+            "metrics": self.metrics,
+            "checks": self.checks,
+        }
+        write_text(self.path("record.json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
+        shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+        print(f"{len(self.metrics)} metrics and {len(self.checks)} checks on record.")
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git_commit():
+    command = ["git", "-C", str(find_root()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+
+
+def _peak_memory_mb():
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
