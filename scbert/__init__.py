@@ -1,12 +1,4 @@
-"""scBERT's reproducible companion: the model, its data and its experiments, for notebooks and scripts.
-
-    adata = scbert.datasets.load("pbmc68k_reduced")
-    scbert.preprocess.tokenize(adata)
-    model = scbert.ScBert(scbert.ScBertConfig(n_genes=adata.n_vars, dim=32, depth=2, heads=4, dim_head=16))
-    scbert.pretrain(model, adata)
-    classifier = scbert.finetune(model, adata, label_key="cell_type")
-    scbert.annotate(adata, classifier)
-"""
+"""scBERT's reproducible companion: the model, its data and its experiments, for notebooks and scripts."""
 
 from importlib import import_module
 
@@ -21,11 +13,23 @@ _HOME = {
     "AnnotationHead": "model",
     "Classifier": "model",
     "load": "model",
-    "Recipe": "train",
+    "Recipe": "recipe",
     "pretrain": "train",
     "finetune": "train",
 }
-_MODULES = ("record", "datasets", "genes", "preprocess", "cells", "attention", "model", "train", "evaluate", "plot")
+_MODULES = (
+    "record",
+    "datasets",
+    "genes",
+    "preprocess",
+    "cells",
+    "attention",
+    "model",
+    "recipe",
+    "train",
+    "evaluate",
+    "plot",
+)
 __all__ = ["annotate", "embed", "predict_proba", *_HOME, *_MODULES]
 
 

@@ -25,7 +25,7 @@ def main():
 @click.option("-h", "--help", "wants_help", is_flag=True, help="With a notebook: print its parameters.")
 @click.pass_context
 def run(context, notebook, pairs, profile, wants_help):
-    """Run a notebook, named by its number or stem: scbert run 03 -p n_folds 5"""
+    """Run a notebook, named by its number or stem, such as: scbert run 03 -p n_folds 5."""
     if notebook is None:
         click.echo(context.get_help())
         return
@@ -34,6 +34,8 @@ def run(context, notebook, pairs, profile, wants_help):
     if wants_help:
         click.echo(f"scbert run {notebook} [-p NAME VALUE]... [--profile demo|small|paper]\n\n{source.stem}\n")
         for name, (kind, default, text) in offered.items():
+            if name == "profile":  # chosen by --profile
+                continue
             click.echo(f"  -p {name} {kind.upper()}".ljust(34) + f"{text}  [{default}]")
         return
     parameters = choose_parameters(source, offered, profile, dict(pairs))
@@ -46,7 +48,8 @@ def run(context, notebook, pairs, profile, wants_help):
 def find_notebook(name: str) -> Path:
     """Return the path of the notebook with this number, stem or path."""
     folder = record.find_root() / "notebooks"
-    matches = [Path(name)] if Path(name).is_file() else sorted(folder.glob(f"{Path(name).stem}*.ipynb"))
+    stem = f"{int(name):02d}_" if name.isdigit() else Path(name).stem
+    matches = [Path(name)] if Path(name).is_file() else sorted(folder.glob(f"{stem}*.ipynb"))
     if len(matches) != 1:
         known = ", ".join(path.stem for path in sorted(folder.glob("*.ipynb"))) or f"none in {folder}"
         raise click.ClickException(f"No single notebook is called {name!r}. There are: {known}.")
@@ -68,9 +71,15 @@ def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str
     chosen = {}
     if profile != "demo":  # the demo is the defaults of the notebooks
         file = source.parent / "profiles" / f"{profile}.yaml"
-        sections = (yaml.safe_load(file.read_text()) or {}) if file.exists() else {}
+        if not file.exists():
+            raise click.ClickException(
+                f"There is no profile {profile!r}: choose demo, small or paper. Nothing was run."
+            )
+        sections = yaml.safe_load(file.read_text()) or {}
         if source.stem not in sections:
-            raise click.ClickException(f"{source.stem} has no {profile} profile yet ({file.name} has no section for it).")
+            raise click.ClickException(
+                f"{source.stem} has no {profile} profile yet ({file.name} has no section for it)."
+            )
         chosen = {"profile": profile} | (sections[source.stem] or {})
     if "profile" in given:
         raise click.ClickException("The profile is chosen by --profile, not by -p.")
@@ -90,7 +99,9 @@ def parse_value(name: str, value, kind: str):
             return OFFERED["bool"][str(value).lower()]
         return OFFERED[kind](value)
     except (KeyError, ValueError):
-        raise click.ClickException(f"Parameter {name} must be of type {kind}, not {value!r}. Nothing was run.") from None
+        raise click.ClickException(
+            f"Parameter {name} must be of type {kind}, not {value!r}. Nothing was run."
+        ) from None
 
 
 def execute(source: Path, output: Path, parameters: dict) -> None:
@@ -108,7 +119,9 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
         raise click.ClickException(
             f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {output}"
         ) from None
-    notebook, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(output, as_version=4), {})  # finished bars only
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(
+        nbformat.read(output, as_version=4), {}
+    )  # finished bars only
     record.write_text(output, nbformat.writes(notebook))
 
 
@@ -116,8 +129,10 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Bundle directory of a classifier.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The annotated .h5ad to write.")
-@click.option("--unassigned-below", default=0.5, show_default=True, help="Less probable than this: Unassigned.")
-@click.option("--batch-size", default=32, show_default=True, help="Cells a forward pass.")
+@click.option(
+    "--unassigned-below", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Less probable: Unassigned."
+)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Cells a forward pass.")
 def annotate(source, model, output, unassigned_below, batch_size):
     """Annotate the raw counts of an .h5ad file with a fine-tuned model."""
     if not output.parent.is_dir():
@@ -157,7 +172,9 @@ def report(profile, output):
 
     notebooks = sorted(record.run_directory(profile, "x").parent.glob("*/*.ipynb"))
     if not notebooks:
-        raise click.ClickException(f"No notebook of the {profile} profile was run yet: make reproduce PROFILE={profile}.")
+        raise click.ClickException(
+            f"No notebook of the {profile} profile was run yet: make reproduce PROFILE={profile}."
+        )
     rows = []
     for path in notebooks:
         record.write_text(output / f"{path.stem}.html", HTMLExporter().from_filename(str(path))[0])

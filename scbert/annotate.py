@@ -1,21 +1,22 @@
 """From a fine-tuned model to annotated cells.
 
-Torch is imported inside the functions: `scbert.annotate` is a function, bound when the package is imported, and
-the command line should not wait for torch to say that a parameter is unknown.
+Torch and anndata are imported inside the functions: `scbert.annotate` is a function, bound when the package is
+imported, and the command line should not wait for them to say that a parameter is unknown.
 """
 
 from typing import TYPE_CHECKING
 
-import anndata
 import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
+    import anndata
+
     from .model import Classifier, ScBert
 
 
 def annotate(
-    adata: anndata.AnnData,
+    adata: "anndata.AnnData",
     classifier: "Classifier",
     *,
     unassigned_below: float = 0.5,
@@ -33,7 +34,7 @@ def annotate(
     unassigned_below
         A cell whose largest probability is below this is ``Unassigned``, and so is one without a token.
     batch_size
-        Cells a forward pass; changes speed and memory, never the result.
+        Cells a forward pass; changes speed and memory, never the result (but see ``key_stabiliser="batch"``).
     progress
         Show a progress bar.
 
@@ -46,7 +47,7 @@ def annotate(
     Raises
     ------
     ValueError
-        No gene is shared with the classifier's vocabulary, or gene names are duplicated.
+        `X` holds no raw counts, no gene is shared with the classifier's vocabulary, or gene names are duplicated.
 
     Paper: Methods, "novel cell type detection" (threshold 0.5); Fig. 4.
     Differs from the published code: batched, with probabilities; labels and genes come with the model.
@@ -68,13 +69,15 @@ def annotate(
     }
 
 
-def predict_proba(classifier: "Classifier", adata: anndata.AnnData, *, batch_size: int = 32) -> pd.DataFrame:
+def predict_proba(classifier: "Classifier", adata: "anndata.AnnData", *, batch_size: int = 32) -> pd.DataFrame:
     """Return the probability of each label, cells x labels, each row summing to one; see `annotate`."""
     logits, _ = _run(classifier.encoder, _tokenize_for(classifier, adata), batch_size, False, head=classifier.head)
     return pd.DataFrame(_softmax(logits), index=adata.obs_names, columns=classifier.labels)
 
 
-def embed(model: "ScBert | Classifier", adata: anndata.AnnData, *, pool: str = "expressed", batch_size: int = 32) -> np.ndarray:
+def embed(
+    model: "ScBert | Classifier", adata: "anndata.AnnData", *, pool: str = "expressed", batch_size: int = 32
+) -> np.ndarray:
     """Return one vector a cell: the mean of the encoder's output over genes, (cells, dim).
 
     Parameters
@@ -99,13 +102,16 @@ def embed(model: "ScBert | Classifier", adata: anndata.AnnData, *, pool: str = "
 
 def _tokenize_for(model, adata):
     """Return the cells as tokens of the model's vocabulary, without touching `adata`."""
-    from .genes import hash_genes
+    import anndata
+
+    from .datasets import check_counts
     from .preprocess import tokenize
 
-    report = adata.uns.get("scbert", {}).get("tokenize", {})
-    wanted = {"n_bins": model.config.n_bins, "genes_sha256": hash_genes(model.genes)}
-    if "bins" in adata.layers and all(report.get(key) == value for key, value in wanted.items()):
+    n_bins = adata.uns.get("scbert", {}).get("tokenize", {}).get("n_bins")
+    # Names, not the hash in the report: the genes may have been reordered since, and their tokens with them.
+    if "bins" in adata.layers and n_bins == model.config.n_bins and list(adata.var_names) == list(model.genes):
         return adata
+    check_counts(adata, "adata")
     light = adata if adata.isbacked else anndata.AnnData(adata.X, obs=adata.obs[[]].copy(), var=adata.var[[]].copy())
     if not adata.isbacked and "n_counts" in adata.obs:
         light.obs["n_counts"] = adata.obs["n_counts"]

@@ -58,7 +58,12 @@ def order_cells(n_cells: int, seed: int, epoch: int, sampling: str = "epoch") ->
 
 
 def mask_bins(
-    bins: torch.Tensor, mask_token: int, seed: int | tuple[int, ...], *, mask_share: float = 0.15, replace_share: float = 0.9
+    bins: torch.Tensor,
+    mask_token: int,
+    seed: int | tuple[int, ...],
+    *,
+    mask_share: float = 0.15,
+    replace_share: float = 0.9,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hide a share of each cell's non-zero tokens.
 

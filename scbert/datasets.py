@@ -1,5 +1,6 @@
 """Cells by name or by path: always counts in `X`, and labels and batches where they are asked for."""
 
+import warnings
 from pathlib import Path
 
 import anndata
@@ -8,6 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from .preprocess import iterate_rows
+from .record import find_file
 
 
 def load(
@@ -18,7 +20,8 @@ def load(
     Parameters
     ----------
     name
-        A name of the catalogue ("pbmc68k_reduced"), or the path of an ``.h5ad`` file with raw counts in ``X``.
+        A name of the catalogue ("pbmc68k_reduced"), or the path of an ``.h5ad`` file with raw counts in ``X``, from
+        the current folder or from the root of the project.
     label_key, batch_key
         Columns of ``obs`` that must be there; catalogue sets have "cell_type" and "batch".
     backed
@@ -38,10 +41,11 @@ def load(
     if str(name) in CATALOGUE:
         adata = CATALOGUE[str(name)]()
     else:
-        adata = _read_h5ad(Path(name), backed)
+        adata = _read_h5ad(find_file(name), backed)
     check_counts(adata, str(name))
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
+        adata.obs[label_key] = adata.obs[label_key].astype(str).astype("category")  # cluster numbers are names too
     if batch_key:
         check_column(adata, batch_key, str(name), constant_is_fine=True)
     return adata
@@ -52,10 +56,14 @@ def _read_h5ad(path, backed):
         known = ", ".join(CATALOGUE)
         raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
     try:
-        return anndata.read_h5ad(path, backed="r" if backed else None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*names are not unique")  # check_counts says it
+            return anndata.read_h5ad(path, backed="r" if backed else None)
     except (OSError, KeyError, AttributeError, TypeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} cannot be read as an h5ad file ({reason[0]}): is it another format, or damaged?") from None
+        raise ValueError(
+            f"{path} cannot be read as an h5ad file ({reason[0]}): is it another format, or damaged?"
+        ) from None
 
 
 def check_counts(adata: anndata.AnnData, name: str) -> None:
@@ -109,7 +117,9 @@ def check_column(adata: anndata.AnnData, key: str, name: str, *, constant_is_fin
     if column.isna().any():
         raise ValueError(f"obs[{key!r}] of {name} has {int(column.isna().sum())} missing values: fill or drop them.")
     if not constant_is_fine and column.nunique() < 2:
-        raise ValueError(f"obs[{key!r}] of {name} has one value only ({column.iloc[0]}): there is nothing to tell apart.")
+        raise ValueError(
+            f"obs[{key!r}] of {name} has one value only ({column.iloc[0]}): there is nothing to tell apart."
+        )
 
 
 def _load_pbmc68k_reduced():

@@ -1,5 +1,7 @@
 """Splits, baselines and metrics: the same cells for every method, and an interval on every number."""
 
+import copy
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +14,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.preprocessing import MaxAbsScaler
 
 from .annotate import predict_proba
 from .genes import hash_genes
 from .model import ScBert, ScBertConfig
 from .preprocess import library_size
-from .train import Recipe, finetune, pretrain
+from .recipe import Recipe
+from .train import finetune, pretrain
 
 Split = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -56,11 +58,10 @@ def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) ->
         raise ValueError(f"n_folds must be at least 1, not {n_folds}.")
     if len(counts) < 2:
         raise ValueError(f"All cells have the label {counts.index[0]!r}: there is nothing to tell apart.")
-    if counts.iloc[-1] < n_made:
-        raise ValueError(
-            f"Label {counts.index[-1]!r} has {counts.iloc[-1]} cells, fewer than the {n_made} folds: merge it, drop it, "
-            "or use fewer folds."
-        )
+    smallest = counts.iloc[-1]
+    if smallest < n_made or smallest - math.ceil(smallest / n_made) < 2:  # two must remain for training and validation
+        folds = f"fewer than the {n_made} folds need" if n_folds > 1 else "fewer than 5, and a fifth is tested"
+        raise ValueError(f"Label {counts.index[-1]!r} has {smallest} cells, {folds}: merge or drop it.")
     splits = []
     for rest, test in StratifiedKFold(n_made, shuffle=True, random_state=seed).split(labels, labels):
         inner = StratifiedShuffleSplit(1, test_size=max(len(rest) // 8, len(counts)), random_state=seed)
@@ -152,7 +153,7 @@ def fit_scbert(
 
     The trained model is ``predict.classifier``.
     """
-    model = ScBert(encoder, seed=seed) if isinstance(encoder, ScBertConfig) else encoder
+    model = ScBert(encoder, seed=seed) if isinstance(encoder, ScBertConfig) else copy.deepcopy(encoder)
     stage = None if checkpoints is None else Path(checkpoints) / hash_genes(list(train.obs_names))[:12]
     if pretrain_epochs:
         pretrain(
@@ -172,9 +173,15 @@ def fit_scbert(
 
 
 def cross_validate(
-    adata: anndata.AnnData, methods: dict[str, Callable], *, label_key: str = "cell_type", n_folds: int = 5, seed: int = 0
+    adata: anndata.AnnData,
+    methods: dict[str, Callable],
+    *,
+    label_key: str = "cell_type",
+    n_folds: int = 5,
+    recipe: Recipe = Recipe(),
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Predict each test cell with each method, on the same splits.
+    """Predict the test cells with each method, on the same splits.
 
     Parameters
     ----------
@@ -185,6 +192,8 @@ def cross_validate(
         probabilities (cells x labels, a DataFrame).
     label_key, n_folds, seed
         See `stratified_splits`.
+    recipe
+        Its `report_on` says which cells are predicted: test cells, or as published the validation cells.
 
     Returns
     -------
@@ -200,9 +209,10 @@ def cross_validate(
     rows = []
     for fold, (train, validation, test) in enumerate(stratified_splits(adata.obs[label_key], n_folds, seed)):
         check_disjoint(*(adata.obs_names[part] for part in (train, validation, test)))
+        scored = test if recipe.report_on == "test" else validation
         for name, fit in methods.items():
             predict = fit(adata[train].copy(), adata[validation].copy(), label_key=label_key, seed=seed)
-            rows.append(predict_cells(name, predict, adata[test].copy(), label_key=label_key, fold=fold))
+            rows.append(predict_cells(name, predict, adata[scored].copy(), label_key=label_key, fold=fold))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -228,7 +238,9 @@ def check_disjoint(*parts: Sequence[str]) -> None:
     cells = pd.Index(np.concatenate([np.asarray(part, dtype=object) for part in parts]))
     if cells.has_duplicates:
         shared = cells[cells.duplicated()].unique()
-        raise ValueError(f"{len(shared)} cells are in more than one of training, validation and test (first: {shared[0]}).")
+        raise ValueError(
+            f"{len(shared)} cells are in more than one of training, validation and test (first: {shared[0]})."
+        )
 
 
 def accuracy(truth: np.ndarray, predicted: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -257,20 +269,30 @@ def bootstrap(statistic: Callable, *arrays: np.ndarray, seed: int = 0, n_resampl
     return {"value": float(statistic(*arrays, axis=-1)), "low": float(low), "high": float(high), "n": n}
 
 
-def score(predictions: pd.DataFrame, *, rare: int = 20, seed: int = 0) -> pd.DataFrame:
+def score(predictions: pd.DataFrame, *, sizes: pd.Series | None = None, rare: int = 20, seed: int = 0) -> pd.DataFrame:
     """Measure each method of `cross_validate`, with 95 % intervals by bootstrap over the pooled test cells.
+
+    Parameters
+    ----------
+    predictions
+        As `cross_validate` returns them.
+    sizes, rare
+        Cells of each label in the whole set (those tested, if None), and how many make it common.
+    seed
+        Fixes the resampling.
 
     Returns
     -------
-    A row for each method and metric: accuracy, macro_f1, and macro_f1_common over the labels of which at least
-    `rare` cells were tested; columns value, low, high and n (cells).
+    A row for each method and metric: accuracy, macro_f1, and macro_f1_common over the common labels alone; columns
+    value, low, high and n (cells).
     """
     rows = []
     for method, cells in predictions.groupby("method", sort=False):
         # Small integers resample faster than strings.
         names = pd.Index(sorted(set(cells["truth"]) | set(cells["predicted"])))
         truth, predicted = names.get_indexer(cells["truth"]), names.get_indexer(cells["predicted"])
-        labels, counts = np.unique(truth, return_counts=True)
+        labels = np.unique(truth)
+        counts = (cells["truth"].value_counts() if sizes is None else sizes).reindex(names[labels]).to_numpy()
         statistics = {
             "accuracy": accuracy,
             "macro_f1": lambda t, p, axis, labels=labels: macro_f1(t, p, axis, labels),
@@ -285,8 +307,6 @@ def score(predictions: pd.DataFrame, *, rare: int = 20, seed: int = 0) -> pd.Dat
 
 def compare(predictions: pd.DataFrame, method: str, other: str, *, seed: int = 0) -> dict[str, float]:
     """Return the accuracy of `method` minus that of `other` on the same test cells: value, low, high, n."""
-    right = {
-        name: cells.set_index("cell").eval("truth == predicted") for name, cells in predictions.groupby("method")
-    }
+    right = {name: cells.set_index("cell").eval("truth == predicted") for name, cells in predictions.groupby("method")}
     difference = right[method].astype(float) - right[other].reindex(right[method].index).astype(float)
     return bootstrap(lambda d, axis: d.mean(axis=axis), difference.to_numpy(), seed=seed)

@@ -45,7 +45,9 @@ class ScBertConfig:
         if self.n_genes < 1 or self.n_bins < 1 or self.dim < 1 or self.depth < 0:
             raise ValueError(f"n_genes, n_bins and dim must be at least 1 and depth at least 0, got {self}.")
         if self.depth and self.dim % self.heads:
-            raise ValueError(f"dim ({self.dim}) must be a multiple of heads ({self.heads}): performer-pytorch needs it.")
+            raise ValueError(
+                f"dim ({self.dim}) must be a multiple of heads ({self.heads}): performer-pytorch needs it."
+            )
         if self.gene_embedding not in ("frozen", "learned", "none"):
             raise ValueError(f"gene_embedding must be 'frozen', 'learned' or 'none', not {self.gene_embedding!r}.")
         if self.key_stabiliser not in ("head", "batch"):
@@ -132,9 +134,7 @@ class ScBert(nn.Module):
         del self.performer.proj_updater  # its aliases would stand in the state_dict; the redraw schedule is ours
         for layer in self.performer.net.layers:
             attention = layer[0].fn
-            attention.fast_attention = FavorAttention(
-                attention.fast_attention.projection_matrix, config.key_stabiliser
-            )
+            attention.fast_attention = FavorAttention(attention.fast_attention.projection_matrix, config.key_stabiliser)
         self.redraw_features(seed)
         if gene_vectors is not None:
             self._set_gene_vectors(torch.as_tensor(gene_vectors, dtype=torch.float32))
@@ -257,12 +257,15 @@ def _save_bundle(module, path, encoder, card, labels):
         raise ValueError("The model has no gene names yet: give ScBert(config, genes=...), or train it on cells.")
     path = Path(path)
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
-        raise ValueError(f"{path} is no model bundle, and a bundle would replace all that is in it: give another folder.")
+        raise ValueError(
+            f"{path} is no model bundle, and a bundle would replace all that is in it: give another folder."
+        )
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({k: v.detach().contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
     about = {"format": 1, "genes_sha256": gene_lists.hash_genes(encoder.genes), **asdict(encoder.config)}
+    about |= {} if labels is None else {"labels_sha256": gene_lists.hash_genes(labels)}
     (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     (temporary / "genes.txt").write_text("\n".join(encoder.genes) + "\n")
     if labels is not None:
@@ -305,11 +308,13 @@ def load(path: str | Path) -> ScBert | Classifier:
         weights = load_file(path / "model.safetensors")
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"The bundle {path} is damaged, copy or train it again ({error}).") from None
-    genes_hash = about.pop("genes_sha256", None)
+    genes_hash, labels_hash = about.pop("genes_sha256", None), about.pop("labels_sha256", None)
     if about.pop("format", None) != 1:
         raise ValueError(f"The bundle {path} was written by another version of this package.")
     if genes_hash != gene_lists.hash_genes(genes):
         raise ValueError(f"genes.txt of the bundle {path} is not the gene list its weights were trained on.")
+    if labels_hash != (None if labels is None else gene_lists.hash_genes(labels)):
+        raise ValueError(f"labels.json of the bundle {path} is not the list of labels its weights were trained on.")
     config = ScBertConfig(**about)
     if len(genes) != config.n_genes:
         raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")

@@ -123,6 +123,8 @@ def tokenize(
     if genes is not None and not names.equals(vocabulary):
         var = pd.DataFrame({"matched": np.isin(np.arange(len(vocabulary)), column)}, index=vocabulary)
         adata = anndata.AnnData(sparse.vstack(counts, format="csr"), obs=adata.obs.copy(), var=var)
+        if library == "all":
+            adata.obs["n_counts"] = totals  # the matrix no longer holds all measured genes
     adata.layers["bins"] = bins
     adata.uns["scbert"] = dict(adata.uns.get("scbert", {})) | {
         "tokenize": {

@@ -30,6 +30,11 @@ def find_root() -> Path:
     return here
 
 
+def find_file(path: str | Path) -> Path:
+    """Return a path as given from the current folder or, if nothing is there, from the root: notebooks start elsewhere."""
+    return Path(path) if Path(path).exists() or not (find_root() / path).exists() else find_root() / path
+
+
 def run_directory(profile: str, notebook: str) -> Path:
     """Return where a notebook's results go: ``runs/<profile>/<notebook>`` below the root, or below $SCBERT_RUNS."""
     return Path(os.environ.get("SCBERT_RUNS") or find_root() / "runs") / profile / notebook
@@ -46,7 +51,8 @@ def write_text(path: Path, text: str) -> None:
 def read_records(profile: str) -> dict[str, dict]:
     """Return notebook -> record: this machine's run where there is one, else the published one.
 
-    Each has a further entry "source": "this machine" or "published".
+    Each has a further entry "source": "this machine", with the names of parameters that differ from those of the
+    published run, or "published".
     """
     records = {}
     published = sorted((find_root() / "figures" / profile).glob("*.json"))
@@ -54,7 +60,10 @@ def read_records(profile: str) -> dict[str, dict]:
     for source, files in (("published", published), ("this machine", own)):
         for file in files:
             record = json.loads(file.read_text())
-            records[record["notebook"]] = record | {"source": source}
+            usual = records.get(record["notebook"], record)["parameters"]
+            changed = [name for name, value in record["parameters"].items() if usual.get(name) != value]
+            note = f", changed: {', '.join(changed)}" if changed else ""
+            records[record["notebook"]] = record | {"source": source + note}
     return records
 
 
@@ -78,8 +87,8 @@ class Run:
     notebook
         The notebook's stem, such as "03_finetune_and_annotate".
     namespace
-        ``globals()`` of the notebook, right after its parameters cell: the literals in it are the parameters.
-        ``profile`` and ``seed`` must be among them.
+        ``globals()`` of the notebook: its annotated names, ``name: type = value``, are the parameters. ``profile``
+        and ``seed`` must be among them.
 
     It seeds Python, numpy and torch, and prints versions and device.
     """
@@ -88,11 +97,7 @@ class Run:
         import torch
 
         self.notebook = notebook
-        self.parameters = {
-            name: value
-            for name, value in namespace.items()
-            if not name.startswith("_") and isinstance(value, bool | int | float | str)
-        }
+        self.parameters = {name: namespace[name] for name in namespace["__annotations__"]}
         self.profile, self.seed = self.parameters["profile"], self.parameters["seed"]
         self.directory = run_directory(self.profile, notebook)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,9 @@ class Run:
         random.seed(self.seed)
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        device = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        )
         print(f"{notebook} | profile {self.profile} | seed {self.seed} | {device}")
         print(" | ".join(f"{name} {version}" for name, version in self.versions.items()))
 
@@ -115,10 +122,16 @@ class Run:
         """Return the checkpoint file of a stage; checkpoints live until the run is finished."""
         return self.directory / "checkpoints" / f"{stage}.pt"
 
-    def note_data(self, name: str, adata) -> None:
-        """Put a data set and its hash on record, and print its size."""
-        self.data[str(name)] = hash_data(adata)
-        print(f"{name}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, sha256 {self.data[str(name)][:12]}")
+    def note_data(self, name: str, adata) -> str:
+        """Put a data set and its hash on record, print its size, and return its name: of a file, the stem."""
+        from .preprocess import iterate_rows
+
+        name = Path(name).stem
+        self.data[name] = hash_data(adata)
+        largest = max(rows.max() for _, rows in iterate_rows(adata))
+        size = f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, whole counts up to {largest:,.0f}"
+        print(f"{name}: {size}, sha256 {self.data[name][:12]}")
+        return name
 
     def note_metric(self, name: str, value: float, low: float, high: float, n: int, unit: str = "") -> None:
         """Put a number on record, with its 95 % interval and the number of cells or draws behind it."""
@@ -126,6 +139,19 @@ class Run:
         if not np.isfinite(list(numbers.values())).all():
             raise ValueError(f"{name} is {numbers}: not a number to put on record.")
         self.metrics[name] = numbers | {"n": int(n), "unit": unit}
+
+    def write_card(self, title: str) -> str:
+        """Return a model card in markdown: data, parameters, the metrics on record so far, licence."""
+        lines = [f"# {title}", "", f"Trained by scbert-companion, notebook {self.notebook}, {self.profile} profile."]
+        lines += ["", "Data:", *(f"- {name}, sha256 {digest}" for name, digest in self.data.items())]
+        lines += ["", "Parameters:", *(f"- {name}: {value}" for name, value in self.parameters.items())]
+        lines += ["", "Metrics, each with its 95 % interval:"]
+        lines += [
+            f"- {k}: {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}], n = {m['n']}" for k, m in self.metrics.items()
+        ]
+        return "\n".join(
+            [*lines, "", "Licence: the weights are those of whoever ran this; no published weights are in them.", ""]
+        )
 
     def save_table(self, table: pd.DataFrame, name: str) -> None:
         """Save a table as ``<name>.csv``."""
@@ -180,7 +206,10 @@ class Run:
         return band["value"] - band["tolerance"], band["value"] + band["tolerance"]
 
     def finish(self) -> None:
-        """Write ``record.json`` and remove the checkpoints."""
+        """Write ``record.json`` and remove the checkpoints; raise an AssertionError if a check has failed."""
+        failed = [check["name"] for check in self.checks if not check["passed"]]
+        if failed:  # a notebook's later cells may have been run all the same
+            raise AssertionError(f"No record is written: {', '.join(failed)} failed.")
         record = {
             "notebook": self.notebook,
             "profile": self.profile,

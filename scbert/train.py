@@ -1,12 +1,12 @@
 """Pretraining and fine-tuning: two flat loops on Lightning Fabric."""
 
+import contextlib
 import copy
 import hashlib
 import math
 import os
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
@@ -21,96 +21,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .cells import CellDataset, mask_bins, order_cells
+from .datasets import check_column
 from .model import Classifier, ScBert
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Switches between what the published code does and what is sound, one for each choice that can move a score.
-
-    The defaults are `Recipe.sound()`; `Recipe.published()` behaves as the published scripts do.
-    """
-
-    sampling: str = "epoch"
-    """"epoch": each cell once; "bootstrap": with replacement, which meets 63 % of the cells (published)."""
-    leftover_steps: str = "step"
-    """What becomes of an epoch's last, incomplete accumulation: a "step", or a "leak" into the next (published)."""
-    lr_schedule: str = "per_step"
-    """"per_step": linear warm-up over a tenth of the steps, then cosine to zero; "per_epoch": warm restarts."""
-    trainable_layers: str | tuple[int, ...] = "all"
-    """Fine-tuning: "all", "last", "head" (frozen encoder), or layer numbers; published (-2,), the last but one."""
-    redraw_features: bool = False
-    """Redraw random features every 1,000 steps of fine-tuning too (published); pretraining always does."""
-    key_stabiliser: str = "head"
-    """"head", or "batch" as published, see `ScBertConfig`."""
-    select_by: str = "macro_f1"
-    """What chooses the best epoch on validation cells: "macro_f1", "loss", or "accuracy" (published)."""
-    report_on: str = "test"
-    """"test": cells that chose nothing; "validation": the cells that chose the epoch (published)."""
-    class_weight: str | None = None
-    """None, or "balanced"."""
-    scale_loss_by_accumulation: bool = True
-    """Divide the loss by the number of accumulated batches (published: in pretraining only)."""
-
-    def __post_init__(self):
-        allowed = {
-            "sampling": ("epoch", "bootstrap"),
-            "leftover_steps": ("step", "leak"),
-            "lr_schedule": ("per_step", "per_epoch"),
-            "key_stabiliser": ("head", "batch"),
-            "select_by": ("macro_f1", "loss", "accuracy"),
-            "report_on": ("test", "validation"),
-            "class_weight": (None, "balanced"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"Recipe.{name} must be one of {values}, not {getattr(self, name)!r}.")
-        if isinstance(self.trainable_layers, str) and self.trainable_layers not in ("all", "last", "head"):
-            raise ValueError(
-                f"Recipe.trainable_layers must be 'all', 'last', 'head' or layer numbers, not {self.trainable_layers!r}."
-            )
-
-    @classmethod
-    def sound(cls) -> "Recipe":
-        """Return the default recipe."""
-        return cls()
-
-    @classmethod
-    def published(cls) -> "Recipe":
-        """Return the recipe of the published scripts (commit 262fd4b, fine-tuning)."""
-        return cls(
-            sampling="bootstrap",
-            leftover_steps="leak",
-            lr_schedule="per_epoch",
-            trainable_layers=(-2,),
-            redraw_features=True,
-            key_stabiliser="batch",
-            select_by="accuracy",
-            report_on="validation",
-            scale_loss_by_accumulation=False,
-        )
-
-
-def learning_rate_at(step: int, n_steps: int, steps_per_epoch: int, peak: float, schedule: str) -> float:
-    """Return the learning rate of an optimiser step, counted from 0.
-
-    ``"per_step"``: linear warm-up over the first tenth, then half a cosine down to zero.
-    ``"per_epoch"``: the published warm restarts. Constant within an epoch; cycles of 15, 25, 45, ... epochs, each
-    five epochs of linear warm-up from peak / 100 and a cosine back to it, the peak shrinking by 0.9 a cycle.
-    """
-    if schedule == "per_step":
-        warm_up = max(1, n_steps // 10)
-        if step < warm_up:
-            return peak * (step + 1) / warm_up
-        return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, n_steps - warm_up)))
-    low, warm_up, cycle, position = peak / 100, 5, 15, step // steps_per_epoch
-    while position >= cycle:
-        position -= cycle
-        cycle = (cycle - warm_up) * 2 + warm_up
-        peak *= 0.9
-    if position < warm_up:
-        return low + (peak - low) * position / warm_up
-    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * (position - warm_up) / (cycle - warm_up)))
+from .recipe import Recipe, learning_rate_at
 
 
 def pretrain(
@@ -173,6 +86,8 @@ def pretrain(
     """
     check_cells(model, adata)
     model.genes = list(adata.var_names)
+    if validation is not None:
+        check_cells(model, validation)
     model.set_key_stabiliser(recipe.key_stabiliser)
     cells = CellDataset(adata)
     identity = _identify(model, (adata, validation), n_epochs, batch_size, accumulate, learning_rate, mask_share,
@@ -183,12 +98,16 @@ def pretrain(
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        _set_gradients(model, state["gradients"])
     history, step = state.get("history", []), state.get("step", 0)
+    rate = history[-1]["learning_rate"] if history else 0.0  # an epoch may pass without a step
     steps_per_epoch = _steps_per_epoch(len(cells), batch_size, accumulate, recipe)
     with _progress_bar("pretrain", len(history), n_epochs, len(cells), progress) as bar:
         for epoch in range(len(history), n_epochs):
             loss_sum = correct = n_masked = 0
-            for micro, (indices, is_step) in enumerate(_batches(len(cells), batch_size, accumulate, seed, epoch, recipe)):
+            for micro, (indices, is_step) in enumerate(
+                _batches(len(cells), batch_size, accumulate, seed, epoch, recipe)
+            ):
                 bins, _ = cells.batch(indices)
                 seen, where = mask_bins(bins, model.config.mask_token, (seed, epoch, micro), mask_share=mask_share)
                 target = bins[where].to(fabric.device)  # (masked positions,)
@@ -207,16 +126,24 @@ def pretrain(
                     if step % redraw_every == 0:
                         model.redraw_features(seed + step)
                 bar.update(len(indices))
-            row = {"epoch": epoch + 1, "learning_rate": rate, "loss": loss_sum / n_masked, "accuracy": correct / n_masked}
+            row = {
+                "epoch": epoch + 1,
+                "learning_rate": rate,
+                "loss": loss_sum / n_masked,
+                "accuracy": correct / n_masked,
+            }
             if validation is not None:
-                total = masked_accuracy(model, validation, seed=seed, mask_share=mask_share, batch_size=batch_size).sum()
+                total = masked_accuracy(
+                    model, validation, seed=seed, mask_share=mask_share, batch_size=batch_size
+                ).sum()
                 for name in ("loss", "accuracy", "mode_accuracy"):
                     row[f"val_{name}"] = float(total[name.replace("accuracy", "correct")] / total["n_masked"])
             history.append(row)
             bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name.endswith(("loss", "accuracy"))})
             _write_checkpoint(
-                checkpoint, identity, model=model.state_dict(), optimizer=optimizer.state_dict(), history=history, step=step
-            )
+                checkpoint, identity, model=model.state_dict(), optimizer=optimizer.state_dict(),
+                gradients=_get_gradients(model), history=history, step=step,
+            )  # fmt: skip
             _write_log(log, history)
     model.eval()
     return pd.DataFrame(history)
@@ -239,19 +166,23 @@ def masked_accuracy(
 
     Returns
     -------
-    One row a cell: `n_masked` tokens, how many the model has right (`correct`) and how many the commonest
+    One row a cell: `n_masked` tokens, all of them hidden (a tenth that stayed visible could be copied), how many the model has right (`correct`) and how many the commonest
     non-zero token among those left visible has right (`mode_correct`), how often the model says just that
     token (`predicted_mode`), and the summed cross-entropy in nats (`loss`).
 
     Paper: not in it; Boiarsky et al. 2023 measured it.
-    Differs from the published code: all cells count, where the script's validation accuracy is that of cell 0.
+    Differs from the published code: all cells count, where the script's validation accuracy is that of cell 0; and
+    every masked token is hidden, where a tenth stays visible there, as it does in training.
     """
     check_cells(model, adata)
     cells, device, rows = CellDataset(adata), next(model.parameters()).device, []
     for start in range(0, len(cells), batch_size):
         bins, _ = cells.batch(np.arange(start, min(start + batch_size, len(cells))))
         # One seed a cell: the masks do not depend on the batch size.
-        masked = [mask_bins(bins[[i]], model.config.mask_token, (seed, start + i), mask_share=mask_share) for i in range(len(bins))]
+        masked = [
+            mask_bins(bins[[i]], model.config.mask_token, (seed, start + i), mask_share=mask_share, replace_share=1)
+            for i in range(len(bins))
+        ]
         seen, where = (torch.cat(tensors) for tensors in zip(*masked, strict=True))
         logits = model.to_out(model.encode(seen.to(device))).float().cpu()  # (cells, genes + 1, n_bins + 2)
         predicted = logits.argmax(-1)
@@ -323,8 +254,9 @@ def finetune(
     features stay as they are; all layers learn by default; see `Recipe`.
     """
     check_cells(model, adata)
-    if label_key not in adata.obs:
-        raise ValueError(f"The cells have no column {label_key!r} in obs; they have: {', '.join(adata.obs.columns)}.")
+    for part, name in ((adata, "The training set"), (validation, "The validation set")):
+        if part is not None:
+            check_column(part, label_key, name, constant_is_fine=True)
     if validation is None:
         adata, validation = _split_off_validation(adata, label_key, seed)
     labels = sorted(set(adata.obs[label_key].astype(str)))
@@ -338,6 +270,7 @@ def finetune(
         weight = torch.tensor(compute_class_weight("balanced", classes=classes, y=cells.targets), dtype=torch.float32)
     model = copy.deepcopy(model)
     model.genes = list(adata.var_names)
+    check_cells(model, validation)
     model.set_key_stabiliser(recipe.key_stabiliser)
     classifier = Classifier(model, labels, seed)
     _choose_trainable(classifier, recipe.trainable_layers)
@@ -350,7 +283,9 @@ def finetune(
     if state:
         classifier.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        _set_gradients(classifier, state["gradients"])
     history, step, best = state.get("history", []), state.get("step", 0), state.get("best", {})
+    rate = history[-1]["learning_rate"] if history else 0.0  # an epoch may pass without a step
     weight = None if weight is None else weight.to(fabric.device)
     steps_per_epoch = _steps_per_epoch(len(cells), batch_size, accumulate, recipe)
     with _progress_bar("fine-tune", len(history), n_epochs, len(cells), progress) as bar:
@@ -374,7 +309,12 @@ def finetune(
                     if recipe.redraw_features and step % 1000 == 0:
                         model.redraw_features(seed + step)
                 bar.update(len(indices))
-            row = {"epoch": epoch + 1, "learning_rate": rate, "loss": loss_sum / len(cells), "accuracy": correct / len(cells)}
+            row = {
+                "epoch": epoch + 1,
+                "learning_rate": rate,
+                "loss": loss_sum / len(cells),
+                "accuracy": correct / len(cells),
+            }
             row |= _measure(classifier, validation, truth, batch_size)
             history.append(row)
             score = -row["val_loss"] if recipe.select_by == "loss" else row[f"val_{recipe.select_by}"]
@@ -382,8 +322,8 @@ def finetune(
                 best = {"epoch": epoch + 1, "score": score, "model": copy.deepcopy(classifier.state_dict())}
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("loss", "val_loss", "val_accuracy", "val_macro_f1")})
             _write_checkpoint(
-                checkpoint, identity, model=classifier.state_dict(), optimizer=optimizer.state_dict(), history=history,
-                step=step, best=best,
+                checkpoint, identity, model=classifier.state_dict(), optimizer=optimizer.state_dict(),
+                gradients=_get_gradients(classifier), history=history, step=step, best=best,
             )  # fmt: skip
             _write_log(log, history)
     classifier.load_state_dict(best["model"])
@@ -439,7 +379,10 @@ def _choose_trainable(classifier, layers):
     encoder.requires_grad_(False)
     if layers != "head":
         encoder.norm.requires_grad_(True)
+        depth = encoder.config.depth
         for layer in (-1,) if layers == "last" else layers:
+            if not -depth <= layer < depth:
+                raise ValueError(f"Recipe.trainable_layers names layer {layer}, but the encoder has {depth} layers.")
             encoder.performer.net.layers[layer].requires_grad_(True)
 
 
@@ -482,6 +425,16 @@ def _take_step(optimizer, rate):
     optimizer.zero_grad()
 
 
+def _get_gradients(module):
+    """Return what leaks into the next epoch: None everywhere but with leftover_steps="leak"."""
+    return [parameter.grad for parameter in module.parameters()]
+
+
+def _set_gradients(module, gradients):
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+
 def _progress_bar(what, epochs_done, n_epochs, n_cells, progress):
     return tqdm(
         desc=what, total=n_epochs * n_cells, initial=epochs_done * n_cells, unit="cell", file=sys.stdout, mininterval=1,
@@ -509,7 +462,9 @@ def _read_checkpoint(path, identity):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises one of many types
-        warnings.warn(f"The checkpoint {path} is damaged ({type(error).__name__}): starting from the beginning.", stacklevel=3)
+        warnings.warn(
+            f"The checkpoint {path} is damaged ({type(error).__name__}): starting from the beginning.", stacklevel=3
+        )
         return {}
     return state if state["identity"] == identity else {}
 
@@ -524,7 +479,8 @@ def _write_checkpoint(path, identity, **state):
         torch.save({"identity": identity, **state}, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # a full disk must not end the training
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         warnings.warn(f"The checkpoint {path} was not written ({error}): training goes on without.", stacklevel=3)
 
 

@@ -1,0 +1,205 @@
+"""What is written into the cells, that it depends on nothing but the cell, and that nothing else is touched."""
+
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import scbert
+from scbert import annotate, embed, predict_proba
+from scbert.preprocess import tokenize
+
+
+def test_labels_confidence_probabilities_and_embedding_are_written(make_cells, classifier):
+    adata = make_cells()
+    annotate(adata, classifier, unassigned_below=0.0)
+    probabilities = adata.obsm["scbert_probabilities"]
+    assert probabilities.columns.tolist() == ["B", "Monocyte", "T|NK"]
+    assert probabilities.index.equals(adata.obs_names)
+    assert probabilities.sum(axis=1).to_numpy() == pytest.approx(np.ones(60), abs=1e-6)
+    best = probabilities.to_numpy().argmax(1)
+    assert adata.obs["scbert_cell_type"].tolist() == [classifier.labels[i] for i in best]
+    assert adata.obs["scbert_confidence"].tolist() == probabilities.max(axis=1).tolist()
+    assert adata.obsm["X_scbert"].shape == (60, 8)
+    assert adata.obs["scbert_cell_type"].nunique() > 1  # or all of this says little
+
+
+def test_it_says_what_the_model_says(cells, classifier):
+    import torch
+
+    bins, _ = scbert.cells.CellDataset(cells).batch(range(60))
+    expected = torch.softmax(classifier(bins), 1).detach().numpy()
+    assert predict_proba(classifier, cells).to_numpy() == pytest.approx(expected, abs=1e-6)
+    assert predict_proba(classifier, cells).columns.tolist() == classifier.labels
+    annotate(cells, classifier)
+    assert cells.obsm["scbert_probabilities"].to_numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_cells_below_the_threshold_are_unassigned_and_the_others_are_not(make_cells, classifier):
+    adata = make_cells()
+    confidence = predict_proba(classifier, adata).max(axis=1)
+    threshold = float(confidence.sort_values().iloc[30])  # the 31st cell is just sure enough
+    annotate(adata, classifier, unassigned_below=threshold)
+    is_unassigned = adata.obs["scbert_cell_type"] == "Unassigned"
+    assert is_unassigned.tolist() == (confidence < threshold).tolist()
+    assert is_unassigned.sum() == adata.uns["scbert"]["annotate"]["unassigned"] == 30
+    assert adata.uns["scbert"]["annotate"]["unassigned_below"] == threshold
+
+
+def test_a_cell_without_tokens_is_unassigned(make_cells, classifier):
+    adata = make_cells()
+    adata.obs.loc["cell3", "n_counts"] = 1e9
+    annotate(adata, classifier, unassigned_below=0.0)
+    assert (adata.obs["scbert_cell_type"] == "Unassigned").to_numpy().nonzero()[0].tolist() == [3]
+    assert adata.uns["scbert"]["annotate"]["cells_without_tokens"] == 1
+    assert not adata.obsm["X_scbert"][3].any()
+    assert np.isfinite(adata.obs["scbert_confidence"]).all()
+
+
+def test_the_batch_size_changes_nothing(make_cells, classifier):
+    adata = make_cells()
+    adata.X[0] *= 50  # a cell that would pull the others along
+    adata.obs.loc["cell0", "n_counts"] = 100_000
+    for function in (predict_proba, embed):
+        results = [np.asarray(function(classifier, adata, batch_size=size)) for size in (1, 7, 60)]
+        assert results[0] == pytest.approx(results[1], abs=1e-6)
+        assert results[0] == pytest.approx(results[2], abs=1e-6)
+
+
+def test_shuffled_and_extra_genes_change_nothing_and_missing_ones_count_as_zero(make_cells, classifier):
+    expected, zeroed = make_cells(), make_cells()
+    order = np.random.default_rng(0).permutation(24)
+    extra = anndata.AnnData(
+        np.ones((60, 2), dtype=np.float32), obs=expected.obs[[]], var=pd.DataFrame(index=["x", "y"])
+    )
+    shuffled = anndata.concat([extra, expected[:, order]], axis=1, merge="first")
+    assert shuffled.n_vars == 26
+    assert predict_proba(classifier, shuffled).equals(predict_proba(classifier, expected))
+
+    zeroed.X = zeroed.X.toarray()
+    zeroed.X[:, [2, 9]] = 0
+    kept = [name for name in expected.var_names if name not in ("gene2", "gene9")]
+    missing = expected[:, kept].copy()
+    assert predict_proba(classifier, missing).equals(predict_proba(classifier, zeroed))
+    annotate(missing, classifier)
+    assert missing.uns["scbert"]["annotate"]["genes_matched"] == 22
+
+
+def test_tokenized_cells_whose_genes_were_reordered_since_are_tokenized_anew(cells, classifier):
+    reordered = cells[:, ::-1].copy()  # the tokens and their report came along
+    assert predict_proba(classifier, reordered).equals(predict_proba(classifier, cells))
+
+
+@pytest.mark.parametrize("tokenized", [True, False])
+def test_counts_layers_and_columns_are_left_as_they_were(make_cells, classifier, tokenized):
+    adata = make_cells()
+    adata.layers["spliced"] = adata.X * 2
+    if tokenized:
+        tokenize(adata)
+    before = adata.copy()
+    annotate(adata, classifier)
+    assert (adata.X != before.X).nnz == 0
+    assert list(adata.layers) == list(before.layers)
+    assert all((adata.layers[name] != before.layers[name]).nnz == 0 for name in before.layers)
+    assert adata.obs[before.obs.columns.tolist()].equals(before.obs)
+    assert set(adata.obs) - set(before.obs) == {"scbert_cell_type", "scbert_confidence"}
+    assert adata.var.equals(before.var)
+    assert adata.uns["scbert"].get("tokenize") == before.uns.get("scbert", {}).get("tokenize")
+
+
+def test_predicting_and_embedding_leave_the_cells_alone(make_cells, classifier):
+    adata = make_cells()
+    predict_proba(classifier, adata)
+    embed(classifier, adata)
+    assert not adata.layers
+    assert not adata.uns
+    assert not adata.obsm
+
+
+def test_annotating_twice_gives_the_same(make_cells, classifier):
+    adata = make_cells()
+    annotate(adata, classifier)
+    first = adata.copy()
+    annotate(adata, classifier)
+    assert adata.obs.equals(first.obs)
+    assert (adata.obsm["X_scbert"] == first.obsm["X_scbert"]).all()
+
+
+def test_annotated_cells_survive_a_file_though_a_label_has_a_slash(make_cells, classifier, tmp_path):
+    adata = make_cells()
+    annotate(adata, classifier, unassigned_below=0.0)
+    assert "T/NK" in set(adata.obs["scbert_cell_type"])
+    adata.write_h5ad(tmp_path / "annotated.h5ad")
+    back = anndata.read_h5ad(tmp_path / "annotated.h5ad")
+    assert back.obs["scbert_cell_type"].tolist() == adata.obs["scbert_cell_type"].tolist()
+    pd.testing.assert_frame_equal(back.obsm["scbert_probabilities"], adata.obsm["scbert_probabilities"])
+    assert (back.obsm["X_scbert"] == adata.obsm["X_scbert"]).all()
+    assert back.uns["scbert"]["annotate"] == adata.uns["scbert"]["annotate"]
+
+
+def test_backed_cells_are_annotated_like_those_in_memory(make_cells, classifier, tmp_path):
+    adata = make_cells()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    annotate(adata, classifier)
+    annotate(backed, classifier)
+    assert backed.obs["scbert_cell_type"].tolist() == adata.obs["scbert_cell_type"].tolist()
+    backed.file.close()
+
+
+def test_a_model_with_a_label_called_unassigned_is_no_trouble(make_cells, classifier):
+    classifier.labels[0] = "Unassigned"
+    adata = make_cells()
+    annotate(adata, classifier)
+    assert adata.obs["scbert_cell_type"].cat.categories.tolist() == ["Unassigned", "Monocyte", "T/NK"]
+
+
+@pytest.mark.parametrize("pool", ["expressed", "all"])
+def test_the_embedding_is_the_mean_of_the_encoders_output_over_genes(cells, encoder, pool):
+    encoder.genes = list(cells.var_names)
+    bins, _ = scbert.cells.CellDataset(cells).batch(range(60))
+    hidden = encoder.encode(bins).detach().numpy()
+    expected = [
+        h[:-1][b[:-1] > 0].mean(0) if pool == "expressed" else h[:-1].mean(0)
+        for h, b in zip(hidden, bins.numpy(), strict=True)
+    ]
+    assert embed(encoder, cells, pool=pool) == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_an_unknown_pool_is_refused(cells, classifier):
+    with pytest.raises(ValueError, match="'expressed' or 'all', not 'max'"):
+        embed(classifier, cells, pool="max")
+
+
+def test_cells_without_a_shared_gene_are_refused(make_cells, classifier):
+    adata = make_cells()
+    adata.var_names = [f"ENSG{i}" for i in range(24)]
+    with pytest.raises(ValueError, match="None of the data's 24 genes .* is in the vocabulary of 24"):
+        annotate(adata, classifier)
+    assert "scbert_cell_type" not in adata.obs
+
+
+@pytest.mark.parametrize("first", ["import scbert", "import scbert.annotate", "from scbert.annotate import embed"])
+def test_scbert_annotate_is_a_function_and_importing_it_waits_for_neither_torch_nor_scanpy(first):
+    code = (
+        f"{first}; import sys, scbert, scbert.annotate; assert scbert.annotate.__name__ == 'annotate'; "
+        "assert callable(scbert.annotate); slow = {'torch', 'scanpy', 'sklearn'} & set(sys.modules); assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_name_the_package_offers_is_there():
+    for name in scbert.__all__:
+        assert getattr(scbert, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'anotate'"):
+        scbert.anotate  # noqa: B018
+
+
+def test_values_that_are_no_counts_are_refused(classifier, make_cells):
+    adata = make_cells()
+    adata.X = np.log1p(adata.X)
+    with pytest.raises(ValueError, match="fractional values .*put the raw counts into X"):
+        scbert.annotate(adata, classifier)

@@ -1,0 +1,194 @@
+"""The bundled cells, one's own file, and every bad file told in a sentence that says what to do."""
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import scbert
+from scbert.datasets import load, recover_counts
+
+
+@pytest.fixture(scope="module")
+def pbmc():
+    return load("pbmc68k_reduced", label_key="cell_type", batch_key="batch")
+
+
+def test_pbmc68k_reduced_has_its_cells_genes_and_labels(pbmc):
+    assert pbmc.shape == (700, 765)
+    assert pbmc.obs["cell_type"].nunique() == 10
+    assert pbmc.obs["cell_type"].value_counts()["Dendritic"] == 240
+    assert pbmc.obs["batch"].nunique() > 1
+    assert pbmc.obsm["X_umap"].shape == (700, 2)
+
+
+def test_pbmc68k_reduced_holds_whole_counts_below_the_totals(pbmc):
+    counts = pbmc.X.toarray()
+    assert (counts == np.rint(counts)).all()
+    assert counts.min() == 0
+    assert (counts.sum(1) > 0).all()
+    assert (counts.sum(1) <= pbmc.obs["n_counts"]).all()
+
+
+def test_normalising_the_recovered_counts_again_gives_what_the_file_holds(pbmc):
+    import scanpy
+
+    stored = scanpy.datasets.pbmc68k_reduced().raw.X.toarray()
+    again = np.log1p(pbmc.X.toarray() / pbmc.obs["n_counts"].to_numpy()[:, None] * 10_000)
+    assert np.abs(again - stored).max() < 6e-4  # the file has three decimals
+
+
+def test_counts_come_back_from_rounded_log_values():
+    random = np.random.default_rng(0)
+    counts = random.poisson(2, size=(10, 20))
+    totals = counts.sum(1) + 500.0
+    rounded = np.log1p(counts / totals[:, None] * 10_000).round(3)
+    assert (recover_counts(rounded, totals).toarray() == counts).all()
+
+
+def test_values_that_are_no_logs_of_counts_are_refused():
+    with pytest.raises(ValueError, match=r"not log1p of counts per 10,000: off a whole number by 0\.[1-5]"):
+        recover_counts(np.random.default_rng(0).uniform(1, 3, size=(5, 6)), np.full(5, 2000.0))
+
+
+def test_totals_below_the_recovered_counts_are_refused():
+    values = np.log1p(np.array([[6.0, 6.0]]) / 10 * 10_000)  # six and six of ten
+    with pytest.raises(ValueError, match="totals are too small"):
+        recover_counts(values, np.array([10.0]))
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse", "backed"])
+def test_ones_own_file_is_read_as_it_is(make_cells, tmp_path, form):
+    adata = make_cells()
+    counts = adata.X.toarray()
+    if form == "dense":
+        adata.X = counts
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    back = load(str(tmp_path / "mine.h5ad"), label_key="cell_type", batch_key="batch", backed=form == "backed")
+    assert back.isbacked == (form == "backed")
+    matrix = back.X[:] if form == "backed" else back.X
+    assert ((matrix.toarray() if sparse.issparse(matrix) else matrix) == counts).all()
+    assert back.obs["cell_type"].tolist() == adata.obs["cell_type"].tolist()
+
+
+# Bad files. Each entry changes good cells; the message must say what is wrong and what to do.
+
+
+def set_value(value):
+    def change(adata):
+        adata.X[4, 0] = value
+
+    return change
+
+
+def log_normalise(adata):
+    adata.layers["raw_counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X)
+
+
+def duplicate_a_gene(adata):
+    adata.var_names = pd.Index(["gene1", *adata.var_names[1:]])
+
+
+def remove_labels(adata):
+    del adata.obs["cell_type"]
+
+
+def forget_a_label(adata):
+    adata.obs.loc["cell5", "cell_type"] = np.nan
+
+
+def give_all_the_same_label(adata):
+    adata.obs["cell_type"] = "B"
+
+
+def empty_a_cell(adata):
+    adata.X[8] = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "advice"),
+    [
+        (log_normalise, r"holds fractional values such as \d\.\d+ \(log-normalised\?\)", r"put the raw counts into X"),
+        (log_normalise, "log-normalised", r"layers\['raw_counts'\] may hold them"),
+        (set_value(-1), "holds negative values", "needs raw counts"),
+        (set_value(np.nan), "holds NaN or infinite values", "needs raw counts"),
+        (set_value(np.inf), "holds NaN or infinite values", "needs raw counts"),
+        (duplicate_a_gene, r"Gene names of .* are duplicated \(1 of them, first: gene1\)", "sum or rename them"),
+        (remove_labels, "has no column 'cell_type' in obs", "it has: batch, n_counts"),
+        (forget_a_label, r"obs\['cell_type'\] of .* has 1 missing values", "fill or drop them"),
+        (give_all_the_same_label, r"has one value only \(B\)", "nothing to tell apart"),
+        (
+            empty_a_cell,
+            r"empty cells, without a single count \(1 .*first: cell8",
+            "drop them with scanpy.pp.filter_cells",
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+@pytest.mark.filterwarnings("ignore:Variable names are not unique:UserWarning")  # anndata, while reading
+def test_a_bad_file_is_refused_in_one_sentence(make_cells, tmp_path, change, what, advice, form):
+    adata = make_cells()
+    adata.X = adata.X.toarray()
+    change(adata)
+    if form == "sparse":
+        adata.X = sparse.csr_matrix(adata.X)
+    file = tmp_path / "mine.h5ad"
+    adata.write_h5ad(file)
+    with pytest.raises(ValueError, match=what) as error:
+        load(file, label_key="cell_type")
+    error.match(advice)
+    error.match("mine.h5ad")
+    assert "\n" not in str(error.value)
+
+
+def write_text(file):
+    file.write_text("cell,gene\n1,2\n")
+
+
+def write_like_cell_ranger(file):
+    with h5py.File(file, "w") as other:
+        other["matrix/data"] = np.ones(3)
+
+
+def write_half_a_file(file):
+    anndata.AnnData(np.ones((50, 40), dtype=np.float32)).write_h5ad(file)
+    file.write_bytes(file.read_bytes()[:3000])
+
+
+def write_without_counts(file):
+    anndata.AnnData(obs=pd.DataFrame(index=["a", "b"]), var=pd.DataFrame(index=["g"])).write_h5ad(file)
+
+
+def write_without_cells(file):
+    anndata.AnnData(np.zeros((0, 3), dtype=np.float32)).write_h5ad(file)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_text, "cannot be read as an h5ad file .*: is it another format, or damaged"),
+        (write_half_a_file, "cannot be read as an h5ad file .*: is it another format, or damaged"),
+        (write_like_cell_ranger, "cannot be read as an h5ad file"),
+        (lambda file: file.mkdir(), "cannot be read as an h5ad file"),
+        (lambda file: None, "There is no file .*mine.h5ad, and no data set of that name .*pbmc68k_reduced"),
+        (write_without_counts, "has no X"),
+        (write_without_cells, "has 0 cells and 3 genes"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Element .* was written without encoding metadata")  # anndata, while reading
+def test_what_is_no_h5ad_file_of_counts_is_refused_in_one_sentence(tmp_path, write, message):
+    file = tmp_path / "mine.h5ad"
+    write(file)
+    with pytest.raises(ValueError, match=message) as error:
+        load(file)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+    assert error.value.__suppress_context__ or error.value.__context__ is None  # no library's traceback above ours
+
+
+def test_an_unknown_name_lists_the_catalogue():
+    with pytest.raises(ValueError, match="no data set of that name in the catalogue .*pbmc68k_reduced"):
+        scbert.datasets.load("pbmc68k")

@@ -1,0 +1,237 @@
+"""The command line: parameters are checked before anything runs, and every bad input is one sentence."""
+
+import json
+
+import anndata
+import nbformat
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import scbert
+from scbert.__main__ import main
+
+PARAMETERS = """
+profile: str = "demo"  # the profile
+n_epochs: int = 3  # passes over the cells
+rate: float = 0.5  # how fast
+dataset: str = "pbmc"  # which cells
+use_labels: bool = True  # or not
+seed: int = 0
+"""
+BODY = """
+import json, pathlib
+assert n_epochs != 13, "thirteen epochs bring bad luck"
+pathlib.Path("seen.json").write_text(json.dumps([profile, n_epochs, rate, dataset, use_labels]))
+"""
+
+
+@pytest.fixture
+def scbert_cli(tmp_path, monkeypatch):
+    """Run `scbert` with the given words in a folder with two small notebooks; return exit code and output."""
+    (tmp_path / "Snakefile").write_text("")
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    (tmp_path / "notebooks" / "profiles" / "small.yaml").write_text("03_test: {n_epochs: 7, rate: 1}\n")
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(BODY)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    for name in ("03_test", "04_other"):
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCBERT_RUNS", raising=False)
+
+    def run(*words):
+        result = CliRunner().invoke(main, [str(word) for word in words])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception  # a traceback is never an answer
+        return result.exit_code, result.output
+
+    return run
+
+
+# scbert run
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["03", "-p", "n_epoch", "5"], "03_test has no parameter n_epoch. It has: profile, n_epochs, rate,"),
+        (["03", "-p", "n_epochs", "many"], "Parameter n_epochs must be of type int, not 'many'"),
+        (["03", "-p", "n_epochs", "1.5"], "Parameter n_epochs must be of type int, not '1.5'"),
+        (["03", "-p", "rate", "fast"], "Parameter rate must be of type float, not 'fast'"),
+        (["03", "-p", "use_labels", "maybe"], "Parameter use_labels must be of type bool, not 'maybe'"),
+        (["03", "-p", "profile", "small"], "The profile is chosen by --profile, not by -p"),
+        (["07"], "No single notebook is called '07'. There are: 03_test, 04_other."),
+        (["0"], "No single notebook is called '0'. There are: 03_test, 04_other."),
+        (["03", "--profile", "paper"], "There is no profile 'paper'"),
+        (["04", "--profile", "small"], "04_other has no small profile yet (small.yaml has no section for it)"),
+        (["03", "-p", "n_epochs"], "requires 2 arguments"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(scbert_cli, tmp_path, words, message):
+    code, output = scbert_cli("run", *words)
+    assert code != 0
+    assert message in output
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "seen.json").exists()
+
+
+def test_help_on_a_notebook_prints_its_parameters(scbert_cli):
+    for words in (["run", "03", "--help"], ["run", "--help", "03_test"]):
+        code, output = scbert_cli(*words)
+        assert code == 0
+        for line in ("-p n_epochs INT", "passes over the cells  [3]", "-p dataset STR", 'which cells  ["pbmc"]'):
+            assert line in output
+
+
+def test_help_without_a_notebook_explains_the_command(scbert_cli):
+    for words in (["run"], ["run", "--help"], ["--help"], ["annotate", "--help"]):
+        code, output = scbert_cli(*words)
+        assert code == 0
+        assert "Usage:" in output
+
+
+def test_a_notebook_gets_the_profiles_and_the_given_values(scbert_cli, tmp_path):
+    words = [
+        "run",
+        "03",
+        "--profile",
+        "small",
+        "-p",
+        "n_epochs",
+        "5",
+        "-p",
+        "use_labels",
+        "False",
+        "-p",
+        "dataset",
+        "7",
+    ]
+    code, output = scbert_cli(*words)
+    assert code == 0, output
+    assert json.loads((tmp_path / "seen.json").read_text()) == ["small", 5, 1.0, "7", False]
+    executed = nbformat.read(tmp_path / "runs" / "small" / "03_test" / "03_test.ipynb", as_version=4)
+    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+    assert "Wrote" in output
+
+
+def test_a_failing_notebook_says_where_and_why(scbert_cli, tmp_path):
+    code, output = scbert_cli("run", "03", "-p", "n_epochs", "13")
+    assert code != 0
+    assert "03_test stopped at cell" in output
+    assert "AssertionError: thirteen epochs bring bad luck" in output
+    assert "Traceback" not in output.split("Error: 03_test stopped")[1]
+    assert (tmp_path / "runs" / "demo" / "03_test" / "03_test.ipynb").exists()
+    assert not (tmp_path / "seen.json").exists()
+
+
+# scbert annotate
+
+
+@pytest.fixture
+def files(tmp_path, make_cells, classifier):
+    """A bundle, and a file of raw counts with shuffled, missing and further genes."""
+    adata = make_cells()
+    order = np.random.default_rng(0).permutation(24)[:20]
+    mine = adata[:, order].copy()
+    mine.var_names = [f"other{i}" if i < 2 else name for i, name in enumerate(mine.var_names)]
+    mine.write_h5ad(tmp_path / "mine.h5ad")
+    classifier.save(tmp_path / "model")
+    return mine
+
+
+def test_raw_counts_with_shuffled_and_missing_genes_are_annotated(scbert_cli, tmp_path, files, classifier):
+    code, output = scbert_cli(
+        "annotate", "mine.h5ad", "--model", "model", "-o", "out.h5ad", "--unassigned-below", 0.4, "--batch-size", 7
+    )
+    assert code == 0, output
+    back = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert (back.X != files.X).nnz == 0
+    scbert.annotate(files, classifier, unassigned_below=0.4)
+    assert back.obs["scbert_cell_type"].tolist() == files.obs["scbert_cell_type"].tolist()
+    assert back.obs["scbert_confidence"].to_numpy() == pytest.approx(
+        files.obs["scbert_confidence"].to_numpy(), abs=1e-6
+    )
+    assert back.obs["batch"].tolist() == files.obs["batch"].tolist()
+    assert "Genes: 18 of the model's 24 found (75.0%), 0 cells without any of them." in output
+    for name, number in files.obs["scbert_cell_type"].value_counts().items():
+        assert any(line.split() == [name, str(number)] for line in output.splitlines())
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def log_normalise(adata):
+    adata.X = adata.X.log1p()
+
+
+def rename_all_genes(adata):
+    adata.var_names = [f"ENSG{i}" for i in range(adata.n_vars)]
+
+
+def understate_totals(adata):
+    adata.obs["n_counts"] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (log_normalise, "fractional values"),
+        (rename_all_genes, "None of the data's 20 genes"),
+        (understate_totals, "must be each cell's total over all measured genes"),
+    ],
+)
+def test_bad_cells_are_refused_in_one_sentence(scbert_cli, tmp_path, files, change, message):
+    change(files)
+    files.write_h5ad("mine.h5ad")
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "out.h5ad")
+    assert code != 0
+    assert message in output
+    assert not (tmp_path / "out.h5ad").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.h5ad", "--model", "model", "-o", "out.h5ad"], "There is no file nowhere.h5ad"),
+        (["Snakefile", "--model", "model", "-o", "out.h5ad"], "Snakefile cannot be read as an h5ad file"),
+        (["mine.h5ad", "--model", "nowhere", "-o", "out.h5ad"], "nowhere is not a model bundle"),
+        (["mine.h5ad", "--model", "mine.h5ad", "-o", "out.h5ad"], "mine.h5ad is not a model bundle"),
+        (["mine.h5ad", "--model", "model", "-o", "no/out.h5ad"], "There is no folder no to write out.h5ad into"),
+        (["mine.h5ad", "--model", "model", "-o", "notebooks"], "notebooks could not be written"),
+        (["mine.h5ad", "--model", "model"], "Missing option '-o'"),
+        (["mine.h5ad", "--model", "model", "-o", "out.h5ad", "--batch-size", "0"], "--batch-size"),
+        (["mine.h5ad", "--model", "model", "-o", "out.h5ad", "--unassigned-below", "50"], "--unassigned-below"),
+    ],
+)
+def test_bad_words_are_refused_in_one_sentence(scbert_cli, tmp_path, files, words, message):
+    code, output = scbert_cli("annotate", *words)
+    assert code != 0
+    assert message in output
+    assert not (tmp_path / "out.h5ad").exists()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_encoder_annotates_nothing(scbert_cli, tmp_path, files, classifier):
+    classifier.encoder.save(tmp_path / "encoder")
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "encoder", "-o", "out.h5ad")
+    assert code != 0
+    assert "encoder is an encoder without labels: fine-tune it first" in output
+
+
+# scbert report
+
+
+def test_the_report_links_each_notebook_that_was_run(scbert_cli, tmp_path):
+    code, output = scbert_cli("report")
+    assert code != 0
+    assert "No notebook of the demo profile was run yet: make reproduce PROFILE=demo" in output
+    for name in ("03_test", "04_other"):
+        folder = tmp_path / "runs" / "demo" / name
+        folder.mkdir(parents=True)
+        (folder / f"{name}.ipynb").write_text((tmp_path / "notebooks" / f"{name}.ipynb").read_text())
+    (tmp_path / "runs" / "demo" / "03_test" / "record.json").write_text('{"seconds": 7.4, "checks": [{}, {}]}')
+    code, output = scbert_cli("report")
+    assert code == 0, output
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert '<a href="03_test.html">03_test</a>: 7 s, 2 checks passed' in page
+    assert '<a href="04_other.html">04_other</a>: did not finish' in page
+    assert "n_epochs" in (tmp_path / "report" / "03_test.html").read_text()

@@ -1,0 +1,274 @@
+"""The encoder against an unmodified Performer, the published names and sizes, and bundles that fit or do not load."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from performer_pytorch import Performer
+
+import scbert
+from scbert import ScBert, ScBertConfig
+from scbert.model import AnnotationHead
+
+GENES = [f"gene{i}" for i in range(24)]
+
+
+def count(parameters):
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def test_the_encoder_equals_an_unmodified_performer_with_the_same_weights():
+    config = ScBertConfig(n_genes=765, dim=32, depth=2, heads=4, dim_head=16)
+    model = ScBert(config, seed=3).eval()
+    bins = torch.randint(0, 7, (3, 766), generator=torch.Generator().manual_seed(0))
+
+    performer = Performer(dim=32, depth=2, heads=4, dim_head=16, qkv_bias=False).eval()
+    missing, unexpected = performer.load_state_dict(model.performer.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("proj_updater.") for name in missing)
+    embedded = model.token_emb.weight[bins] + model.pos_emb.emb.weight
+    expected = torch.nn.functional.layer_norm(performer(embedded), (32,), model.norm.weight, model.norm.bias)
+
+    torch.testing.assert_close(model.encode(bins), expected, atol=1e-5, rtol=0)
+
+
+def test_the_state_dict_holds_exactly_the_published_names(encoder):
+    layer = [
+        *["0.norm.weight", "0.norm.bias", "0.fn.fast_attention.projection_matrix"],
+        *["0.fn.to_q.weight", "0.fn.to_k.weight", "0.fn.to_v.weight", "0.fn.to_out.weight", "0.fn.to_out.bias"],
+        *["1.norm.weight", "1.norm.bias"],
+        *["1.fn.fn.w1.weight", "1.fn.fn.w1.bias", "1.fn.fn.w2.weight", "1.fn.fn.w2.bias"],
+    ]
+    expected = ["token_emb.weight", "pos_emb.emb.weight", "norm.weight", "norm.bias", "to_out.weight", "to_out.bias"]
+    expected += [f"performer.net.layers.{i}.{name}" for i in range(2) for name in layer]
+    assert sorted(encoder.state_dict()) == sorted(expected)
+
+    theirs = Performer(dim=8, depth=2, heads=2, dim_head=4, qkv_bias=False).state_dict()
+    theirs = {f"performer.{name}": tensor.shape for name, tensor in theirs.items() if "proj_updater" not in name}
+    ours = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name.startswith("performer.")}
+    assert ours == theirs
+
+
+def test_the_published_model_has_the_published_number_of_parameters():
+    config = ScBertConfig.published()
+    model = ScBert(config, gene_vectors=np.zeros((16_906, 200), dtype=np.float32))
+    assert (config.n_features, config.mask_token) == (266, 6)
+    assert count(model.parameters()) == 8_388_607
+    assert count(model.pos_emb.parameters()) == 3_381_400
+    assert count(model.performer.net.layers[0].parameters()) == 834_000
+    assert count(AnnotationHead(config, n_classes=11).parameters()) == 8_724_180
+
+
+@pytest.mark.parametrize("gene_embedding", ["learned", "none"])
+def test_the_number_of_parameters_follows_from_the_config(gene_embedding):
+    genes, bins, dim, depth, inner = 24, 3, 12, 3, 2 * 5
+    config = ScBertConfig(genes, n_bins=bins, dim=dim, depth=depth, heads=2, dim_head=5, gene_embedding=gene_embedding)
+    attention = 3 * dim * inner + inner * dim + dim
+    feed_forward = 2 * 4 * dim * dim + 4 * dim + dim
+    layers = depth * (attention + feed_forward + 2 * 2 * dim)
+    embeddings = (bins + 2) * dim + (genes + 1) * dim * (gene_embedding == "learned")
+    assert count(ScBert(config).parameters()) == embeddings + layers + 2 * dim + (dim + 1) * (bins + 2)
+
+
+def test_the_seed_fixes_the_weights_and_leaves_the_global_generator_alone(config):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first, head = ScBert(config, seed=5).state_dict(), AnnotationHead(config, 3, seed=5).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    again, head_again = ScBert(config, seed=5).state_dict(), AnnotationHead(config, 3, seed=5).state_dict()
+    other = ScBert(config, seed=6).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(head[name], head_again[name]) for name in head)
+    drawn = [name for name in first if "norm" not in name]
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_layers_have_random_features_of_their_own_and_redrawing_is_seeded(encoder):
+    def features():
+        return [layer[0].fn.fast_attention.projection_matrix.clone() for layer in encoder.performer.net.layers]
+
+    first = features()
+    assert not torch.equal(*first)
+    encoder.redraw_features(0)  # the model's own seed
+    assert all(torch.equal(a, b) for a, b in zip(first, features(), strict=True))
+    encoder.redraw_features(7)
+    second = features()
+    encoder.redraw_features(8)
+    encoder.redraw_features(7)
+    assert all(torch.equal(a, b) for a, b in zip(second, features(), strict=True))
+    assert not torch.equal(first[0], second[0])
+
+
+def test_frozen_gene_vectors_are_followed_by_a_zero_vector_and_do_not_learn(config):
+    vectors = np.arange(24 * 8, dtype=np.float32).reshape(24, 8)
+    model = ScBert(ScBertConfig(24, dim=8, depth=1, heads=2, dim_head=4, gene_embedding="frozen"), vectors)
+    weight = model.pos_emb.emb.weight
+    assert torch.equal(weight[:-1], torch.from_numpy(vectors))
+    assert not weight[-1].any()
+    assert not weight.requires_grad
+
+
+@pytest.mark.parametrize("gene_embedding", ["frozen", "learned"])
+def test_gene_vectors_come_with_a_frozen_embedding_and_with_no_other(gene_embedding):
+    config = ScBertConfig(24, dim=8, heads=2, dim_head=4, gene_embedding=gene_embedding)
+    with pytest.raises(ValueError, match="needed for, and only for, gene_embedding='frozen'"):
+        ScBert(config, None if gene_embedding == "frozen" else np.zeros((24, 8)))
+
+
+def test_gene_vectors_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(24, 9\), but the config needs \(24, 8\)"):
+        ScBert(ScBertConfig(24, dim=8, depth=1, heads=2, dim_head=4, gene_embedding="frozen"), np.zeros((24, 9)))
+
+
+def test_another_number_of_gene_names_is_refused(config):
+    with pytest.raises(ValueError, match="for 24 genes, but 23 names"):
+        ScBert(config, genes=GENES[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_genes": 0}, "at least 1"),
+        ({"dim": 9}, r"dim \(9\) must be a multiple of heads \(2\)"),
+        ({"gene_embedding": "gene2vec"}, "'frozen', 'learned' or 'none', not 'gene2vec'"),
+        ({"key_stabiliser": "cell"}, "'head' or 'batch', not 'cell'"),
+    ],
+)
+def test_a_config_that_makes_no_model_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        ScBertConfig(**{"n_genes": 24, "dim": 8, "heads": 2, **change})
+
+
+@pytest.mark.parametrize("width", [24, 26])
+def test_cells_of_another_width_are_refused(encoder, width):
+    with pytest.raises(ValueError, match=r"this model reads \(cells, 25\): one token a gene and a trailing 0"):
+        encoder.encode(torch.zeros(2, width, dtype=torch.int64))
+
+
+def test_logits_can_be_had_for_some_positions_only(encoder, bins):
+    where = torch.zeros_like(bins, dtype=torch.bool)
+    where[0, 3] = where[7, 20] = True
+    every = encoder(bins)
+    assert every.shape == (10, 25, 7)
+    torch.testing.assert_close(encoder(bins, where), torch.stack([every[0, 3], every[7, 20]]))
+
+
+def test_gene_embeddings_can_be_left_out_and_then_order_does_not_matter(bins):
+    model = ScBert(ScBertConfig(24, dim=8, depth=1, heads=2, dim_head=4, gene_embedding="none"))
+    order = torch.randperm(25, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.encode(bins)[:, order], model.encode(bins[:, order]))
+
+
+def test_a_model_without_layers_is_its_embeddings_and_norm(bins):
+    model = ScBert(ScBertConfig(24, dim=8, depth=0, heads=2, dim_head=4))
+    torch.testing.assert_close(model.encode(bins), model.norm(model.token_emb(bins) + model.pos_emb.emb.weight))
+
+
+# Bundles
+
+
+@pytest.mark.parametrize("gene_embedding", ["learned", "none", "frozen"])
+def test_an_encoder_comes_back_from_its_bundle(tmp_path, bins, gene_embedding):
+    config = ScBertConfig(24, dim=8, depth=2, heads=2, dim_head=4, gene_embedding=gene_embedding)
+    model = ScBert(config, np.random.rand(24, 8) if gene_embedding == "frozen" else None, genes=GENES, seed=1)
+    model.save(tmp_path / "encoder")
+    back = scbert.load(tmp_path / "encoder")
+    assert isinstance(back, ScBert)
+    assert (back.config, back.genes) == (config, GENES)
+    assert torch.equal(back(bins), model(bins))
+
+
+def test_a_classifier_comes_back_from_its_bundle(tmp_path, bins, classifier):
+    classifier.save(tmp_path / "deeper" / "classifier", card="# Mine\n")
+    back = scbert.load(tmp_path / "deeper" / "classifier")
+    assert (back.config, back.genes, back.labels) == (classifier.config, classifier.genes, ["B", "Monocyte", "T/NK"])
+    assert torch.equal(back(bins), classifier(bins))
+    assert not back.training
+    files = {path.name for path in (tmp_path / "deeper" / "classifier").iterdir()}
+    assert files == {"model.safetensors", "config.json", "genes.txt", "labels.json", "README.md"}
+    assert (tmp_path / "deeper" / "classifier" / "README.md").read_text() == "# Mine\n"
+    assert [path.name for path in (tmp_path / "deeper").iterdir()] == ["classifier"]
+
+
+def test_a_bundle_remembers_the_key_stabiliser(tmp_path, bins, classifier):
+    classifier.encoder.set_key_stabiliser("batch")
+    classifier.save(tmp_path / "published")
+    back = scbert.load(tmp_path / "published")
+    assert torch.equal(back(bins), classifier(bins))
+    assert back.config.key_stabiliser == "batch"
+
+
+def test_a_bundle_replaces_an_older_one(tmp_path, config):
+    for seed in (0, 1):
+        ScBert(config, genes=GENES, seed=seed).save(tmp_path / "encoder")
+    back = scbert.load(tmp_path / "encoder")
+    assert torch.equal(back.norm.weight, torch.ones(8))
+    assert torch.equal(back.token_emb.weight, ScBert(config, seed=1).token_emb.weight)
+
+
+def test_a_folder_with_anything_else_in_it_is_not_replaced_by_a_bundle(tmp_path, classifier):
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(ValueError, match="is no model bundle"):
+        classifier.save(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "ten years of work"
+
+
+def test_a_model_without_gene_names_is_not_saved(tmp_path, encoder):
+    with pytest.raises(ValueError, match="no gene names yet"):
+        encoder.save(tmp_path / "encoder")
+    assert not list(tmp_path.iterdir())
+
+
+def remove(name):
+    return lambda bundle: (bundle / name).unlink()
+
+
+def truncate(bundle):
+    weights = (bundle / "model.safetensors").read_bytes()
+    (bundle / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+def edit_genes(bundle):
+    file = bundle / "genes.txt"
+    file.write_text(file.read_text().replace("gene3\n", "geneX\n"))
+
+
+def edit(name, change):
+    def apply(bundle):
+        (bundle / name).write_text(json.dumps(change(json.loads((bundle / name).read_text()))))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("config.json"), "is not a model bundle: config.json is missing"),
+        (remove("genes.txt"), "is not a model bundle: genes.txt is missing"),
+        (remove("model.safetensors"), "is not a model bundle: model.safetensors is missing"),
+        (remove("labels.json"), "labels.json of the bundle .* is not the list of labels"),
+        (truncate, "is damaged, copy or train it again"),
+        (edit_genes, "genes.txt of the bundle .* is not the gene list its weights were trained on"),
+        (edit("config.json", lambda c: c | {"n_bins": 7}), "do not fit its config: .* shape .* number of bins"),
+        (edit("config.json", lambda c: c | {"n_genes": 30}), "has 24 gene names, but its config says 30"),
+        (edit("config.json", lambda c: c | {"format": 2}), "written by another version"),
+        (edit("labels.json", lambda labels: [*labels, "NK"]), "labels.json of the bundle .* is not the list of labels"),
+        (edit("labels.json", lambda labels: labels[::-1]), "labels.json of the bundle .* is not the list of labels"),
+        (lambda bundle: (bundle / "config.json").write_text("{"), "is damaged"),
+    ],
+)
+def test_a_bundle_that_does_not_fit_together_says_so_in_one_sentence(tmp_path, classifier, damage, message):
+    classifier.save(tmp_path / "bundle")
+    damage(tmp_path / "bundle")
+    with pytest.raises(ValueError, match=message) as error:
+        scbert.load(tmp_path / "bundle")
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_that_is_no_folder_is_not_a_bundle(tmp_path):
+    (tmp_path / "cells.h5ad").write_text("")
+    for name in ("cells.h5ad", "nowhere"):
+        with pytest.raises(ValueError, match=f"{name} is not a model bundle"):
+            scbert.load(tmp_path / name)

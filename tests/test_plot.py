@@ -1,0 +1,60 @@
+"""Figures: colours, and that each function draws what it is given on the axes it is given."""
+
+import anndata
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from scbert import plot
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def test_ten_labels_have_ten_colours_and_unassigned_is_grey_only_where_it_occurs():
+    labels = [f"type {i}" for i in range(10)]
+    colors = plot.color_labels([*labels, "Unassigned"])
+    assert list(colors) == [*labels, "Unassigned"]
+    assert len(set(colors.values())) == 11
+    assert "Unassigned" not in plot.color_labels(labels)
+
+
+def test_more_labels_than_safe_colours_still_get_one_each():
+    assert len(set(plot.color_labels([f"type {i:02d}" for i in range(25)]).values())) == 25
+
+
+def test_the_legend_of_an_embedding_names_the_whole_palette():
+    adata = anndata.AnnData(np.ones((4, 2)), obs={"kind": ["a", "a", "b", "b"]}, obsm={"X_umap": np.eye(4)[:, :2]})
+    ax = plot.embedding(adata, "kind", palette=plot.color_labels(["a", "b", "c"]))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "c"]
+
+
+def test_confusion_rows_are_shares_of_the_true_type():
+    ax = plot.confusion(["a", "a", "a", "a", "b"], ["a", "a", "a", "b", "b"])
+    shares = ax.collections[0].get_array().reshape(2, 2)
+    np.testing.assert_allclose(shares, [[0.75, 0.25], [0, 1]])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a (4)", "b (1)"]
+
+
+def test_scores_are_drawn_best_on_top_with_their_intervals():
+    table = pd.DataFrame(
+        {"method": ["x", "scbert"], "metric": "accuracy", "value": [0.9, 0.5], "low": [0.8, 0.4], "high": [1, 0.6]}
+    ).set_index(["method", "metric"])
+    ax = plot.scores(table, "accuracy")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["scbert", "x"]
+    assert list(ax.lines[0].get_xdata()) == [0.4, 0.6]
+    with pytest.raises(KeyError):
+        plot.scores(table, "macro_f1")
+
+
+def test_cells_with_a_umap_keep_it():
+    adata = anndata.AnnData(np.ones((3, 2)), obsm={"X_umap": np.eye(3)[:, :2]})
+    plot.place_cells(adata)
+    np.testing.assert_array_equal(adata.obsm["X_umap"], np.eye(3)[:, :2])

@@ -1,0 +1,238 @@
+"""A run's record: exactly the agreed keys, strict JSON, and none at all where a number is out of its band."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import scbert
+from scbert import record
+from scbert.record import Run, read_records, write_text
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    """An empty project to run in."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "Snakefile").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for name in ("SCBERT_RUNS", "SCBERT_BANDS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def start(notebook="03_test", **parameters):
+    parameters = {"profile": "demo", "seed": 0, "n_epochs": 3, **parameters}
+    return Run(notebook, {**parameters, "helper": 1, "__annotations__": dict.fromkeys(parameters)})
+
+
+def write_bands(root, metrics, parameters=None, notebook="03_test"):
+    file = root / "tests" / "expected" / f"{notebook}.json"
+    write_text(file, json.dumps({"parameters": parameters or {}, "metrics": metrics}))
+
+
+def refuse_nan(text):
+    raise AssertionError(f"{text} is no JSON")
+
+
+def test_the_record_has_exactly_the_agreed_keys(root, make_cells):
+    run = start(rate=0.5, name="x", flag=True)
+    run.note_data("pbmc", make_cells())
+    run.note_metric("pbmc/scbert/accuracy", np.float32(0.75), 0.5, 1, np.int64(60))
+    run.check("pbmc/scbert/accuracy", band=(0.7, 0.8))
+    run.finish()
+    text = (root / "runs" / "demo" / "03_test" / "record.json").read_text()
+    written = json.loads(text, parse_constant=refuse_nan)
+    assert list(written) == [
+        *["notebook", "profile", "parameters", "seed", "git_commit", "versions", "data", "seconds", "peak_memory_mb"],
+        *["metrics", "checks"],
+    ]
+    assert (written["notebook"], written["profile"], written["seed"]) == ("03_test", "demo", 0)
+    assert written["parameters"] == {
+        "profile": "demo", "seed": 0, "n_epochs": 3, "rate": 0.5, "name": "x", "flag": True
+    }  # fmt: skip
+    assert written["metrics"] == {"pbmc/scbert/accuracy": {"value": 0.75, "low": 0.5, "high": 1.0, "n": 60, "unit": ""}}
+    assert written["checks"] == [{"name": "pbmc/scbert/accuracy", "value": 0.75, "band": [0.7, 0.8], "passed": True}]
+    assert list(written["data"]) == ["pbmc"]
+    assert len(written["data"]["pbmc"]) == 64
+    assert {"python", "torch", "performer-pytorch"} <= set(written["versions"])
+    assert written["seconds"] >= 0
+    assert written["peak_memory_mb"] > 10
+
+
+@pytest.mark.parametrize(("value", "passes"), [(0.5, True), (0.7, True), (0.9, True), (0.49, False), (0.91, False)])
+def test_a_number_outside_its_band_stops_the_run_and_leaves_no_record(root, value, passes):
+    start().finish()  # an earlier run
+    run = start()
+    assert not run.path("record.json").exists()
+    if passes:
+        run.check("number", value, (0.5, 0.9))
+    else:
+        with pytest.raises(AssertionError, match=rf"number is {value}, outside its band \[0.5, 0.9\]"):
+            run.check("number", value, (0.5, 0.9))
+    assert not run.path("record.json").exists()
+
+
+def test_a_run_that_failed_a_check_cannot_be_finished():
+    run = start()
+    with pytest.raises(AssertionError, match="outside its band"):
+        run.check("number", 2, (0, 1))
+    with pytest.raises(AssertionError, match="No record is written: number failed"):
+        run.finish()
+    assert not run.path("record.json").exists()
+
+
+def test_not_a_number_passes_no_check():
+    with pytest.raises(AssertionError, match="number is nan"):
+        start().check("number", float("nan"), (0, 1))
+
+
+def test_bands_are_read_from_the_expected_values_of_the_notebook(root):
+    write_bands(root, {"a/b/accuracy": {"value": 0.8, "tolerance": 0.05}}, {"n_epochs": 3})
+    run = start()
+    run.note_metric("a/b/accuracy", 0.76, 0.7, 0.8, 10)
+    run.check("a/b/accuracy")
+    run.note_metric("a/b/accuracy", 0.74, 0.7, 0.8, 10)
+    with pytest.raises(AssertionError, match=r"a/b/accuracy is 0.74, outside its band \[0.75, 0.85\]"):
+        run.check("a/b/accuracy")
+
+
+def test_a_band_that_was_measured_with_other_parameters_is_skipped(root, capsys):
+    write_bands(root, {"a/b/accuracy": {"value": 0.8, "tolerance": 0.05}}, {"n_epochs": 20})
+    run = start()
+    run.note_metric("a/b/accuracy", 0.1, 0.0, 0.2, 10)
+    run.check("a/b/accuracy")
+    run.finish()
+    assert "its band was measured with other parameters (n_epochs)" in capsys.readouterr().out
+    assert json.loads(run.path("record.json").read_text())["checks"] == []
+
+
+def test_a_notebook_without_measured_bands_is_skipped(root, monkeypatch, capsys):
+    run = start()
+    run.note_metric("a/b/accuracy", 0.1, 0.0, 0.2, 10)
+    run.check("a/b/accuracy")
+    write_bands(root, {"a/b/accuracy": {"value": 0.8, "tolerance": 0.05}})
+    monkeypatch.setenv("SCBERT_BANDS", "off")  # while they are measured
+    run.check("a/b/accuracy")
+    assert capsys.readouterr().out.count("no band was measured yet") == 2
+    assert not run.checks
+
+
+def test_a_metric_without_a_band_is_an_error(root):
+    write_bands(root, {})
+    run = start()
+    run.note_metric("a/b/accuracy", 0.1, 0.0, 0.2, 10)
+    with pytest.raises(KeyError, match="03_test.json has no band for a/b/accuracy"):
+        run.check("a/b/accuracy")
+
+
+@pytest.mark.parametrize("numbers", [(np.nan, 0, 1), (0.5, -np.inf, 1), (0.5, 0, np.nan)])
+def test_a_metric_that_is_not_a_number_is_refused(numbers):
+    run = start()
+    with pytest.raises(ValueError, match="a/b/accuracy is .*: not a number to put on record"):
+        run.note_metric("a/b/accuracy", *numbers, 10)
+    assert not run.metrics
+
+
+def test_a_run_seeds_all_generators():
+    import random
+
+    import torch
+
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    start(seed=4)
+    first = draw()
+    start(seed=5)
+    other = draw()
+    start(seed=4)
+    assert draw() == first
+    assert not set(first) & set(other)
+
+
+def test_checkpoints_live_until_the_run_is_finished():
+    run = start()
+    write_text(run.checkpoint("pretrain"), "state")
+    again = start()  # after an interruption
+    assert again.checkpoint("pretrain").read_text() == "state"
+    again.finish()
+    assert not again.checkpoint("pretrain").exists()
+
+
+def test_runs_go_below_scbert_runs_if_that_is_set(root, monkeypatch):
+    assert start().directory == root / "runs" / "demo" / "03_test"
+    monkeypatch.setenv("SCBERT_RUNS", str(root / "elsewhere"))
+    assert start().directory == root / "elsewhere" / "demo" / "03_test"
+
+
+def test_the_root_is_found_from_a_folder_inside(root, monkeypatch):
+    monkeypatch.chdir(root / "notebooks")
+    assert record.find_root() == root
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(root, monkeypatch):
+    file = root / "new" / "file.txt"
+    write_text(file, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(file, "new")
+    assert file.read_text() == "old"
+    monkeypatch.undo()
+    write_text(file, "new")
+    assert file.read_text() == "new"
+
+
+def test_this_machines_record_is_preferred_to_the_published_one(root):
+    published = {"notebook": "03_test", "seconds": 1, "parameters": {"profile": "demo", "seed": 0, "n_epochs": 3}}
+    write_text(root / "figures" / "demo" / "03_test.json", json.dumps(published))
+    write_text(root / "figures" / "demo" / "04_other.json", json.dumps({"notebook": "04_other", "parameters": {}}))
+    assert read_records("demo")["03_test"] == published | {"source": "published"}
+    start(n_epochs=99).finish()
+    records = read_records("demo")
+    assert records["03_test"]["parameters"]["n_epochs"] == 99
+    assert {name: entry["source"] for name, entry in records.items()} == {
+        "03_test": "this machine, changed: n_epochs",
+        "04_other": "published",
+    }
+    assert read_records("small") == {}
+
+
+def test_the_hash_of_data_sees_counts_and_names_but_not_how_they_are_stored(make_cells):
+    adata = make_cells()
+    expected = record.hash_data(adata)
+    dense = make_cells()
+    dense.X = dense.X.toarray()
+    assert record.hash_data(dense) == expected
+    unsorted = make_cells()
+    unsorted.X = sparse.csr_matrix(unsorted.X.toarray()[:, ::-1])
+    unsorted.X.indices = 23 - unsorted.X.indices  # the same matrix, each row stored from right to left
+    unsorted.X.has_sorted_indices = False
+    assert (unsorted.X.toarray() == dense.X).all()
+    assert record.hash_data(unsorted) == expected
+    scbert.preprocess.tokenize(adata)
+    adata.obs["more"] = 1
+    assert record.hash_data(adata) == expected
+    dense.X[3, 4] += 1
+    assert record.hash_data(dense) != expected
+    adata.var_names = ["geneX", *adata.var_names[1:]]
+    assert record.hash_data(adata) != expected
+
+
+def test_a_figure_is_stamped_with_its_profile_and_comes_with_its_data():
+    from matplotlib.figure import Figure
+
+    run = start(profile="small")
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    run.save_figure(figure, "fig1", pd.DataFrame({"x": [1, 2]}))
+    assert {path.name for path in run.directory.iterdir()} == {"fig1.png", "fig1.svg", "fig1.csv"}
+    assert [text.get_text() for text in figure.texts] == ["small profile"]
+    assert pd.read_csv(run.path("fig1.csv"))["x"].tolist() == [1, 2]
+    assert b"<dc:date>" not in run.path("fig1.svg").read_bytes()

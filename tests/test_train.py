@@ -1,0 +1,500 @@
+"""Training learns, repeats itself, continues after a kill, and every switch of the recipe does what it says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import scbert
+from scbert import Recipe, finetune, pretrain, train
+from scbert.cells import CellDataset, mask_bins
+from scbert.preprocess import tokenize
+from scbert.recipe import learning_rate_at
+from scbert.train import masked_accuracy
+
+QUIET = {"progress": False, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def model(config):
+    """Return a function that makes the same untrained encoder each time."""
+    return lambda seed=0: scbert.ScBert(config, seed=seed)
+
+
+def weights(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def moved(before, after):
+    """Return the names of the weights that changed."""
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+# It learns
+
+
+def test_pretraining_lowers_the_loss_on_cells_seen_and_unseen(model, cells, more_cells):
+    history = pretrain(model(), cells, validation=more_cells, n_epochs=20, learning_rate=1e-2, **QUIET)
+    assert history["epoch"].tolist() == list(range(1, 21))
+    assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
+    assert history["val_loss"].iloc[-1] < 0.8 * history["val_loss"].iloc[0]
+    assert history["val_mode_accuracy"].nunique() == 1  # the masks never change
+
+
+class Copy(torch.nn.Module):
+    """Says of each position just what it sees there."""
+
+    def forward(self, bins):
+        return torch.nn.functional.one_hot(bins, 7)
+
+
+def test_an_encoder_that_only_copies_what_it_sees_gets_no_masked_token_right(model, cells, monkeypatch):
+    copier = model()
+    seen = []
+    monkeypatch.setattr(copier, "encode", lambda bins: seen.append(bins) or bins)
+    copier.to_out = Copy()
+    assert masked_accuracy(copier, cells)["correct"].sum() == 0
+    assert (torch.cat(seen) == copier.config.mask_token).any()
+
+
+def test_fine_tuning_learns_the_labels(model, cells, more_cells):
+    classifier = finetune(model(), cells, n_epochs=15, learning_rate=1e-2, **QUIET)
+    predicted = scbert.predict_proba(classifier, more_cells).idxmax(axis=1)
+    assert (predicted.to_numpy() == more_cells.obs["cell_type"].to_numpy()).mean() > 0.8
+    assert classifier.labels == ["B", "Monocyte", "T/NK"]
+    assert classifier.genes == list(cells.var_names)
+    assert not classifier.training
+
+
+def test_the_history_is_logged_after_each_epoch(model, cells, tmp_path):
+    import pandas as pd
+
+    history = pretrain(model(), cells, n_epochs=2, log=tmp_path / "logs" / "pretrain.csv", **QUIET)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "logs" / "pretrain.csv"), history)
+    classifier = finetune(model(), cells, n_epochs=2, log=tmp_path / "finetune.csv", **QUIET)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "finetune.csv"), classifier.history.drop(columns="best"), check_dtype=False
+    )
+
+
+def test_the_metrics_of_the_best_epoch_are_those_of_the_returned_classifier(model, cells, more_cells):
+    classifier = finetune(model(), cells, validation=more_cells, n_epochs=4, learning_rate=1e-2, **QUIET)
+    best = classifier.history.query("best").iloc[0]
+    predicted = scbert.predict_proba(classifier, more_cells).idxmax(axis=1).to_numpy()
+    assert best["val_accuracy"] == (predicted == more_cells.obs["cell_type"].to_numpy()).mean()
+
+
+# It repeats itself
+
+
+def run_pretrain(model, cells, more_cells, **arguments):
+    encoder = model()
+    arguments = {"n_epochs": 3, "redraw_every": 5, "accumulate": 2, **QUIET, **arguments}
+    history = pretrain(encoder, cells, validation=more_cells, **arguments)
+    return weights(encoder), history.to_dict("list")
+
+
+def run_finetune(model, cells, more_cells, **arguments):
+    classifier = finetune(model(), cells, **{"n_epochs": 3, "accumulate": 2, **QUIET, **arguments})
+    return weights(classifier), classifier.history.to_dict("list")
+
+
+both = pytest.mark.parametrize("run", [run_pretrain, run_finetune])
+
+
+@both
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, model, cells, more_cells):
+    torch.manual_seed(1)
+    first, history = run(model, cells, more_cells)
+    torch.manual_seed(2)
+    again, history_again = run(model, cells, more_cells)
+    other, _ = run(model, cells, more_cells, seed=1)
+    assert equal(first, again)
+    assert history == history_again
+    assert not equal(first, other)
+
+
+@pytest.fixture
+def kill_after(monkeypatch):
+    """Return a function that makes training end with KeyboardInterrupt after an epoch."""
+
+    def arm(epoch):
+        def write_log(path, history):
+            if len(history) == epoch:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(train, "_write_log", write_log)
+
+    return arm
+
+
+@both
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe.published()], ids=["sound", "published"])
+def test_interrupted_and_continued_equals_uninterrupted(
+    run, recipe, model, cells, more_cells, tmp_path, kill_after, monkeypatch
+):
+    # Three batches an optimiser step: with the published recipe gradients leak from one epoch into the next.
+    arguments = {"recipe": recipe, "accumulate": 3, "n_epochs": 4}
+    expected = run(model, cells, more_cells, **arguments)
+    arguments["checkpoint"] = tmp_path / "checkpoints" / "a.pt"
+    for epoch in (1, 3):
+        kill_after(epoch)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, cells, more_cells, **arguments)
+    epochs = []
+    monkeypatch.setattr(train, "_write_log", lambda path, history: epochs.append(len(history)))
+    result = run(model, cells, more_cells, **arguments)
+    assert epochs == [4]  # the others were not computed again
+    assert equal(result[0], expected[0])
+    assert result[1] == expected[1]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["a.pt"]
+
+
+@both
+def test_the_checkpoint_of_another_call_is_ignored(run, model, cells, more_cells, tmp_path):
+    expected = run(model, cells, more_cells, seed=1)
+    run(model, cells, more_cells, seed=0, checkpoint=tmp_path / "a.pt")
+    result = run(model, cells, more_cells, seed=1, checkpoint=tmp_path / "a.pt")
+    assert equal(result[0], expected[0])
+
+
+@both
+def test_a_damaged_checkpoint_warns_and_training_starts_over(run, model, cells, more_cells, tmp_path):
+    expected = run(model, cells, more_cells)
+    run(model, cells, more_cells, checkpoint=tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="is damaged .*: starting from the beginning"):
+        result = run(model, cells, more_cells, checkpoint=tmp_path / "a.pt")
+    assert equal(result[0], expected[0])
+
+
+@both
+def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(run, model, cells, more_cells, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="was not written .*: training goes on without"):
+        result = run(model, cells, more_cells, checkpoint=tmp_path / "file" / "a.pt")
+    assert equal(result[0], run(model, cells, more_cells)[0])
+
+
+# What is trained
+
+
+def test_fine_tuning_leaves_the_given_model_as_it_was(model, cells):
+    encoder = model()
+    before = weights(encoder)
+    recipe = replace(Recipe.published(), trainable_layers="head")
+    finetune(encoder, cells, n_epochs=1, recipe=recipe, **QUIET)
+    assert equal(before, weights(encoder))
+    assert encoder.genes is None
+    assert encoder.config.key_stabiliser == "head"
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layers", "parts"),
+    [
+        ("head", []),
+        ("last", ["norm.", "performer.net.layers.1."]),
+        ((-2,), ["norm.", "performer.net.layers.0."]),
+        ((0, 1), ["norm.", "performer.net."]),
+        ("all", ["norm.", "performer.net.", "token_emb.", "pos_emb."]),
+    ],
+)
+def test_only_the_trainable_layers_move(model, cells, layers, parts):
+    encoder = model()
+    classifier = finetune(encoder, cells, n_epochs=1, recipe=Recipe(trainable_layers=layers), **QUIET)
+    changed = moved(weights(encoder), weights(classifier.encoder))
+    assert changed == {
+        name for name in encoder.state_dict() if name.startswith(tuple(parts)) and "projection_matrix" not in name
+    }
+    head = moved(weights(scbert.Classifier(encoder, classifier.labels, 0).head), weights(classifier.head))
+    assert head == set(classifier.head.state_dict())
+
+
+def test_a_layer_that_is_not_there_cannot_be_trained(model, cells):
+    with pytest.raises(ValueError, match="trainable_layers .* 2 layers"):
+        finetune(model(), cells, recipe=Recipe(trainable_layers=(-3,)), **QUIET)
+
+
+def test_frozen_gene_vectors_do_not_learn(cells):
+    config = scbert.ScBertConfig(24, dim=8, depth=1, heads=2, dim_head=4, gene_embedding="frozen")
+    encoder = scbert.ScBert(config, np.random.default_rng(0).normal(size=(24, 8)))
+    before = weights(encoder)
+    pretrain(encoder, cells, n_epochs=1, **QUIET)
+    assert "pos_emb.emb.weight" not in moved(before, weights(encoder))
+    assert "token_emb.weight" in moved(before, weights(encoder))
+
+
+def test_training_stops_when_patience_runs_out_and_keeps_the_best_epoch(model, cells, more_cells):
+    # With no learning rate to speak of, the first epoch stays the best.
+    classifier = finetune(model(), cells, validation=more_cells, n_epochs=9, patience=3, learning_rate=1e-12, **QUIET)
+    assert classifier.history["epoch"].tolist() == [1, 2, 3, 4]
+    assert classifier.history["best"].tolist() == [True, False, False, False]
+
+
+# The recipe
+
+
+def test_the_schedule_is_used(model, cells):
+    rates = {
+        schedule: pretrain(model(), cells, n_epochs=2, recipe=Recipe(lr_schedule=schedule), **QUIET)["learning_rate"]
+        for schedule in ("per_step", "per_epoch")
+    }
+    assert rates["per_epoch"].tolist() == pytest.approx([1e-5, 1e-5 + 0.99e-3 / 5])
+    assert rates["per_step"].tolist() == pytest.approx([learning_rate_at(s, 8, 4, 1e-3, "per_step") for s in (3, 7)])
+
+
+@pytest.mark.parametrize(("sampling", "is_once"), [("epoch", True), ("bootstrap", False)])
+def test_sampling_says_which_cells_an_epoch_visits(model, cells, more_cells, sampling, is_once, monkeypatch):
+    visited, batch = [], CellDataset.batch
+    monkeypatch.setattr(CellDataset, "batch", lambda self, rows: (visited.extend(rows), batch(self, rows))[1])
+    pretrain(model(), cells, n_epochs=1, recipe=Recipe(sampling=sampling), **QUIET)
+    assert len(visited) == 60
+    assert (sorted(visited) == list(range(60))) == is_once
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """Return a list which the size of the gradient at each optimiser step is added to."""
+    sizes, take_step = [], train._take_step
+
+    def note(optimizer, rate):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        sizes.append(sum(parameter.grad.abs().sum().item() for parameter in parameters if parameter.grad is not None))
+        take_step(optimizer, rate)
+
+    monkeypatch.setattr(train, "_take_step", note)
+    return sizes
+
+
+@pytest.mark.parametrize(("leftover", "n_steps"), [("step", 2), ("leak", 1)])
+def test_leftover_batches_get_a_step_of_their_own_or_leak(model, cells, gradients, leftover, n_steps):
+    # 60 cells in batches of 16 are four batches; three of them make a step.
+    recipe = Recipe(leftover_steps=leftover)
+    pretrain(model(), cells, n_epochs=3, accumulate=3, recipe=recipe, **QUIET)
+    finetune(model(), cells, validation=cells, n_epochs=3, accumulate=3, recipe=recipe, **QUIET)
+    assert len(gradients) == 2 * 3 * n_steps
+
+
+def test_leaked_batches_without_a_single_step_do_no_harm(model, cells):
+    recipe = Recipe(leftover_steps="leak")
+    history = pretrain(model(), cells, n_epochs=2, accumulate=60, recipe=recipe, **QUIET)
+    history = history.to_dict("list") | finetune(
+        model(), cells, n_epochs=2, accumulate=60, recipe=recipe, **QUIET
+    ).history.to_dict("list")
+    assert len(history["loss"]) == 2
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [(True, 1), (False, 4)])
+def test_the_loss_is_divided_by_the_number_of_accumulated_batches_or_not(model, cells, gradients, scale, ratio):
+    recipe = Recipe(scale_loss_by_accumulation=scale)
+    finetune(model(), cells, validation=cells, n_epochs=1, batch_size=60, recipe=recipe, **QUIET)
+    finetune(model(), cells, validation=cells, n_epochs=1, batch_size=15, accumulate=4, recipe=recipe, **QUIET)
+    assert gradients[1] / gradients[0] == pytest.approx(ratio, rel=1e-3)
+
+
+def test_balanced_classes_weigh_the_same_in_the_loss(model, make_cells, more_cells):
+    def first_loss(cells, class_weight):
+        classifier = finetune(
+            model(), cells, validation=more_cells, n_epochs=1, batch_size=99, recipe=Recipe(class_weight=class_weight),
+            **QUIET,
+        )  # fmt: skip
+        return classifier.history["loss"][0]
+
+    even = tokenize(make_cells())
+    uneven = even[np.flatnonzero((even.obs["cell_type"] != "B") | (np.arange(60) < 6))].copy()
+    assert first_loss(even, "balanced") == pytest.approx(first_loss(even, None))
+    assert first_loss(uneven, "balanced") != pytest.approx(first_loss(uneven, None), rel=1e-4)
+
+
+@pytest.mark.parametrize(("select_by", "best"), [("loss", 1), ("accuracy", 2), ("macro_f1", 3)])
+def test_select_by_chooses_the_epoch_whose_weights_are_returned(model, cells, select_by, best, monkeypatch):
+    measured = [
+        {"val_loss": loss, "val_accuracy": accuracy, "val_macro_f1": macro_f1}
+        for loss, accuracy, macro_f1 in [(3, 0.1, 0.1), (1, 0.2, 0.2), (2, 0.9, 0.3), (4, 0.4, 0.8), (4, 0.4, 0.8)]
+    ]
+    after = []
+
+    def measure(classifier, *rest):
+        after.append(weights(classifier))
+        return measured[len(after) - 1]
+
+    monkeypatch.setattr(train, "_measure", measure)
+    classifier = finetune(model(), cells, n_epochs=5, recipe=Recipe(select_by=select_by), **QUIET)
+    assert classifier.history["best"].tolist() == [epoch == best for epoch in range(5)]
+    assert equal(weights(classifier), after[best])
+    assert not equal(after[best], after[-1])
+
+
+@pytest.mark.parametrize("key_stabiliser", ["head", "batch"])
+def test_the_key_stabiliser_of_the_recipe_is_the_models(model, cells, key_stabiliser):
+    encoder = model()
+    pretrain(encoder, cells, n_epochs=1, recipe=Recipe(key_stabiliser=key_stabiliser), **QUIET)
+    classifier = finetune(model(), cells, n_epochs=1, recipe=Recipe(key_stabiliser=key_stabiliser), **QUIET)
+    for trained in (encoder, classifier.encoder):
+        attentions = [layer[0].fn.fast_attention for layer in trained.performer.net.layers]
+        assert [attention.key_stabiliser for attention in attentions] == [key_stabiliser] * 2
+        assert trained.config.key_stabiliser == key_stabiliser
+
+
+def has_new_features(before, after):
+    names = [name for name in before if "projection_matrix" in name]
+    return [not torch.equal(before[name], after[name]) for name in names]
+
+
+def test_pretraining_redraws_the_random_features_on_schedule(model, cells):
+    for redraw_every, is_new in ((4, True), (5, False)):  # an epoch has four steps
+        encoder = model()
+        before = weights(encoder)
+        pretrain(encoder, cells, n_epochs=1, redraw_every=redraw_every, **QUIET)
+        assert has_new_features(before, weights(encoder)) == [is_new, is_new]
+
+
+@pytest.mark.parametrize("redraw", [True, False])
+def test_fine_tuning_redraws_them_after_1000_steps_if_told_so(make_cells, redraw):
+    encoder = scbert.ScBert(scbert.ScBertConfig(24, dim=4, depth=1, heads=1, dim_head=4))
+    cells = tokenize(make_cells(1000))
+    validation = tokenize(make_cells(3))
+    recipe = Recipe(redraw_features=redraw, trainable_layers="head")
+    classifier = finetune(encoder, cells, validation=validation, n_epochs=1, batch_size=1, recipe=recipe, **QUIET)
+    assert has_new_features(weights(encoder), weights(classifier.encoder)) == [redraw]
+
+
+# Masked accuracy
+
+
+@pytest.fixture
+def few_cells(make_cells):
+    """Three hand-made cells: tokens 1 eighteen times and 2 twice; 2 three times and 1 once; either three times."""
+    adata = make_cells(3)
+    counts = np.zeros((3, 24), dtype=np.float32)
+    counts[0, :20] = [1] * 18 + [3] * 2
+    counts[1, :4] = [3, 3, 3, 1]
+    counts[2, :6] = [3, 1, 3, 1, 3, 1]
+    adata.X, adata.obs["n_counts"] = counts, 10_000.0  # count and counts per 10,000 are the same
+    tokenize(adata)
+    assert adata.layers["bins"].toarray()[1, :5].tolist() == [2, 2, 2, 1, 0]
+    return adata
+
+
+def test_the_mode_is_right_where_the_commonest_visible_token_was_hidden(model, few_cells):
+    bins, _ = CellDataset(few_cells).batch([0, 1, 2])
+    outcomes = set()
+    for seed in range(8):
+        result = masked_accuracy(model(), few_cells, seed=seed)
+        hidden = [bins[i][mask_bins(bins[[i]], 6, (seed, i))[1][0]] for i in (0, 1)]
+        assert result.index.tolist() == ["cell0", "cell1", "cell2"]
+        assert result["n_masked"].tolist() == [3, 1, 1]
+        # Of the third cell, the token that is not hidden is the commoner one.
+        assert result["mode_correct"].tolist() == [(hidden[0] == 1).sum(), (hidden[1] == 2).sum(), 0]
+        outcomes.add(result["mode_correct"].iloc[1])
+    assert outcomes == {0, 1}
+
+
+def test_a_model_that_always_says_the_mode_is_as_right_as_the_mode(model, cells):
+    encoder = model()
+    mode = 2  # of many of the cells
+    with torch.no_grad():
+        encoder.to_out.weight.zero_()
+        encoder.to_out.bias.copy_(10.0 * (torch.arange(7) == mode))
+    result = masked_accuracy(encoder, cells)
+    same_mode = result[result["predicted_mode"] > 0]
+    assert len(same_mode) > 20
+    assert (same_mode["predicted_mode"] == same_mode["n_masked"]).all()
+    assert (same_mode["correct"] == same_mode["mode_correct"]).all()
+    assert 0 < same_mode["correct"].sum() < same_mode["n_masked"].sum()
+
+
+def test_the_loss_is_the_cross_entropy_of_the_hidden_tokens_in_nats(model, cells):
+    encoder = model()
+    with torch.no_grad():
+        encoder.to_out.weight.zero_()
+        encoder.to_out.bias.zero_()
+    result = masked_accuracy(encoder, cells)
+    assert result["loss"].to_numpy() == pytest.approx(result["n_masked"].to_numpy() * np.log(7), rel=1e-5)
+
+
+def test_masked_accuracy_does_not_depend_on_the_batch_size(model, cells):
+    one, many = (masked_accuracy(model(), cells, batch_size=size) for size in (1, 60))
+    assert one.drop(columns="loss").equals(many.drop(columns="loss"))
+    assert one["loss"].to_numpy() == pytest.approx(many["loss"].to_numpy(), rel=1e-5)
+
+
+# Cells that do not fit
+
+
+def test_cells_that_are_not_tokenized_are_refused(model, make_cells):
+    for function in (pretrain, finetune, masked_accuracy):
+        with pytest.raises(ValueError, match=r"not tokenized: call scbert\.preprocess\.tokenize"):
+            function(model(), make_cells())
+
+
+def test_cells_in_other_bins_are_refused(model, make_cells):
+    with pytest.raises(ValueError, match=r"into 7 bins, but the model reads 5: .*n_bins=5"):
+        pretrain(model(), tokenize(make_cells(), n_bins=7))
+
+
+def test_cells_with_other_genes_or_another_order_are_refused(model, cells, make_cells):
+    encoder = model()
+    with pytest.raises(ValueError, match="23 genes.*24 are others or in another order"):
+        pretrain(encoder, tokenize(make_cells(n_genes=23)))
+    pretrain(encoder, cells, n_epochs=1, **QUIET)
+    with pytest.raises(ValueError, match="another order.*genes=model.genes"):
+        finetune(encoder, tokenize(make_cells()[:, ::-1].copy()))
+
+
+@pytest.mark.parametrize("function", [pretrain, finetune])
+def test_validation_cells_must_fit_too_and_are_checked_before_training(function, model, cells, make_cells):
+    shuffled = tokenize(make_cells()[:, ::-1].copy())
+    with pytest.raises(ValueError, match="another order"):
+        function(model(), cells, validation=shuffled, **QUIET)
+
+
+def test_a_missing_label_column_is_refused(model, cells, more_cells):
+    with pytest.raises(ValueError, match="no column 'cluster' in obs.*cell_type"):
+        finetune(model(), cells, label_key="cluster")
+    del more_cells.obs["cell_type"]
+    with pytest.raises(ValueError, match="no column 'cell_type' in obs"):
+        finetune(model(), cells, validation=more_cells)
+
+
+def test_a_missing_label_is_refused(model, cells):
+    cells.obs.loc["cell3", "cell_type"] = np.nan
+    with pytest.raises(ValueError, match=r"obs\['cell_type'\].* has 1 missing values"):
+        finetune(model(), cells)
+
+
+def test_one_label_only_is_refused(model, cells):
+    cells.obs["cell_type"] = "B"
+    with pytest.raises(ValueError, match=r"one value only \(B\)"):
+        finetune(model(), cells)
+
+
+def test_a_label_that_only_validation_cells_have_is_refused(model, cells, make_cells):
+    validation = tokenize(make_cells(6, labels=("B", "NK")))
+    with pytest.raises(ValueError, match="labels that no training cell has: NK"):
+        finetune(model(), cells, validation=validation)
+
+
+def test_a_label_with_a_single_cell_is_refused_unless_validation_cells_are_given(model, cells, more_cells):
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
+    cells.obs.loc["cell3", "cell_type"] = "rare"
+    with pytest.raises(ValueError, match="'rare' has 1 of 60 cells: too few.*merge or drop it, or pass validation="):
+        finetune(model(), cells)
+    classifier = finetune(model(), cells, validation=more_cells, n_epochs=1, **QUIET)
+    assert classifier.labels[-1] == "rare"
+
+
+def test_validation_is_an_eighth_of_the_cells_with_some_of_each_label(model, make_cells, monkeypatch):
+    parts = []
+    measure = train._measure
+    monkeypatch.setattr(train, "_measure", lambda c, adata, *rest: (parts.append(adata), measure(c, adata, *rest))[1])
+    finetune(model(), tokenize(make_cells(96)), n_epochs=1, **QUIET)
+    assert parts[0].n_obs == 12
+    assert parts[0].obs["cell_type"].value_counts().tolist() == [4, 4, 4]
