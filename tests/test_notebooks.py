@@ -140,7 +140,7 @@ def test_a_broken_notebook_turns_red(path, tmp_path, monkeypatch):
     monkeypatch.setenv("SCBERT_RUNS", str(tmp_path / "runs"))
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600"]
     done = subprocess.run(
-        [*command, "-x", "-p", "no:cacheprovider", broken.name], cwd=tmp_path, capture_output=True, text=True
+        [*command, "-p", "no:cacheprovider", broken.name], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 1, done.stdout[-3000:]
     assert fault["says"] in done.stdout, done.stdout[-3000:]
