@@ -129,8 +129,8 @@ def pretrain(
             row = {
                 "epoch": epoch + 1,
                 "learning_rate": rate,
-                "loss": loss_sum / n_masked,
-                "accuracy": correct / n_masked,
+                "loss": loss_sum / max(n_masked, 1),
+                "accuracy": correct / max(n_masked, 1),
             }
             if validation is not None:
                 total = masked_accuracy(
@@ -254,6 +254,8 @@ def finetune(
     features stay as they are; all layers learn by default; see `Recipe`.
     """
     check_cells(model, adata)
+    if n_epochs < 1:
+        raise ValueError(f"n_epochs must be at least 1, not {n_epochs}: an annotator has to learn its labels.")
     for part, name in ((adata, "The training set"), (validation, "The validation set")):
         if part is not None:
             check_column(part, label_key, name, constant_is_fine=True)

@@ -47,6 +47,11 @@ def test_pretraining_lowers_the_loss_on_cells_seen_and_unseen(model, cells, more
     assert history["val_mode_accuracy"].nunique() == 1  # the masks never change
 
 
+def test_no_epochs_make_no_annotator(model, cells):
+    with pytest.raises(ValueError, match="n_epochs must be at least 1, not 0"):
+        finetune(model(), cells, n_epochs=0, **QUIET)
+
+
 class Copy(torch.nn.Module):
     """Says of each position just what it sees there."""
 
