@@ -9,7 +9,7 @@ import click
 
 from . import record
 
-OFFERED = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}}
+KINDS = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,8 +96,8 @@ def parse_value(name: str, value, kind: str):
     """Return a parameter's value in the type of its default: "3" is no number where a word is due, nor the reverse."""
     try:
         if kind == "bool":
-            return OFFERED["bool"][str(value).lower()]
-        return OFFERED[kind](value)
+            return KINDS["bool"][str(value).lower()]
+        return KINDS[kind](value)
     except (KeyError, ValueError):
         raise click.ClickException(
             f"Parameter {name} must be of type {kind}, not {value!r}. Nothing was run."

@@ -131,8 +131,8 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
     logits, pooled = [], []
     bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
     with torch.inference_mode(), bar:
-        for start in range(0, len(cells), batch_size):
-            bins = cells.batch(np.arange(start, min(start + batch_size, len(cells))))[0].to(device)
+        for _, bins in cells.in_order(batch_size):
+            bins = bins.to(device)
             hidden = encoder.encode(bins)  # (cells, genes + 1, dim)
             weight = (bins > 0) if pool == "expressed" else torch.ones_like(bins, dtype=torch.bool)
             weight[:, -1] = False  # the trailing token is no gene

@@ -46,6 +46,11 @@ class CellDataset(Dataset):
         bins[:, :-1] = self.bins[indices].toarray()
         return torch.from_numpy(bins), torch.from_numpy(self.targets[indices])
 
+    def in_order(self, batch_size: int):
+        """Yield (number of the first cell, bins) of batches that visit each cell once, in order."""
+        for start in range(0, len(self), batch_size):
+            yield start, self.batch(np.arange(start, min(start + batch_size, len(self))))[0]
+
 
 def order_cells(n_cells: int, seed: int, epoch: int, sampling: str = "epoch") -> np.ndarray:
     """Return the order in which an epoch visits the cells, a function of seed and epoch alone.
@@ -96,3 +101,9 @@ def mask_bins(
     n_masked = (n_tokens * mask_share).round().clamp(min=1).minimum(n_tokens)
     chosen = noise.argsort(1).argsort(1) < n_masked
     return bins.masked_fill(chosen & ~keep, mask_token), chosen
+
+
+def find_commonest_bin(bins: torch.Tensor, n_bins: int) -> torch.Tensor:
+    """Return each cell's commonest non-zero token, (cells, 1); the lowest of several, and 1 for a cell without any."""
+    counts = torch.stack([(bins == token).sum(1) for token in range(1, n_bins + 1)], dim=1)  # (cells, n_bins)
+    return counts.argmax(1, keepdim=True) + 1

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .preprocess import iterate_rows
+from .preprocess import check_unique, iterate_rows
 from .record import find_file
 
 
@@ -72,12 +72,8 @@ def check_counts(adata: anndata.AnnData, name: str) -> None:
         raise ValueError(f"{name} has {adata.n_obs} cells and {adata.n_vars} genes: there is nothing to work on.")
     if adata.X is None:
         raise ValueError(f"{name} has no X: put the raw counts there.")
-    for kind, index in (("Cell", adata.obs_names), ("Gene", adata.var_names)):
-        if not index.is_unique:
-            raise ValueError(
-                f"{kind} names of {name} are duplicated ({index[index.duplicated()].nunique()} of them, first: "
-                f"{index[index.duplicated()][0]}): sum or rename them first."
-            )
+    check_unique(adata.obs_names, f"Cell names of {name}")
+    check_unique(adata.var_names, f"Gene names of {name}")
     for start, rows in iterate_rows(adata):
         values = rows.data
         if not np.isfinite(values).all():

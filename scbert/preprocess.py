@@ -35,6 +35,15 @@ def library_size(adata: anndata.AnnData) -> np.ndarray:
     return n_counts
 
 
+def check_unique(names: pd.Index, what: str) -> None:
+    """Raise a ValueError that begins with `what` if a name stands twice."""
+    twice = names[names.duplicated()]
+    if len(twice):
+        raise ValueError(
+            f"{what} are duplicated ({twice.nunique()} of them, first: {twice[0]}): sum or rename them first."
+        )
+
+
 def iterate_rows(adata: anndata.AnnData):
     """Yield (first row, CSR block of counts), from memory in one piece, from a backed file in blocks."""
     step = CELLS_AT_ONCE if adata.isbacked else max(adata.n_obs, 1)
@@ -96,12 +105,8 @@ def tokenize(
         raise ValueError(f"library must be 'all' or 'aligned', not {library!r}.")
     names = pd.Index(adata.var_names)
     vocabulary = names if genes is None else pd.Index(genes)
-    for index, what in ((names, "the data"), (vocabulary, "the vocabulary")):
-        if index.has_duplicates:
-            raise ValueError(
-                f"Gene names of {what} are duplicated ({index[index.duplicated()].nunique()} of them, first: "
-                f"{index[index.duplicated()][0]}): sum or rename them first."
-            )
+    check_unique(names, "Gene names of the data")
+    check_unique(vocabulary, "Gene names of the vocabulary")
     column = vocabulary.get_indexer(names)  # where each gene of the data goes, -1 for nowhere
     if not (column >= 0).any():
         raise ValueError(

@@ -20,7 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .cells import CellDataset, mask_bins, order_cells
+from .cells import CellDataset, find_commonest_bin, mask_bins, order_cells
 from .datasets import check_column
 from .model import Classifier, ScBert
 from .recipe import Recipe, learning_rate_at
@@ -176,8 +176,7 @@ def masked_accuracy(
     """
     check_cells(model, adata)
     cells, device, rows = CellDataset(adata), next(model.parameters()).device, []
-    for start in range(0, len(cells), batch_size):
-        bins, _ = cells.batch(np.arange(start, min(start + batch_size, len(cells))))
+    for start, bins in cells.in_order(batch_size):
         # One seed a cell: the masks do not depend on the batch size.
         masked = [
             mask_bins(bins[[i]], model.config.mask_token, (seed, start + i), mask_share=mask_share, replace_share=1)
@@ -186,8 +185,7 @@ def masked_accuracy(
         seen, where = (torch.cat(tensors) for tensors in zip(*masked, strict=True))
         logits = model.to_out(model.encode(seen.to(device))).float().cpu()  # (cells, genes + 1, n_bins + 2)
         predicted = logits.argmax(-1)
-        visible = F.one_hot(bins.masked_fill(where, 0), model.config.n_bins + 1)[..., 1:].sum(1)  # (cells, n_bins)
-        mode = visible.argmax(1, keepdim=True) + 1
+        mode = find_commonest_bin(bins.masked_fill(where, 0), model.config.n_bins)  # (cells, 1)
         loss = F.cross_entropy(logits.transpose(1, 2), bins, reduction="none")  # (cells, genes + 1)
         per_cell = {
             "n_masked": where,
@@ -392,12 +390,7 @@ def _choose_trainable(classifier, layers):
 def _measure(classifier, validation, truth, batch_size):
     """Return loss, accuracy and macro-F1 over the labels present, on validation cells."""
     cells, device = CellDataset(validation), next(classifier.parameters()).device
-    logits = torch.cat(
-        [
-            classifier(cells.batch(np.arange(start, min(start + batch_size, len(cells))))[0].to(device)).float().cpu()
-            for start in range(0, len(cells), batch_size)
-        ]
-    )
+    logits = torch.cat([classifier(bins.to(device)).float().cpu() for _, bins in cells.in_order(batch_size)])
     predicted = logits.argmax(1).numpy()
     return {
         "val_loss": F.cross_entropy(logits, torch.from_numpy(truth)).item(),
@@ -446,7 +439,7 @@ def _progress_bar(what, epochs_done, n_epochs, n_cells, progress):
 
 def _identify(module, data, *arguments):
     """Hash all that fixes a training run, so that a checkpoint is continued only by the same call."""
-    digest = hashlib.sha256(repr((module.config if hasattr(module, "config") else "", arguments)).encode())
+    digest = hashlib.sha256(repr((module.config, arguments)).encode())
     for tensor in module.state_dict().values():
         digest.update(tensor.detach().cpu().numpy().tobytes())
     for adata in data:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scbert.cells import CellDataset, mask_bins, order_cells
+from scbert.cells import CellDataset, find_commonest_bin, mask_bins, order_cells
 
 MASK = 6
 
@@ -97,3 +97,15 @@ def test_masks_follow_from_the_seed_alone(tokens):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[1], other[1])
     assert torch.equal(tokens, before)
+
+
+def test_batches_in_order_meet_each_cell_once_and_say_which_is_first(cells):
+    dataset = CellDataset(cells)
+    batches = list(dataset.in_order(25))
+    assert [start for start, _ in batches] == [0, 25, 50]
+    assert torch.equal(torch.cat([bins for _, bins in batches]), dataset.batch(range(60))[0])
+
+
+def test_the_commonest_bin_leaves_zeros_out_and_takes_the_lowest_of_several():
+    bins = torch.tensor([[0, 0, 0, 5, 5, 2, 0], [3, 1, 3, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]])
+    assert find_commonest_bin(bins, n_bins=5).tolist() == [[5], [1], [1]]
