@@ -1,4 +1,4 @@
-"""FAVOR+ attention, linear in the number of genes: pure functions on tensors.
+"""FAVOR+ attention in time and memory linear in the number of genes: functions on tensors, and no more.
 
 For one head, with random features P (features x dim_head) and c = dim_head^(-1/4),
 
@@ -8,15 +8,32 @@ For one head, with random features P (features x dim_head) and c = dim_head^(-1/
 
 (Choromanski et al. 2021, eq. 5 and Lemma 1; scBERT Methods, "Performer encoder"). The published factor
 m^(-1/2) stands in numerator and denominator alike and is left out.
+
+How it is computed. `_Features` yields w(x) = exp(c P x - its own maximum), which lies in (0, 1] whatever the
+norm of x, and the rest of each phi is one number a position, which moves from the features to what they multiply:
+
+    phi_q(x) ~ w(x) + eps exp(c^2 |x|^2 / 2)                    (a query's scale cancels in out_i)
+    phi_k(x) = w(x) exp(own maximum - c^2 |x|^2 / 2 - largest maximum) + eps
+
+The sums over j are taken in one pass over chunks of keys, under a running maximum; the eps terms have rank one
+and are added afterwards. All features together, (heads, positions, features), never exist. Tensors are "features
+first": positions are the last axis, which is the layout the multiplies run fastest in. Exponents are powers of
+two, since exp2 takes a third of the time of exp on a CPU.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-4
+LOG2E = math.log2(math.e)
+CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 2**28}
+"""Bytes of one chunk's features: what stays in the cache of a CPU (measured), what fills a GPU (not measured)."""
 
 
 def draw_projection(n_features: int, dim_head: int, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -44,23 +61,177 @@ def draw_projection(n_features: int, dim_head: int, generator: torch.Generator |
     return directions * norms
 
 
-def _exponents(x, projection):
-    """Return c P x - c^2 |x|^2 / 2, (..., positions, features), and its second term, (..., positions, 1)."""
-    x = x * x.shape[-1] ** -0.25
-    half_square = x.square().sum(-1, keepdim=True) / 2
-    # With -|x|^2/2 as a further column of x, and a column of ones beside P, one multiply yields the exponent.
-    exponents = torch.cat([x, -half_square], -1) @ F.pad(projection, (0, 1), value=1.0).T.to(x.dtype)
-    return exponents, half_square
+def _in_full_precision(function):
+    """Leave autocast and widen half precision, for exponents and sums over thousands of positions."""
+
+    @functools.wraps(function)
+    def widened(*tensors, **options):
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            half = (torch.bfloat16, torch.float16)
+            return function(*(t.float() if getattr(t, "dtype", None) in half else t for t in tensors), **options)
+
+    return widened
 
 
-def _key_maximum(exponents, half_square, key_stabiliser):
-    """Return max of c P k: per cell and head, or over the whole batch tensor as published."""
-    per_position = exponents.detach().amax(-1, keepdim=True) + half_square.detach()
-    return per_position.amax(-2, keepdim=True) if key_stabiliser == "head" else per_position.amax()
+class _Features(torch.autograd.Function):
+    """w(x) = exp(c P x - own maximum), and that maximum in powers of two; autograd would keep three copies.
+
+    The gradient is that of exp(c P x - c^2 |x|^2 / 2 - a constant): maxima are constants, as in
+    performer-pytorch, and a position's |x|^2 reaches its scale through here only.
+    """
+
+    @staticmethod
+    def forward(ctx, x, projection):
+        # x (batch, dim_head, positions), projection (features, dim_head)
+        scaled = projection.to(x.dtype) * (x.shape[1] ** -0.25 * LOG2E)
+        features = torch.bmm(scaled.expand(len(x), -1, -1), x)  # (batch, features, positions)
+        top = features.amax(1, keepdim=True)  # (batch, 1, positions)
+        features.sub_(top).exp2_()
+        ctx.save_for_backward(x, projection, features)
+        ctx.mark_non_differentiable(top)
+        return features, top
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        x, projection, features = ctx.saved_tensors
+        grad = grad * features  # now of the exponent
+        scaled = projection.T.to(x.dtype) * x.shape[1] ** -0.25
+        grad_x = torch.bmm(scaled.expand(len(x), -1, -1), grad)  # (batch, dim_head, positions)
+        return grad_x.addcmul_(x, grad.sum(1, keepdim=True), value=-(x.shape[1] ** -0.5)), None
+
+
+def _half_square(x):
+    """Return c^2 |x|^2 / 2 in powers of two, (batch, 1, positions), without a gradient: `_Features` has it."""
+    return x.detach().square().sum(1, keepdim=True) * (x.shape[1] ** -0.5 / 2 * LOG2E)
+
+
+class KeySummary(NamedTuple):
+    """What attention needs to know of any number of keys; a column of ones beside v yields the normaliser."""
+
+    context: torch.Tensor
+    """sum_j (v_j, 1) exp(c P k_j - c^2 |k_j|^2 / 2 - top), (batch, dim_head + 1, features)."""
+    values: torch.Tensor
+    """sum_j (v_j, 1), (batch, dim_head + 1, 1)."""
+    top: torch.Tensor
+    """Largest c P k_j, in powers of two, (batch, 1, 1)."""
+
+
+@_in_full_precision
+def summarise_keys(k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor) -> KeySummary:
+    """Summarise keys and values, (batch, dim_head, positions) each; batch stands for cells times heads."""
+    features, own_top = _Features.apply(k, projection)
+    top = own_top.amax(2, keepdim=True)
+    scale = torch.exp2(own_top - top - _half_square(k))  # (batch, 1, positions)
+    context = torch.bmm(torch.cat([v * scale, scale], 1), features.mT)
+    count = v.new_full((len(v), 1, 1), v.shape[2])
+    return KeySummary(context, torch.cat([v.sum(2, keepdim=True), count], 1), top)
+
+
+def merge_summaries(one: KeySummary, other: KeySummary) -> KeySummary:
+    """Merge the summaries of two sets of keys, rescaled to the larger maximum (as online softmax does)."""
+    top = torch.maximum(one.top, other.top)
+    context = one.context * torch.exp2(one.top - top) + other.context * torch.exp2(other.top - top)
+    return KeySummary(context, one.values + other.values, top)
+
+
+def close_summary(keys: KeySummary, key_stabiliser: str, eps: float = EPS) -> KeySummary:
+    """Apply the stabiliser and add eps: from here on, context is sum_j phi_k(j) (v_j, 1)."""
+    top = keys.top.amax().expand_as(keys.top) if key_stabiliser == "batch" else keys.top
+    return KeySummary(keys.context * torch.exp2(keys.top - top) + eps * keys.values, keys.values, top)
+
+
+@_in_full_precision
+def attend(
+    q: torch.Tensor, keys: KeySummary, projection: torch.Tensor, eps: float = EPS, weight: torch.Tensor | None = None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Return out_i of queries (batch, dim_head, positions), in their shape.
+
+    With a `weight` of each query, (batch, 1, positions), return also sum_i weight_i phi_q(i) / normaliser_i,
+    (batch, features, 1): all that `weigh_keys` has to know of the queries.
+    """
+    features, _ = _Features.apply(q, projection)
+    # Where exp(c^2 |q|^2 / 2) is beyond 2^60, eps outweighs all features already, and more would only overflow.
+    floor = eps * torch.exp2(_half_square(q).clamp(max=60))  # (batch, 1, positions)
+    out = torch.baddbmm(keys.context.sum(2, keepdim=True) * floor, keys.context, features)
+    normaliser = out[:, -1:]
+    if weight is None:
+        return out[:, :-1] / normaliser
+    share = weight / normaliser
+    queries = (features * share).sum(2, keepdim=True) + (floor * share).sum(2, keepdim=True)
+    return out[:, :-1] / normaliser, queries
+
+
+@_in_full_precision
+def weigh_keys(
+    k: torch.Tensor, queries: torch.Tensor, keys: KeySummary, projection: torch.Tensor, eps: float = EPS
+) -> torch.Tensor:
+    """Return phi_k(j) . queries, (batch, positions): the attention each key receives from all queries summed."""
+    features, own_top = _Features.apply(k, projection)
+    scale = torch.exp2(own_top - keys.top - _half_square(k))  # (batch, 1, positions)
+    return ((features * queries).sum(1, keepdim=True) * scale + eps * queries.sum(1, keepdim=True)).squeeze(1)
+
+
+def split_chunks(inputs: tuple[torch.Tensor, ...], heads: int, n_features: int) -> list[list[tuple]]:
+    """Cut tensors (cells, positions, ...) into groups of cells, and each group into chunks of positions.
+
+    The features of a chunk, (cells * heads, n_features, positions) in float32, take at most `CHUNK_BYTES`: it is
+    some whole cells where these are short, and a stretch of one cell where they are long.
+    """
+    positions = inputs[0].shape[1]
+    limit = CHUNK_BYTES.get(inputs[0].device.type, CHUNK_BYTES["cuda"])
+    fit = max(1, limit // (4 * heads * n_features))  # positions in a chunk
+    group = max(1, fit // positions)
+    length = math.ceil(positions / math.ceil(positions / fit))  # chunks of one length
+    groups = zip(*(x.split(group) for x in inputs), strict=True)
+    return [list(zip(*(x.split(length, 1) for x in part), strict=True)) for part in groups]
+
+
+def read_chunks(read: Callable, groups: list[list[tuple]], key_stabiliser: str, eps: float = EPS) -> list[KeySummary]:
+    """Summarise the keys of all chunks, one in memory at a time: ``read(*chunk)`` returns its `KeySummary`."""
+    read = _recompute(read, groups)
+    summaries = [functools.reduce(merge_summaries, (read(*chunk) for chunk in chunks)) for chunks in groups]
+    sizes = [len(keys.top) for keys in summaries]
+    keys = close_summary(KeySummary(*map(torch.cat, zip(*summaries, strict=True))), key_stabiliser, eps)
+    return [KeySummary(*part) for part in zip(*(tensor.split(sizes) for tensor in keys), strict=True)]
+
+
+def map_chunks(function: Callable, groups: list[list[tuple]], context: list) -> tuple[torch.Tensor, ...]:
+    """Put together what ``function(context of its group, *chunk)`` returns: tensors (cells, positions, ...)."""
+    function = _recompute(function, groups)
+    done = [
+        [torch.cat(parts, 1) for parts in zip(*(function(own, *chunk) for chunk in chunks), strict=True)]
+        for own, chunks in zip(context, groups, strict=True)
+    ]
+    return tuple(torch.cat(parts) for parts in zip(*done, strict=True))
+
+
+def _recompute(function, groups):
+    """Where gradients are wanted and a cell has several chunks, let each keep its inputs only.
+
+    A chunk is then computed again in the backward pass: at most a quarter more multiplies, and memory for one
+    chunk's features instead of all.
+    """
+    if torch.is_grad_enabled() and len(groups[0]) > 1:
+        return functools.partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    return function
+
+
+def _features_first(x):
+    return x.permute(0, 2, 3, 1).flatten(0, 1)  # (cells, positions, heads, d) -> (cells * heads, d, positions)
+
+
+def _positions_first(x, heads):
+    return x.unflatten(0, (-1, heads)).permute(0, 3, 1, 2)  # and back
 
 
 def favor_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor, key_stabiliser: str = "head"
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    projection: torch.Tensor,
+    key_stabiliser: str = "head",
+    eps: float = EPS,
 ) -> torch.Tensor:
     """Approximate softmax attention by random features, in time linear in the positions.
 
@@ -73,25 +244,86 @@ def favor_attention(
     key_stabiliser
         ``"head"``: the largest key exponent of that cell and head is subtracted, so a cell's result does not
         depend on who shares its batch. ``"batch"``: the largest of the whole batch.
+    eps
+        Added to every feature.
 
     Returns
     -------
-    (cells, heads, positions, dim_head).
+    (cells, heads, positions, dim_head), in the precision of `q`; features and sums are float32 at least.
 
     Differs from the published code: "head" is the default, where the script takes one maximum over the batch
     tensor, which together with eps makes a cell's output depend on its neighbours in the batch.
     """
-    exponents, half_square = _exponents(q, projection)
-    q_max = exponents.detach().amax(-1, keepdim=True) + half_square.detach()
-    exp_q = exponents.sub_(q_max).exp_()  # (cells, heads, positions, features)
-    exponents, half_square = _exponents(k, projection)
-    exp_k = exponents.sub_(_key_maximum(exponents, half_square, key_stabiliser)).exp_()
-    # A column of ones beside v carries the normaliser through the same two multiplies; phi = exp + eps, and
-    # the eps term is added in closed form.
-    v = F.pad(v, (0, 1), value=1.0)  # (cells, heads, positions, dim_head + 1)
-    context = exp_k.transpose(-1, -2) @ v + EPS * v.sum(-2, keepdim=True)  # (cells, heads, features, dim_head + 1)
-    out = exp_q @ context + EPS * context.sum(-2, keepdim=True)  # (cells, heads, positions, dim_head + 1)
-    return out[..., :-1] / out[..., -1:]
+    heads = q.shape[1]
+
+    def read(_, k, v):
+        return summarise_keys(_features_first(k), _features_first(v), projection)
+
+    def write(keys, q, *_):
+        return (_positions_first(attend(_features_first(q), keys, projection, eps), heads),)
+
+    groups = split_chunks(tuple(x.transpose(1, 2) for x in (q, k, v)), heads, len(projection))
+    (out,) = map_chunks(write, groups, read_chunks(read, groups, key_stabiliser, eps))
+    return out.transpose(1, 2).to(q.dtype)
+
+
+@torch.no_grad()
+def attention_columns(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    projection: torch.Tensor,
+    where: torch.Tensor | None = None,
+    key_stabiliser: str = "head",
+) -> torch.Tensor:
+    """Return the attention each position receives, averaged over the positions that attend: no n x n matrix.
+
+    Parameters
+    ----------
+    q, k
+        (cells, heads, positions, dim_head).
+    projection, key_stabiliser
+        As in `favor_attention`.
+    where
+        Booleans (cells, positions): the queries to average over, such as those of expressed genes; all if None.
+
+    Returns
+    -------
+    (cells, heads, positions), each row summing to one (to zero for a cell with no query).
+
+    Paper: Methods, "attention matrix"; Fig. 5.
+    Differs from the published code: the mean over rows follows from sums over features, where the script holds
+    every head's positions x positions matrix.
+    """
+    cells, heads, positions, _ = q.shape
+    where = torch.ones(cells, positions, device=q.device) if where is None else where
+    weight = weigh_queries(where.to(q.dtype))
+
+    def read(_, k, __):
+        return summarise_keys(_features_first(k), _features_first(k[..., :0]), projection)
+
+    def ask(keys, q, _, weight):
+        _, queries = attend(_features_first(q), keys, projection, weight=weight.repeat_interleave(heads, 0)[:, None])
+        return (_positions_first(queries, heads),)  # (cells, 1, heads, features), one of each chunk
+
+    def weigh(context, _, k, __):
+        return (weigh_keys(_features_first(k), *context, projection).unflatten(0, (-1, heads)).transpose(1, 2),)
+
+    groups = split_chunks((q.transpose(1, 2), k.transpose(1, 2), weight), heads, len(projection))
+    keys = read_chunks(read, groups, key_stabiliser)
+    (queries,) = map_chunks(ask, groups, keys)
+    (columns,) = map_chunks(weigh, groups, pair_queries(queries, keys))
+    return columns.transpose(1, 2)  # (cells, heads, positions)
+
+
+def weigh_queries(where: torch.Tensor) -> torch.Tensor:
+    """Turn the queries to average over, (cells, positions), into weights that sum to one in each cell."""
+    return where / where.sum(1, keepdim=True).clamp(min=1)
+
+
+def pair_queries(queries: torch.Tensor, keys: list[KeySummary]) -> list[tuple[torch.Tensor, KeySummary]]:
+    """Sum each chunk's queries, (cells, chunks, heads, features), and put them beside their group's keys."""
+    queries = queries.sum(1).flatten(0, 1)[..., None]  # (cells * heads, features, 1)
+    return list(zip(queries.split([len(part.top) for part in keys]), keys, strict=True))
 
 
 class FavorAttention(nn.Module):

@@ -20,7 +20,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import genes as gene_lists
-from .attention import FavorAttention, draw_projection
+from .attention import (
+    FavorAttention,
+    attend,
+    draw_projection,
+    map_chunks,
+    pair_queries,
+    read_chunks,
+    split_chunks,
+    summarise_keys,
+    weigh_keys,
+    weigh_queries,
+)
 
 
 @dataclass(frozen=True)
@@ -176,15 +187,47 @@ class ScBert(nn.Module):
         ValueError
             Another number of columns than ``n_genes + 1``.
         """
+        return self.norm(self.run_layers(self.embed(bins)))
+
+    def run_layers(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Run layers start ... stop - 1 on (cells, genes + 1, dim); the last layer's norm is left to `encode`."""
+        for layer in self.performer.net.layers[start:stop]:
+            x = run_layer(layer, x)
+        return x
+
+    def embed(self, bins: torch.Tensor) -> torch.Tensor:
+        """Return what enters the first layer, (cells, genes + 1, dim): token embedding plus gene embedding."""
         if bins.ndim != 2 or bins.shape[1] != self.config.n_genes + 1:
             raise ValueError(
                 f"bins have shape {tuple(bins.shape)}, but this model reads (cells, {self.config.n_genes + 1}): "
                 "one token a gene and a trailing 0."
             )
         x = self.token_emb(bins)  # (cells, genes + 1, dim)
-        if self.config.gene_embedding != "none":
-            x = x + self.pos_emb.emb.weight
-        return self.norm(self.performer(x))
+        return x if self.config.gene_embedding == "none" else x + self.pos_emb.emb.weight
+
+    @torch.no_grad()
+    def attention_columns(self, bins: torch.Tensor, expressed_only: bool = False) -> torch.Tensor:
+        """Return the attention each gene receives, per layer and head, averaged over the genes that attend.
+
+        Parameters
+        ----------
+        bins
+            As in `encode`.
+        expressed_only
+            Average over genes with a non-zero token only.
+
+        Returns
+        -------
+        (cells, depth, heads, genes + 1); each row sums to one.
+
+        Paper: Methods, "attention matrix"; Fig. 5. See `scbert.attention.attention_columns`.
+        """
+        weight = weigh_queries((bins > 0 if expressed_only else torch.ones_like(bins)).float())
+        x, columns = self.embed(bins), []
+        for layer in self.performer.net.layers:
+            x, received = run_layer(layer, x, weight)
+            columns.append(received)
+        return torch.stack(columns, 1)
 
     def forward(self, bins: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
         """Predict tokens: logits of every position, or only of those where a boolean (cells, genes + 1) is true.
@@ -199,6 +242,64 @@ class ScBert(nn.Module):
     def save(self, path: str | Path, card: str = "") -> None:
         """Write the encoder as a bundle directory, see `load`."""
         _save_bundle(self, path, self, card, labels=None)
+
+
+def run_layer(
+    layer: nn.ModuleList, x: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Run one encoder layer in two passes over chunks of positions: read all keys, then let each position attend.
+
+    Norms, projections and the feed-forward part live inside the chunk, so what exists in full length is the input
+    and the output; a chunk's size follows from `scbert.attention.CHUNK_BYTES`.
+
+    Parameters
+    ----------
+    layer
+        One of ``performer.net.layers``: attention and feed-forward, each behind its norm.
+    x
+        (cells, positions, dim).
+    weight
+        Weights of the attending positions, (cells, positions), from `weigh_queries`.
+
+    Returns
+    -------
+    The layer's output, shaped as `x`; with `weight` also the attention each position receives from the positions
+    so weighted, (cells, heads, positions).
+
+    Paper: Methods, "Performer encoder". Differs from the published code: what it computes does not; how it does.
+    """
+    (attention_norm, attention), (feed_norm, feed) = ((part.norm, part.fn) for part in layer)
+    heads, favor = attention.heads, attention.fast_attention
+    projection = favor.projection_matrix
+
+    def to_heads(linear, x):  # (cells, positions, dim) -> (cells * heads, dim_head, positions)
+        return linear(x).unflatten(2, (heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
+
+    def read(x, *_):
+        x = attention_norm(x)
+        return summarise_keys(to_heads(attention.to_k, x), to_heads(attention.to_v, x), projection)
+
+    def write(keys, x, *weight):
+        q = to_heads(attention.to_q, attention_norm(x))
+        if weight:
+            weight = weight[0].repeat_interleave(heads, 0)[:, None]  # (cells * heads, 1, positions)
+            out, queries = attend(q, keys, projection, weight=weight)
+            extra = (queries.view(len(x), 1, heads, -1),)  # one of each chunk
+        else:
+            out, extra = attend(q, keys, projection), ()
+        x = x + attention.to_out(out.view(len(x), -1, x.shape[1]).mT)
+        return x + feed(feed_norm(x)), *extra
+
+    def weigh(context, x, _):
+        received = weigh_keys(to_heads(attention.to_k, attention_norm(x)), *context, projection)
+        return (received.view(len(x), heads, -1).mT,)
+
+    groups = split_chunks((x,) if weight is None else (x, weight), heads, len(projection))
+    keys = read_chunks(read, groups, favor.key_stabiliser)
+    if weight is None:
+        return map_chunks(write, groups, keys)[0]
+    x, queries = map_chunks(write, groups, keys)
+    return x, map_chunks(weigh, groups, pair_queries(queries, keys))[0].mT
 
 
 class AnnotationHead(nn.Module):
@@ -242,9 +343,13 @@ class Classifier(nn.Module):
         """The vocabulary, in column order."""
         return self.encoder.genes
 
-    def forward(self, bins: torch.Tensor) -> torch.Tensor:
-        """(cells, genes + 1) tokens -> (cells, classes) logits."""
-        return self.head(self.encoder.encode(bins))
+    def forward(self, bins: torch.Tensor, n_layers_done: int = 0) -> torch.Tensor:
+        """(cells, genes + 1) tokens -> (cells, classes) logits.
+
+        With `n_layers_done`, in place of tokens what that many layers made of them, (cells, genes + 1, dim).
+        """
+        x = bins if n_layers_done else self.encoder.embed(bins)
+        return self.head(self.encoder.norm(self.encoder.run_layers(x, n_layers_done)))
 
     def save(self, path: str | Path, card: str = "") -> None:
         """Write the classifier as a bundle directory, see `load`."""

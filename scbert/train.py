@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .cells import CellDataset, find_commonest_bin, mask_bins, order_cells
 from .datasets import check_column
 from .model import Classifier, ScBert
+from .prefix import FrozenPrefix
 from .recipe import Recipe, learning_rate_at
 
 
@@ -215,6 +216,8 @@ def finetune(
     log: str | Path | None = None,
     accelerator: str = "auto",
     precision: str = "32-true",
+    cache: str | None = "float32",
+    cache_memory: int = 2 * 2**30,
     progress: bool = True,
 ) -> Classifier:
     """Train an annotator on labelled cells, starting from an encoder, which is left as it was.
@@ -236,6 +239,13 @@ def finetune(
         See `Recipe`.
     checkpoint, log, accelerator, precision
         As in `pretrain`.
+    cache
+        With frozen first layers, run them once for each cell and keep what they yield, as ``"float32"`` or
+        ``"float16"``; None to run them in every epoch. Nothing is kept where that would change the training:
+        random features redrawn, or ``key_stabiliser="batch"``.
+    cache_memory
+        Bytes to keep in memory; more goes to a file beside the checkpoint, else to the temporary folder. A full
+        disk costs time, not the training.
 
     Returns
     -------
@@ -254,6 +264,8 @@ def finetune(
     check_cells(model, adata)
     if n_epochs < 1:
         raise ValueError(f"n_epochs must be at least 1, not {n_epochs}: an annotator has to learn its labels.")
+    if cache not in ("float32", "float16", None):
+        raise ValueError(f"cache must be 'float32', 'float16' or None, not {cache!r}.")
     for part, name in ((adata, "The training set"), (validation, "The validation set")):
         if part is not None:
             check_column(part, label_key, name, constant_is_fine=True)
@@ -275,7 +287,7 @@ def finetune(
     classifier = Classifier(model, labels, seed)
     _choose_trainable(classifier, recipe.trainable_layers)
     identity = _identify(classifier, (adata, validation), label_key, list(truth), list(cells.targets), n_epochs, patience,
-                         batch_size, accumulate, learning_rate, recipe, seed, precision) if checkpoint else ""  # fmt: skip
+                         batch_size, accumulate, learning_rate, recipe, seed, precision, cache) if checkpoint else ""  # fmt: skip
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     trainable = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     module, optimizer = fabric.setup(classifier, torch.optim.AdamW(trainable, lr=learning_rate))
@@ -288,14 +300,22 @@ def finetune(
     rate = history[-1]["learning_rate"] if history else 0.0  # an epoch may pass without a step
     weight = None if weight is None else weight.to(fabric.device)
     steps_per_epoch = _steps_per_epoch(len(cells), batch_size, accumulate, recipe)
-    with _progress_bar("fine-tune", len(history), n_epochs, len(cells), progress) as bar:
+    keep = {"precision": cache, "batch_size": batch_size, "progress": progress,
+            "folder": Path(checkpoint).parent if checkpoint else None}  # fmt: skip
+    n_frozen = _count_frozen(classifier, recipe) if cache else 0
+    inputs = FrozenPrefix(model, cells, n_frozen, memory=cache_memory, **keep)
+    held_out = FrozenPrefix(
+        model, CellDataset(validation), n_frozen, memory=cache_memory - inputs.bytes_in_memory, **keep
+    )
+    bar = _progress_bar("fine-tune", len(history), n_epochs, len(cells), progress)
+    with contextlib.closing(inputs), contextlib.closing(held_out), bar:
         for epoch in range(len(history), n_epochs):
             if best and epoch - best["epoch"] >= patience:
                 break
             loss_sum = correct = 0
             for indices, is_step in _batches(len(cells), batch_size, accumulate, seed, epoch, recipe):
-                bins, target = (tensor.to(fabric.device) for tensor in cells.batch(indices))
-                logits = module(bins)  # (cells, classes)
+                target = torch.from_numpy(cells.targets[indices]).to(fabric.device)
+                logits = module(inputs.batch(indices), n_frozen)  # (cells, classes)
                 loss = F.cross_entropy(logits, target, weight)
                 fabric.backward(loss / accumulate if recipe.scale_loss_by_accumulation else loss)
                 loss_sum += loss.item() * len(target)
@@ -315,7 +335,7 @@ def finetune(
                 "loss": loss_sum / len(cells),
                 "accuracy": correct / len(cells),
             }
-            row |= _measure(classifier, validation, truth, batch_size)
+            row |= _measure(classifier, held_out, truth, batch_size)
             history.append(row)
             score = -row["val_loss"] if recipe.select_by == "loss" else row[f"val_{recipe.select_by}"]
             if not best or score > best["score"]:
@@ -386,11 +406,20 @@ def _choose_trainable(classifier, layers):
             encoder.performer.net.layers[layer].requires_grad_(True)
 
 
+def _count_frozen(classifier, recipe):
+    """Count the first layers that never change and whose result is the cell's own: these can be kept."""
+    encoder = classifier.encoder
+    if encoder.token_emb.weight.requires_grad or recipe.redraw_features or recipe.key_stabiliser == "batch":
+        return 0
+    frozen = [not any(p.requires_grad for p in layer.parameters()) for layer in encoder.performer.net.layers]
+    return [*frozen, False].index(False)
+
+
 @torch.inference_mode()
-def _measure(classifier, validation, truth, batch_size):
+def _measure(classifier, held_out, truth, batch_size):
     """Return loss, accuracy and macro-F1 over the labels present, on validation cells."""
-    cells, device = CellDataset(validation), next(classifier.parameters()).device
-    logits = torch.cat([classifier(bins.to(device)).float().cpu() for _, bins in cells.in_order(batch_size)])
+    batches = np.split(np.arange(len(truth)), range(batch_size, len(truth), batch_size))
+    logits = torch.cat([classifier(held_out.batch(batch), held_out.n_layers).float().cpu() for batch in batches])
     predicted = logits.argmax(1).numpy()
     return {
         "val_loss": F.cross_entropy(logits, torch.from_numpy(truth)).item(),
