@@ -207,12 +207,12 @@ def map_chunks(function: Callable, groups: list[list[tuple]], context: list) -> 
 
 
 def _recompute(function, groups):
-    """Where gradients are wanted and a cell has several chunks, let each keep its inputs only.
+    """Where gradients are wanted and there are several chunks, let each keep its inputs only.
 
-    A chunk is then computed again in the backward pass: at most a quarter more multiplies, and memory for one
-    chunk's features instead of all.
+    A chunk is then computed again in the backward pass: a quarter more multiplies, and memory for the features of
+    one chunk instead of all.
     """
-    if torch.is_grad_enabled() and len(groups[0]) > 1:
+    if torch.is_grad_enabled() and sum(map(len, groups)) > 1:
         return functools.partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
     return function
 
@@ -296,7 +296,7 @@ def attention_columns(
     """
     cells, heads, positions, _ = q.shape
     where = torch.ones(cells, positions, device=q.device) if where is None else where
-    weight = weigh_queries(where.to(q.dtype))
+    weight = weigh_queries(where.to(torch.promote_types(q.dtype, torch.float32)))
 
     def read(_, k, __):
         return summarise_keys(_features_first(k), _features_first(k[..., :0]), projection)

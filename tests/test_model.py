@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from performer_pytorch import Performer
+from torch import distributed, multiprocessing
+from torch.nn.functional import cross_entropy, layer_norm
+from torch.nn.parallel import DistributedDataParallel
 
 import scbert
-from scbert import ScBert, ScBertConfig
-from scbert.model import AnnotationHead
+from scbert import ScBert, ScBertConfig, attention
+from scbert.attention import CHUNK_BYTES
+from scbert.model import AnnotationHead, run_layer
 
 GENES = [f"gene{i}" for i in range(24)]
 
@@ -18,19 +22,156 @@ def count(parameters):
     return sum(parameter.numel() for parameter in parameters)
 
 
-def test_the_encoder_equals_an_unmodified_performer_with_the_same_weights():
-    config = ScBertConfig(n_genes=765, dim=32, depth=2, heads=4, dim_head=16)
-    model = ScBert(config, seed=3).eval()
-    bins = torch.randint(0, 7, (3, 766), generator=torch.Generator().manual_seed(0))
+# Layers, in chunks of positions
 
+
+WIDE = ScBertConfig(n_genes=39, dim=32, depth=2, heads=4, dim_head=16)
+CHUNKS = {"one chunk": 120, "two cells a chunk": 80, "three chunks a cell": 15, "single positions": 1}
+"""Positions in a chunk, for cells of 40."""
+
+
+def bytes_of(positions, config):
+    return 4 * config.heads * config.n_features * positions
+
+
+@pytest.fixture(params=CHUNKS.values(), ids=CHUNKS)
+def chunked(request, monkeypatch):
+    """Let models of the config `WIDE` compute in chunks."""
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", bytes_of(request.param, WIDE))
+
+
+def draw_bins(cells=3, columns=40):
+    return torch.randint(0, 7, (cells, columns), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def unmodified():
+    """A model, and a function that encodes as it should, through performer-pytorch alone."""
+    model = ScBert(WIDE, seed=3).eval()
     performer = Performer(dim=32, depth=2, heads=4, dim_head=16, qkv_bias=False).eval()
     missing, unexpected = performer.load_state_dict(model.performer.state_dict(), strict=False)
     assert not unexpected
     assert all(name.startswith("proj_updater.") for name in missing)
-    embedded = model.token_emb.weight[bins] + model.pos_emb.emb.weight
-    expected = torch.nn.functional.layer_norm(performer(embedded), (32,), model.norm.weight, model.norm.bias)
 
-    torch.testing.assert_close(model.encode(bins), expected, atol=1e-5, rtol=0)
+    def encode(bins):
+        embedded = model.token_emb.weight[bins] + model.pos_emb.emb.weight
+        return layer_norm(performer(embedded), (32,), model.norm.weight, model.norm.bias)
+
+    return model, performer, encode
+
+
+def test_the_encoder_equals_an_unmodified_performer_with_the_same_weights(chunked, unmodified):
+    model, _, encode = unmodified
+    ours = model.encode(draw_bins())
+    torch.testing.assert_close(ours, encode(draw_bins()), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, model.norm(model.performer(model.embed(draw_bins()))), atol=1e-5, rtol=0)
+
+
+def test_a_training_step_has_the_gradients_of_an_unmodified_performer(chunked, unmodified):
+    model, performer, encode = unmodified
+    theirs = dict(performer.named_parameters())
+    names, parameters = zip(*model.performer.named_parameters(), strict=True)
+    gradients = []
+    for function, inputs in ((model.encode, parameters), (encode, [theirs[name] for name in names])):
+        inputs = [*inputs, model.token_emb.weight, model.pos_emb.emb.weight]
+        loss = cross_entropy(model.to_out(function(draw_bins())).flatten(0, 1), draw_bins().flatten())
+        gradients.append(torch.autograd.grad(loss, inputs))
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm()
+
+
+def test_under_autocast_a_training_step_is_close_to_full_precision(chunked):
+    model = ScBert(WIDE, seed=3)
+    expected = model.encode(draw_bins())
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded = model.encode(draw_bins())
+    assert encoded.dtype == torch.float32
+    torch.testing.assert_close(encoded, expected, atol=0.02, rtol=0)  # numbers of variance one
+    parameters = list(model.performer.parameters())
+    ours, theirs = (torch.autograd.grad(out.sin().sum(), parameters) for out in (encoded, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
+def test_where_there_are_several_chunks_no_features_are_kept_for_the_backward_pass(monkeypatch):
+    config = ScBertConfig(n_genes=599, dim=8, depth=1, heads=2, dim_head=16)
+    layer = ScBert(config).performer.net.layers[0]
+    x = torch.randn(2, 600, 8, requires_grad=True)
+
+    def keep(positions):
+        """Run the layer in chunks, and return the bytes kept for its backward pass."""
+        monkeypatch.setitem(CHUNK_BYTES, "cpu", bytes_of(positions, config))
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            run_layer(layer, x)
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}  # views share one
+        return sum(storages.values())
+
+    assert keep(1200) > 2 * bytes_of(1200, config)  # one chunk: the features of all queries and keys
+    assert max(keep(600), keep(300), keep(60)) < 1.1 * x.nbytes
+
+
+def test_attention_columns_are_those_of_each_layers_queries_and_keys(chunked):
+    model = ScBert(WIDE, seed=3)
+    bins = draw_bins()
+    for key_stabiliser, expressed_only in (("head", False), ("head", True), ("batch", True)):
+        model.set_key_stabiliser(key_stabiliser)
+        x, expected = model.embed(bins), []
+        for attend, feed in model.performer.net.layers:
+            q, k = (f(attend.norm(x)).unflatten(2, (4, 16)).transpose(1, 2) for f in (attend.fn.to_q, attend.fn.to_k))
+            where = bins > 0 if expressed_only else None
+            projection = attend.fn.fast_attention.projection_matrix
+            expected.append(attention.attention_columns(q, k, projection, where, key_stabiliser))
+            x = x + attend(x)
+            x = x + feed(x)
+        columns = model.attention_columns(bins, expressed_only)
+        assert columns.shape == (3, 2, 4, 40)
+        torch.testing.assert_close(columns, torch.stack(expected, 1), atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(columns.sum(3), torch.ones(3, 2, 4))
+
+
+@pytest.mark.parametrize("positions", [10, 50, 1000])
+def test_a_cells_logits_depend_on_who_shares_its_batch_only_as_published(monkeypatch, bins, classifier, positions):
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", bytes_of(positions, classifier.config))
+    classifier.double()  # the effect is small in cells this much alike
+    for key_stabiliser, low, high in (("head", 0, 1e-12), ("batch", 1e-6, 1)):
+        classifier.encoder.set_key_stabiliser(key_stabiliser)
+        alone = torch.cat([classifier(cell) for cell in bins[:9].split(1)])
+        assert low <= (classifier(bins[:9]) - alone).abs().max() < high
+
+
+LITTLE = ScBertConfig(n_genes=24, dim=8, depth=2, heads=2, dim_head=4)
+
+
+def take_step(model, bins):
+    cross_entropy(model(bins).flatten(0, 1), bins.flatten()).backward()
+
+
+def share_gradients(rank, folder):
+    """Be one of two processes, and save the gradients of a step on every other cell."""
+    torch.set_num_threads(1)
+    CHUNK_BYTES["cpu"] = bytes_of(13, LITTLE)  # two chunks a cell
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = ScBert(LITTLE)
+    take_step(DistributedDataParallel(model), draw_bins(4, 25)[rank::2])
+    torch.save([parameter.grad for parameter in model.parameters()], f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="This PyTorch was built without torch.distributed.")
+def test_two_processes_share_the_mean_of_their_gradients(monkeypatch, tmp_path):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    multiprocessing.spawn(share_gradients, (str(tmp_path),), nprocs=2)
+    model = ScBert(LITTLE)
+    for rank in range(2):
+        take_step(model, draw_bins(4, 25)[rank::2])  # gradients add up
+    for rank in range(2):
+        for parameter, shared in zip(model.parameters(), torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            torch.testing.assert_close(shared, parameter.grad / 2, atol=1e-7, rtol=1e-4)
+
+
+# Names, sizes and seeds
 
 
 def test_the_state_dict_holds_exactly_the_published_names(encoder):
