@@ -28,6 +28,7 @@ _MODULES = (
     "recipe",
     "train",
     "evaluate",
+    "performance",
     "plot",
 )
 __all__ = ["annotate", "embed", "predict_proba", *_HOME, *_MODULES]

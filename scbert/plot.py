@@ -132,3 +132,43 @@ def history(table: pd.DataFrame, columns: dict[str, str], *, ylabel: str, ax: Ax
     ax.legend(frameon=False, fontsize=8)
     sns.despine(ax=ax)
     return ax
+
+
+def scale_logarithmically(ax: Axes, x_ticks: Sequence[int]) -> Axes:
+    """Make both axes logarithmic, with plain numbers: the given ones below, 1, 2 and 5 times powers of ten beside."""
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks(x_ticks, [f"{tick:,}" for tick in x_ticks])
+    ax.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    return ax
+
+
+def costs(sweep: pd.DataFrame) -> np.ndarray:
+    """Draw seconds and peak memory against tokens, a column a step and a line an attention.
+
+    Parameters
+    ----------
+    sweep
+        From `scbert.performance.measure_afresh`: tokens, attention, step, seconds and peak_mb.
+
+    Returns
+    -------
+    The axes, (2, steps).
+    """
+    lengths, steps = sorted(sweep["tokens"].unique()), sweep["step"].unique()
+    colors = dict(zip(sweep["attention"].unique(), sns.color_palette("colorblind"), strict=False))
+    _, axes = plt.subplots(2, len(steps), figsize=(9, 6.4), sharex=True, squeeze=False)
+    for row, (column, label) in zip(
+        axes, {"seconds": "seconds a cell", "peak_mb": "peak MB a cell"}.items(), strict=True
+    ):
+        for ax, step in zip(row, steps, strict=True):
+            lines = sweep[sweep["step"] == step].groupby("attention", sort=False)
+            for marker, (name, part) in zip("osD^", lines, strict=False):
+                ax.plot(part["tokens"], part[column], f"{marker}-", color=colors[name], label=name.replace("_", " "))
+            scale_logarithmically(ax, lengths).set(ylabel=label, title=step if column == "seconds" else "")
+    for ax in axes[1]:
+        ax.set_xlabel("tokens")
+    axes[0, 0].legend(fontsize=8)
+    axes[0, 0].figure.tight_layout()
+    return axes

@@ -219,7 +219,7 @@ class Run:
             "versions": self.versions,
             "data": self.data,
             "seconds": round(time.monotonic() - self._start, 1),
-            "peak_memory_mb": _peak_memory_mb(),
+            "peak_memory_mb": measure_peak_memory_mb(),
             "metrics": self.metrics,
             "checks": self.checks,
         }
@@ -243,7 +243,8 @@ def _git_commit():
         return "unknown"
 
 
-def _peak_memory_mb():
+def measure_peak_memory_mb() -> float:
+    """Return the most memory this process has held so far, in MB."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -58,3 +58,23 @@ def test_cells_with_a_umap_keep_it():
     adata = anndata.AnnData(np.ones((3, 2)), obsm={"X_umap": np.eye(3)[:, :2]})
     plot.place_cells(adata)
     np.testing.assert_array_equal(adata.obsm["X_umap"], np.eye(3)[:, :2])
+
+
+def test_logarithmic_axes_carry_plain_numbers():
+    figure, ax = plt.subplots()
+    ax.plot([1000, 4000], [0.03, 0.4])
+    plot.scale_logarithmically(ax, [1000, 4000])
+    figure.canvas.draw()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1,000", "4,000"]
+    assert {"0.05", "0.1", "0.2"} <= {label.get_text() for label in ax.get_yticklabels()}
+
+
+def test_costs_have_a_column_a_step_and_a_line_an_attention():
+    sweep = pd.DataFrame({"tokens": [1000, 2000] * 3, "step": ["forward"] * 4 + ["training"] * 2})
+    sweep["attention"] = ["scbert"] * 2 + ["fused_softmax"] * 2 + ["scbert"] * 2
+    sweep["seconds"], sweep["peak_mb"] = sweep["tokens"] / 1e4, sweep["tokens"] / 10
+    axes = plot.costs(sweep)
+    assert axes.shape == (2, 2)
+    assert [len(ax.lines) for ax in axes.flat] == [2, 1, 2, 1]
+    assert [text.get_text() for text in axes[0, 0].get_legend().texts] == ["scbert", "fused softmax"]
+    assert list(axes[1, 1].lines[0].get_ydata()) == [100, 200]
