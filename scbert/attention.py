@@ -34,6 +34,8 @@ EPS = 1e-4
 LOG2E = math.log2(math.e)
 CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 2**28}
 """Bytes of one chunk's features: what stays in the cache of a CPU (measured), what fills a GPU (not measured)."""
+KEPT_CHUNKS = 8
+"""Chunks whose features a layer keeps for its backward pass; of more, each is computed again instead."""
 
 
 def draw_projection(n_features: int, dim_head: int, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -207,12 +209,12 @@ def map_chunks(function: Callable, groups: list[list[tuple]], context: list) -> 
 
 
 def _recompute(function, groups):
-    """Where gradients are wanted and there are several chunks, let each keep its inputs only.
+    """Where gradients are wanted and there are many chunks, let each keep its inputs only.
 
     A chunk is then computed again in the backward pass: a quarter more multiplies, and memory for the features of
     one chunk instead of all.
     """
-    if torch.is_grad_enabled() and sum(map(len, groups)) > 1:
+    if torch.is_grad_enabled() and sum(map(len, groups)) > KEPT_CHUNKS:
         return functools.partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
     return function
 

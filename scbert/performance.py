@@ -28,7 +28,7 @@ def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) 
     config, tokens
         The shape, and the length of the sequence.
     recompute
-        Whether the backward pass computes the parts of a chunk again, as it does for sequences of several chunks.
+        Whether the backward pass computes chunks again, as it does from `scbert.attention.KEPT_CHUNKS` on.
 
     Returns
     -------
