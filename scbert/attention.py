@@ -16,9 +16,9 @@ norm of x, and the rest of each phi is one number a position, which moves from t
     phi_k(x) = w(x) exp(own maximum - c^2 |x|^2 / 2 - largest maximum) + eps
 
 The sums over j are taken in one pass over chunks of keys, under a running maximum; the eps terms have rank one
-and are added afterwards. All features together, (heads, positions, features), never exist. Tensors are "features
-first": positions are the last axis, which is the layout the multiplies run fastest in. Exponents are powers of
-two, since exp2 takes a third of the time of exp on a CPU.
+and are added afterwards. All features together, (heads, positions, features), need never exist. Tensors are
+"features first": positions are the last axis, the layout in which the multiplies run fastest. Exponents are powers
+of two, since exp2 takes a third of the time of exp on a CPU.
 """
 
 import functools
@@ -34,7 +34,7 @@ EPS = 1e-4
 LOG2E = math.log2(math.e)
 CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 2**28}
 """Bytes of one chunk's features: what stays in the cache of a CPU (measured), what fills a GPU (not measured)."""
-KEPT_CHUNKS = 8
+KEPT_CHUNKS = 2
 """Chunks whose features a layer keeps for its backward pass; of more, each is computed again instead."""
 
 

@@ -249,8 +249,9 @@ def run_layer(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Run one encoder layer in two passes over chunks of positions: read all keys, then let each position attend.
 
-    Norms, projections and the feed-forward part live inside the chunk, so what exists in full length is the input
-    and the output; a chunk's size follows from `scbert.attention.CHUNK_BYTES`.
+    Norms, projections and the feed-forward part live inside the chunk. So memory is the input and the output, and
+    some three times `scbert.attention.CHUNK_BYTES`; in training, of `scbert.attention.KEPT_CHUNKS` chunks at most,
+    and beyond them one tensor shaped as `x` for each layer.
 
     Parameters
     ----------

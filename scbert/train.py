@@ -167,8 +167,9 @@ def masked_accuracy(
 
     Returns
     -------
-    One row a cell: `n_masked` tokens, all of them hidden (a tenth that stayed visible could be copied), how many the model has right (`correct`) and how many the commonest
-    non-zero token among those left visible has right (`mode_correct`), how often the model says just that
+    One row a cell: `n_masked` tokens, all of them hidden (a tenth that stayed visible could be copied), how many
+    the model has right (`correct`) and how many the commonest non-zero token among those left visible has right
+    (`mode_correct`), how often the model says just that
     token (`predicted_mode`), and the summed cross-entropy in nats (`loss`).
 
     Paper: not in it; Boiarsky et al. 2023 measured it.
