@@ -169,6 +169,6 @@ def costs(sweep: pd.DataFrame) -> np.ndarray:
             scale_logarithmically(ax, lengths).set(ylabel=label, title=step if column == "seconds" else "")
     for ax in axes[1]:
         ax.set_xlabel("tokens")
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=8, loc="upper left")
     axes[0, 0].figure.tight_layout()
     return axes
