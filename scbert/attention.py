@@ -219,12 +219,14 @@ def _recompute(function, groups):
     return function
 
 
-def _features_first(x):
-    return x.permute(0, 2, 3, 1).flatten(0, 1)  # (cells, positions, heads, d) -> (cells * heads, d, positions)
+def features_first(x: torch.Tensor) -> torch.Tensor:
+    """Turn (cells, positions, heads, d) into (cells * heads, d, positions)."""
+    return x.permute(0, 2, 3, 1).flatten(0, 1)
 
 
-def _positions_first(x, heads):
-    return x.unflatten(0, (-1, heads)).permute(0, 3, 1, 2)  # and back
+def positions_first(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """Turn (cells * heads, d, positions) into (cells, positions, heads, d)."""
+    return x.unflatten(0, (-1, heads)).permute(0, 3, 1, 2)
 
 
 def favor_attention(
@@ -259,10 +261,10 @@ def favor_attention(
     heads = q.shape[1]
 
     def read(_, k, v):
-        return summarise_keys(_features_first(k), _features_first(v), projection)
+        return summarise_keys(features_first(k), features_first(v), projection)
 
     def write(keys, q, *_):
-        return (_positions_first(attend(_features_first(q), keys, projection, eps), heads),)
+        return (positions_first(attend(features_first(q), keys, projection, eps), heads),)
 
     groups = split_chunks(tuple(x.transpose(1, 2) for x in (q, k, v)), heads, len(projection))
     (out,) = map_chunks(write, groups, read_chunks(read, groups, key_stabiliser, eps))
@@ -301,14 +303,14 @@ def attention_columns(
     weight = weigh_queries(where.to(torch.promote_types(q.dtype, torch.float32)))
 
     def read(_, k, __):
-        return summarise_keys(_features_first(k), _features_first(k[..., :0]), projection)
+        return summarise_keys(features_first(k), features_first(k[..., :0]), projection)
 
     def ask(keys, q, _, weight):
-        _, queries = attend(_features_first(q), keys, projection, weight=weight.repeat_interleave(heads, 0)[:, None])
-        return (_positions_first(queries, heads),)  # (cells, 1, heads, features), one of each chunk
+        _, queries = attend(features_first(q), keys, projection, weight=weight.repeat_interleave(heads, 0)[:, None])
+        return (positions_first(queries, heads),)  # (cells, 1, heads, features), one of each chunk
 
     def weigh(context, _, k, __):
-        return (weigh_keys(_features_first(k), *context, projection).unflatten(0, (-1, heads)).transpose(1, 2),)
+        return (weigh_keys(features_first(k), *context, projection).unflatten(0, (-1, heads)).transpose(1, 2),)
 
     groups = split_chunks((q.transpose(1, 2), k.transpose(1, 2), weight), heads, len(projection))
     keys = read_chunks(read, groups, key_stabiliser)

@@ -24,8 +24,10 @@ from .attention import (
     FavorAttention,
     attend,
     draw_projection,
+    features_first,
     map_chunks,
     pair_queries,
+    positions_first,
     read_chunks,
     split_chunks,
     summarise_keys,
@@ -274,7 +276,7 @@ def run_layer(
     projection = favor.projection_matrix
 
     def to_heads(linear, x):  # (cells, positions, dim) -> (cells * heads, dim_head, positions)
-        return linear(x).unflatten(2, (heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
+        return features_first(linear(x).unflatten(2, (heads, -1)))
 
     def read(x, *_):
         x = attention_norm(x)
@@ -285,7 +287,7 @@ def run_layer(
         if weight:
             weight = weight[0].repeat_interleave(heads, 0)[:, None]  # (cells * heads, 1, positions)
             out, queries = attend(q, keys, projection, weight=weight)
-            extra = (queries.view(len(x), 1, heads, -1),)  # one of each chunk
+            extra = (positions_first(queries, heads),)  # (cells, 1, heads, features), one of each chunk
         else:
             out, extra = attend(q, keys, projection), ()
         x = x + attention.to_out(out.view(len(x), -1, x.shape[1]).mT)

@@ -35,7 +35,7 @@ def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) 
     One row a part of the encoder, all layers together: GFLOP of a `forward` pass and of a `training` step, and MB
     in and out of the part (`moved_mb`, float32, each number once).
 
-    Paper: Supplementary, none; Choromanski et al. 2021, section 2 (linear in the tokens).
+    Paper: not in it; Choromanski et al. 2021, section 2 (linear in the tokens).
     """
     width, features, dim = config.heads * config.dim_head, config.heads * config.n_features, config.dim
     values = features * config.dim_head  # a position's features times a head's vectors, over heads

@@ -20,8 +20,8 @@ SPARE_DISK = 2**30
 class FrozenPrefix:
     """What the first layers make of each cell, computed once, without gradients, in the order of the cells.
 
-    It is kept in memory if all cells fit into `memory`, else in an unnamed file that `close`, or the end of the process, removes.
-    Cells that the disk has no room for are computed whenever they are asked for.
+    It is kept in memory if all cells fit into `memory`, else in an unnamed file that `close`, or the end of the
+    process, removes. Cells that the disk has no room for are computed whenever they are asked for.
 
     Parameters
     ----------
