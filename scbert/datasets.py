@@ -1,47 +1,65 @@
 """Cells by name or by path: always counts in `X`, and labels and batches where they are asked for."""
 
-import warnings
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
+import yaml
 from scipy import sparse
 
+from . import download, readers
 from .preprocess import check_unique, iterate_rows
+from .readers import recover_counts
 from .record import find_file
+from .simulate import simulate_studies
+
+__all__ = ["CATALOGUE", "check_column", "check_counts", "fetch", "load", "list_catalogue", "missing_files"]
+__all__ += ["recover_counts", "simulate_studies"]
+
+CATALOGUE: dict[str, dict] = yaml.safe_load((Path(__file__).parent / "catalogue.yaml").read_text())
+"""Name -> address, hash, licence, citation, reader and caveats of everything that can be fetched."""
 
 
 def load(
     name: str | Path, *, label_key: str | None = None, batch_key: str | None = None, backed: bool = False
 ) -> anndata.AnnData:
-    """Load a data set of the catalogue, or one's own ``.h5ad``, as counts.
+    """Load a data set of the catalogue, or one's own file, as counts.
 
     Parameters
     ----------
     name
-        A name of the catalogue ("pbmc68k_reduced"), or the path of an ``.h5ad`` file with raw counts in ``X``, from
-        the current folder or from the root of the project.
+        A name of the catalogue (`list_catalogue`), fetched if it is not here yet, or the path of a file with raw
+        counts, from the current folder or from the root of the project: ``.h5ad``, or any format of
+        `scbert.readers.read_cells`.
     label_key, batch_key
-        Columns of ``obs`` that must be there; catalogue sets have "cell_type" and "batch".
+        Columns of ``obs`` that must be there. Catalogue sets have "batch" and, if they are labelled, "cell_type" and
+        "cell_type_broad", a coarser name that several sets share.
     backed
-        Leave the matrix on disk (files only).
+        Leave the matrix on disk (``.h5ad`` files only).
 
     Returns
     -------
-    Cells x genes with whole, non-negative counts in ``X``. ``obs["n_counts"]`` is the total over all measured
-    genes where ``X`` holds a selection of them.
+    Cells x genes with whole, non-negative counts in ``X``; where a set's counts are fractional,
+    ``uns["scbert"]["fractional_counts"]`` says why. ``obs["n_counts"]`` is the total over all measured genes where
+    ``X`` holds a selection of them. ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
 
     Raises
     ------
     ValueError
-        No such set or file, not an h5ad file, no counts, duplicated genes, an empty cell, or a label or batch
-        column that is missing, incomplete or (labels) constant.
+        No such set or file, another format, no counts, duplicated genes, an empty cell, or a label or batch column
+        that is missing, incomplete or (labels) constant; and what `fetch` raises.
+
+    Paper: Reporting Summary, "Data". Labels are merged by the tables in ``scbert/labels``.
     """
     if str(name) in CATALOGUE:
-        adata = CATALOGUE[str(name)]()
+        adata = _load_catalogued(str(name))
     else:
-        adata = _read_h5ad(find_file(name), backed)
+        path = find_file(name)
+        if not path.exists():
+            known = ", ".join(key for key, entry in CATALOGUE.items() if entry["kind"] == "cells")
+            raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
+        adata = readers.read_cells(path, backed)
     check_counts(adata, str(name))
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
@@ -51,23 +69,115 @@ def load(
     return adata
 
 
-def _read_h5ad(path, backed):
-    if not path.exists():
-        known = ", ".join(CATALOGUE)
-        raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*names are not unique")  # check_counts says it
-            return anndata.read_h5ad(path, backed="r" if backed else None)
-    except (OSError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+def _load_catalogued(name):
+    entry = CATALOGUE[name]
+    if entry["kind"] != "cells":
+        raise ValueError(f"{name} is no data set of cells but {entry['title']}: scbert.datasets.fetch({name!r}).")
+    adata = getattr(readers, entry["reader"])(fetch(name))
+    expected = entry.get("shape", [entry.get("cells", adata.n_obs), adata.n_vars])
+    if list(adata.shape) != expected:
         raise ValueError(
-            f"{path} cannot be read as an h5ad file ({reason[0]}): is it another format, or damaged?"
-        ) from None
+            f"{name} was read as {adata.n_obs:,} cells x {adata.n_vars:,} genes, where {expected[0]:,} x "
+            f"{expected[1]:,} are due: the file is another one."
+        )
+    if entry["labels"]:
+        _name_cell_types(adata, name)
+    elif "label" in adata.obs:
+        adata.obs = adata.obs.rename(columns={"label": "cell_type"})
+    for column in ("cell_type", "batch"):
+        if column in adata.obs:
+            adata.obs[column] = adata.obs[column].astype("category")
+    notes = {"caveat": entry["caveat"]}
+    if entry.get("fractional"):
+        notes["fractional_counts"] = entry["fractional"]
+    adata.uns["scbert"] = notes
+    return adata
+
+
+def _name_cell_types(adata, name):
+    """Replace the file's labels by the names that stand beside them in ``scbert/labels/<name>.csv``."""
+    table = read_labels(name)
+    labels = adata.obs.pop("label")
+    unknown = sorted(set(labels.dropna().astype(str)) - set(table.index))
+    if unknown or labels.isna().any():
+        what = (
+            f"labels that scbert/labels/{name}.csv does not name: {', '.join(unknown)}"
+            if unknown
+            else "unlabelled cells"
+        )
+        raise ValueError(f"{name} has {what}. Add them to that table, or drop the cells.")
+    for column in reversed(table.columns):
+        adata.obs.insert(0, column, pd.Categorical(labels.astype(str).map(table[column])))
+
+
+def read_labels(name: str) -> pd.DataFrame:
+    """Return a set's table of labels: the file's own name -> `cell_type`, `cell_type_broad`."""
+    return pd.read_csv(Path(__file__).parent / "labels" / f"{name}.csv", index_col="label", dtype=str)
+
+
+def fetch(name: str, *, progress: bool = True) -> list[Path]:
+    """Return the files of a catalogue entry, each with the pinned hash, downloading what is not here yet.
+
+    Raises
+    ------
+    ValueError
+        No such entry; a file that has to be downloaded by hand is not there (the message says which, from where, and
+        where to put it); or what `scbert.download.fetch_file` raises.
+    """
+    if name not in CATALOGUE:
+        raise ValueError(f"{name} is not in the catalogue. It has: {', '.join(CATALOGUE)}.")
+    by_hand = CATALOGUE[name].get("by_hand")
+    if by_hand:
+        folder = folder_by_hand(name)
+        missing = [file for file in by_hand["files"] if not (folder / file).is_file()]
+        if missing:
+            raise ValueError(
+                f"{name} has no address that can be pinned: download {' and '.join(missing)} from {by_hand['from']}, "
+                f"put {'them' if len(missing) > 1 else 'it'} into {folder}, and call again."
+            )
+        return [folder / file for file in by_hand["files"]]
+    return [download.fetch_file(file, progress=progress) for file in CATALOGUE[name]["files"]]
+
+
+def folder_by_hand(name: str) -> Path:
+    """Return the folder where files of a set that the user downloads are looked for."""
+    return download.cache_directory() / "by_hand" / name
+
+
+def missing_files(name: str) -> list[dict]:
+    """Return the files of an entry that would have to be downloaded: `url`, `bytes` and hash of each."""
+    return [file for file in CATALOGUE[name]["files"] if download.find_file(file) is None]
+
+
+def list_catalogue(profile: str | None = None) -> pd.DataFrame:
+    """Return what can be fetched, one row an entry: kind, title, size, licence, profile, and whether it is here.
+
+    Parameters
+    ----------
+    profile
+        Entries that this profile uses: those of ``demo``, also those of ``small``, or all (``paper``, None).
+    """
+    order = ("demo", "small", "paper")
+    rows = {}
+    for name, entry in CATALOGUE.items():
+        if profile and order.index(entry["profile"]) > order.index(profile):
+            continue
+        sizes = [file["bytes"] for file in entry["files"]]
+        by_hand = entry.get("by_hand")
+        size = None if None in sizes else sum(sizes)
+        state = "by hand" if by_hand else "with scanpy" if not sizes else "to fetch" if missing_files(name) else "here"
+        text = "" if by_hand or not sizes else download.format_bytes(size)
+        rows[name] = {"kind": entry["kind"], "profile": entry["profile"], "size": text, "state": state,
+                      "licence": entry["licence"], "title": entry["title"]}  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def check_counts(adata: anndata.AnnData, name: str) -> None:
-    """Raise a ValueError that says what is wrong if `X` is not whole, non-negative counts of named genes."""
+    """Raise a ValueError that says what is wrong if `X` is not whole, non-negative counts of named genes.
+
+    Fractional counts, of molecules that were estimated, pass where ``uns["scbert"]["fractional_counts"]`` says why.
+    """
+    fractional_is_fine = bool(adata.uns.get("scbert", {}).get("fractional_counts"))
     if not adata.n_obs or not adata.n_vars:
         raise ValueError(f"{name} has {adata.n_obs} cells and {adata.n_vars} genes: there is nothing to work on.")
     if adata.X is None:
@@ -81,14 +191,14 @@ def check_counts(adata: anndata.AnnData, name: str) -> None:
         if (values < 0).any():
             raise ValueError(f"X of {name} holds negative values (scaled data?): scBERT needs raw counts.")
         fractional = values[values != np.rint(values)]
-        if len(fractional):
+        if len(fractional) and not fractional_is_fine:
             where = [f"layers[{key!r}]" for key in adata.layers if not _is_fractional(adata.layers[key])]
             if adata.raw is not None and not _is_fractional(adata.raw.X):
                 where.append(".raw")
             hint = f"; {' and '.join(where)} may hold them" if where else ""
             raise ValueError(
                 f"X of {name} holds fractional values such as {fractional[0]:.3g} (log-normalised?): "
-                f"put the raw counts into X{hint}."
+                f"put the raw counts into X{hint}. Estimated counts pass if uns['scbert']['fractional_counts'] says why."
             )
         empty = np.flatnonzero(np.asarray(rows.sum(1)).ravel() == 0)
         if len(empty):
@@ -116,59 +226,3 @@ def check_column(adata: anndata.AnnData, key: str, name: str, *, constant_is_fin
         raise ValueError(
             f"obs[{key!r}] of {name} has one value only ({column.iloc[0]}): there is nothing to tell apart."
         )
-
-
-def _load_pbmc68k_reduced():
-    """700 cells of Zheng68K from scanpy's bundled file: 765 selected genes, UMAP, labels of Zheng et al. 2017.
-
-    The file keeps natural log1p of counts per 10,000, rounded to three decimals, in `.raw`, and each cell's
-    total over all genes; together they give the integer counts back.
-    """
-    import scanpy
-
-    source = scanpy.datasets.pbmc68k_reduced()
-    counts = recover_counts(source.raw.X, source.obs["n_counts"].to_numpy(np.float64))
-    obs = pd.DataFrame(
-        {
-            "cell_type": source.obs["bulk_labels"],
-            "batch": source.obs_names.str.rsplit("-", n=1).str[-1].astype("category"),  # the 10x well
-            "n_counts": source.obs["n_counts"].astype(np.float64),
-            "louvain": source.obs["louvain"],
-        },
-        index=source.obs_names.rename(None),
-    )
-    var = pd.DataFrame(index=source.raw.var_names.rename(None))
-    return anndata.AnnData(counts, obs=obs, var=var, obsm={"X_umap": source.obsm["X_umap"]})
-
-
-def recover_counts(
-    lognormalised: sparse.spmatrix | np.ndarray, totals: np.ndarray, tolerance: float = 0.1
-) -> sparse.csr_matrix:
-    """Turn natural log1p of counts per 10,000 back into the integer counts it was made from.
-
-    Parameters
-    ----------
-    lognormalised
-        (cells, genes)
-    totals
-        (cells,) total counts that the cells were divided by.
-    tolerance
-        Largest distance to a whole number that is still taken for rounding in the file.
-
-    Raises
-    ------
-    ValueError
-        A value is further from a whole number, or a cell has more counts than its total.
-    """
-    counts = sparse.csr_matrix(lognormalised, dtype=np.float64)
-    counts.data = np.expm1(counts.data) * np.repeat(totals, np.diff(counts.indptr)) / 10_000
-    distance = np.abs(counts.data - np.rint(counts.data)).max(initial=0)
-    if distance >= tolerance:
-        raise ValueError(f"These values are not log1p of counts per 10,000: off a whole number by {distance:.2f}.")
-    counts.data = np.rint(counts.data)
-    if (np.asarray(counts.sum(1)).ravel() > totals).any():
-        raise ValueError("These totals are too small: a cell has more counts than its total.")
-    return counts.astype(np.float32)
-
-
-CATALOGUE = {"pbmc68k_reduced": _load_pbmc68k_reduced}

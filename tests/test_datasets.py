@@ -1,5 +1,7 @@
 """The bundled cells, one's own file, and every bad file told in a sentence that says what to do."""
 
+import os
+
 import anndata
 import h5py
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from scipy import sparse
 
 import scbert
+from scbert import datasets, readers
 from scbert.datasets import load, recover_counts
 
 
@@ -192,3 +195,148 @@ def test_what_is_no_h5ad_file_of_counts_is_refused_in_one_sentence(tmp_path, wri
 def test_an_unknown_name_lists_the_catalogue():
     with pytest.raises(ValueError, match="no data set of that name in the catalogue .*pbmc68k_reduced"):
         scbert.datasets.load("pbmc68k")
+
+
+# The catalogue.
+
+CELL_SETS = [name for name, entry in datasets.CATALOGUE.items() if entry["kind"] == "cells"]
+LABELLED = [name for name in CELL_SETS if datasets.CATALOGUE[name]["labels"]]
+
+
+@pytest.mark.parametrize("name", datasets.CATALOGUE)
+def test_each_entry_says_where_from_by_what_hash_and_under_which_licence(name):
+    entry = datasets.CATALOGUE[name]
+    assert entry["kind"] in ("cells", "genes", "sets", "weights")
+    assert entry["profile"] in ("demo", "small", "paper")
+    assert entry["licence"]
+    assert entry["citation"]
+    for file in entry["files"]:
+        assert file["url"].startswith("https://")
+        assert len(file.get("sha256", "")) == 64 or len(file["git_blob"]) == 40
+        assert file["bytes"] or file.get("never_seen"), "the size of a file that was read is known"
+    if entry["kind"] == "cells":
+        assert entry["files"] or entry.get("by_hand") or name == "pbmc68k_reduced"
+        assert callable(getattr(readers, entry["reader"]))
+        assert entry["protocol"]
+        assert entry["accession"]
+        assert entry["caveat"]
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_each_table_of_labels_is_complete(name):
+    table = datasets.read_labels(name)
+    assert list(table.columns) == ["cell_type", "cell_type_broad"]
+    assert table.index.is_unique
+    assert table.notna().all(axis=None)
+    # One fine name never stands for two coarse ones.
+    assert table.groupby("cell_type")["cell_type_broad"].nunique().max() == 1
+
+
+def test_the_papers_four_types_and_fourteen_liver_types_come_out_of_the_tables():
+    assert sorted(datasets.read_labels("pancreas")["cell_type"]) == ["alpha", "beta", "delta", "gamma"]
+    liver = datasets.read_labels("macparland")
+    assert len(liver) == 20
+    assert liver["cell_type"].nunique() == 14
+
+
+@pytest.mark.parametrize("name", [n for n in CELL_SETS if datasets.CATALOGUE[n]["profile"] != "paper"])
+def test_a_mirrored_set_is_read_as_the_catalogue_says(name):
+    if name != "pbmc68k_reduced" and not os.environ.get("SCBERT_MIRROR"):
+        pytest.skip("needs the original files: set SCBERT_MIRROR to a folder that holds them")
+    entry = datasets.CATALOGUE[name]
+    adata = load(name, batch_key="batch", **({"label_key": "cell_type"} if entry["labels"] else {}))
+    assert list(adata.shape) == entry["shape"]
+    values = adata.X.data
+    assert bool((values == np.rint(values)).all()) == (not entry.get("fractional"))
+    assert bool(adata.uns["scbert"].get("fractional_counts")) == bool(entry.get("fractional"))
+    if entry["labels"]:
+        table = datasets.read_labels(name)
+        assert set(adata.obs["cell_type"]) == set(table["cell_type"]) - (
+            {"CD4+ T Helper2"} if name == "pbmc68k_reduced" else set()
+        )
+    rows = {(row.indices.tobytes(), row.data.tobytes()) for row in adata.X}
+    assert len(rows) == adata.n_obs, "no cell stands there twice"
+
+
+def test_recovered_counts_give_the_stored_values_again():
+    if not os.environ.get("SCBERT_MIRROR"):
+        pytest.skip("needs the original files: set SCBERT_MIRROR to a folder that holds them")
+    adata = load("pbmc3k")
+    values, genes, _ = readers.to_sparse(readers.read_r(datasets.fetch("pbmc3k")[0])["pbmc_matrix"])
+    stored = values.T.tocsr()
+    again = sparse.diags(10_000 / adata.obs["n_counts"].to_numpy()) @ adata.X.astype(np.float64)
+    assert list(genes) == list(adata.var_names)
+    assert abs(again.log1p() - stored).max() < 1e-9
+    assert (adata.obs["n_counts"] == adata.X.sum(1).A1).all()
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCBERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SCBERT_MIRROR", raising=False)
+    return tmp_path / "cache"
+
+
+def test_a_set_without_a_pinned_address_says_which_files_and_from_where(own_cache):
+    with pytest.raises(
+        ValueError, match="macparland has no address that can be pinned: download GSE115469_Data.csv.gz "
+    ):
+        load("macparland")
+
+
+def test_a_set_that_was_downloaded_by_hand_is_read_and_named(own_cache, monkeypatch):
+    folder = own_cache / "by_hand" / "macparland"
+    folder.mkdir(parents=True)
+    table = pd.DataFrame({"CellName": ["a", "b", "c"], "Cluster": ["Hepatocyte_1", "Hepatocyte_6", "Cholangiocytes"]})
+    table.to_csv(folder / "GSE115469_CellClusterType.txt.gz", sep="\t", index=False)
+    counts = pd.DataFrame([[1, 0, 2], [3, 4, 0]], index=["G1", "G2"], columns=["a", "b", "c"])
+    counts.to_csv(folder / "GSE115469_Data.csv.gz")
+    with pytest.raises(ValueError, match="macparland was read as 3 cells x 2 genes, where 8,444 x 2 are due"):
+        load("macparland")
+    monkeypatch.setitem(datasets.CATALOGUE["macparland"], "cells", 3)
+    adata = load("macparland", label_key="cell_type")
+    assert adata.obs["cell_type"].tolist() == ["Hepatocyte", "Hepatocyte", "Cholangiocyte"]
+    table.assign(Cluster="Alien").to_csv(folder / "GSE115469_CellClusterType.txt.gz", sep="\t", index=False)
+    with pytest.raises(ValueError, match="labels that scbert/labels/macparland.csv does not name: Alien"):
+        load("macparland")
+
+
+def test_weights_are_no_cells():
+    with pytest.raises(ValueError, match="scbert_checkpoint is no data set of cells but the published weights"):
+        load("scbert_checkpoint")
+
+
+def test_what_cannot_be_fetched_lists_what_can():
+    with pytest.raises(ValueError, match="zheng is not in the catalogue. It has: pbmc68k_reduced, zheng_facs"):
+        datasets.fetch("zheng")
+
+
+def test_the_list_holds_size_licence_and_state_of_what_a_profile_uses(own_cache):
+    assert set(datasets.list_catalogue("demo").index) == {"pbmc68k_reduced"}
+    small = datasets.list_catalogue("small")
+    assert small.loc["zheng_facs", "size"] == "3.7 MB"
+    assert small.loc["zheng_facs", "state"] == "to fetch"
+    assert "scbert_checkpoint" not in small.index
+    paper = datasets.list_catalogue()
+    assert paper.loc["scbert_checkpoint", "licence"] == "GPL-3.0 (weights)"
+    assert paper.loc["tucker", "state"] == "by hand"
+    assert len(datasets.missing_files("pbmc_pool")) == 5
+
+
+def test_estimated_counts_pass_where_the_reason_is_given(make_cells, tmp_path):
+    adata = make_cells()
+    adata.X = adata.X * 1.5
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    with pytest.raises(
+        ValueError, match=r"fractional values .* pass if uns\['scbert'\]\['fractional_counts'\] says why"
+    ):
+        load(tmp_path / "mine.h5ad")
+    adata.uns["scbert"] = {"fractional_counts": "RSEM estimates"}
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    assert load(tmp_path / "mine.h5ad").n_obs == adata.n_obs
+
+
+def test_ones_own_file_may_be_of_another_format(make_cells, tmp_path):
+    adata = make_cells()
+    pd.DataFrame(adata.X.toarray().T, index=adata.var_names, columns=adata.obs_names).to_csv(tmp_path / "mine.csv")
+    assert (load(tmp_path / "mine.csv").X.toarray() == adata.X.toarray()).all()

@@ -1,0 +1,214 @@
+"""Each format that others publish in, read back to the counts that were written."""
+
+import gzip
+import tarfile
+from types import SimpleNamespace
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from scipy.io import mmwrite
+
+from scbert import readers
+from scbert.readers import read_cells, recover_counts, sum_repeats, to_sparse
+
+GENES = ["GeneA", "GeneB", "GeneC"]
+CELLS = ["AAAC-1", "CCCG-1"]
+COUNTS = np.array([[1, 0, 3], [0, 2, 0]], dtype=np.float32)  # (cells, genes)
+
+
+def write_10x(folder):
+    folder.mkdir()
+    mmwrite(folder / "matrix.mtx", sparse.coo_matrix(COUNTS.T.astype(int)))
+    (folder / "barcodes.tsv").write_text("\n".join(CELLS) + "\n")
+    (folder / "genes.tsv").write_text("".join(f"ENSG{i}\t{name}\n" for i, name in enumerate(GENES)))
+
+
+def write_10x_gzipped(folder):
+    write_10x(folder)
+    (folder / "genes.tsv").rename(folder / "features.tsv")
+    features = (folder / "features.tsv").read_text().replace("\n", "\tGene Expression\n")
+    (folder / "features.tsv").write_text(features)
+    for path in list(folder.iterdir()):
+        with gzip.open(f"{path}.gz", "wb") as file:
+            file.write(path.read_bytes())
+        path.unlink()
+
+
+def write_tar(path):
+    write_10x(path.parent / "hg19")
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(path.parent / "hg19", "filtered_matrices_mex/hg19")
+
+
+def write_10x_h5(path):
+    by_gene = sparse.csc_matrix(COUNTS.T.astype(np.int32))  # genes x cells
+    with h5py.File(path, "w") as file:
+        group = file.create_group("matrix")
+        for name in ("data", "indices", "indptr"):
+            group[name] = getattr(by_gene, name)
+        group["shape"], group["barcodes"] = np.array(by_gene.shape), np.array(CELLS, dtype="S")
+        for name, values in {"id": GENES, "name": GENES, "feature_type": ["Gene Expression"] * 3}.items():
+            group[f"features/{name}"] = np.array(values, dtype="S")
+        group["features/genome"] = np.array(["GRCh38"] * 3, dtype="S")
+
+
+def write_table(path, sep=","):
+    pd.DataFrame(COUNTS.T.astype(int), index=GENES, columns=CELLS).to_csv(path, sep=sep)
+
+
+def make_adata():
+    return anndata.AnnData(
+        sparse.csr_matrix(COUNTS), obs=pd.DataFrame(index=CELLS), var=pd.DataFrame(index=pd.Index(GENES))
+    )
+
+
+def write_gzipped_h5ad(path):
+    make_adata().write_h5ad(path.with_suffix(""))
+    path.write_bytes(gzip.compress(path.with_suffix("").read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("cells.h5ad", lambda path: make_adata().write_h5ad(path)),
+        ("cells.h5ad.gz", write_gzipped_h5ad),
+        ("cells.h5", write_10x_h5),
+        ("folder", write_10x),
+        ("gzipped", write_10x_gzipped),
+        ("cells.tar.gz", write_tar),
+        ("cells.csv", write_table),
+        ("cells.csv.gz", write_table),
+        ("cells.tsv", lambda path: write_table(path, "\t")),
+    ],
+)
+def test_each_format_gives_the_counts_back(tmp_path, name, write):
+    write(tmp_path / name)
+    adata = read_cells(tmp_path / name)
+    assert (sparse.csr_matrix(adata.X).toarray() == COUNTS).all()
+    assert list(adata.obs_names) == CELLS
+    assert list(adata.var_names) == GENES
+
+
+@pytest.mark.parametrize("name", ["x.h5ad", "x.h5ad.gz", "x.h5", "x.tar.gz", "x.csv.gz", "x.rds", "x.RData"])
+def test_a_damaged_file_is_one_sentence(tmp_path, name):
+    (tmp_path / name).write_bytes(b"no such format" * 10)
+    with pytest.raises(ValueError, match=r"cannot be read as .* \(.+\): is it another format, or damaged\?"):
+        read_cells(tmp_path / name)
+
+
+def test_a_folder_without_a_matrix_says_what_it_lacks(tmp_path):
+    with pytest.raises(ValueError, match="the folder lacks matrix.mtx, barcodes.tsv"):
+        read_cells(tmp_path)
+
+
+def test_an_unknown_suffix_lists_the_formats(tmp_path):
+    (tmp_path / "cells.loom").write_text("")
+    with pytest.raises(ValueError, match=r"of no format that is read here: .h5ad, .h5ad.gz, 10x .h5"):
+        read_cells(tmp_path / "cells.loom")
+
+
+def test_counts_of_genes_of_one_name_are_summed():
+    counts, genes = sum_repeats(sparse.csr_matrix(COUNTS), ["B", "A", "B"])
+    assert list(genes) == ["B", "A"]
+    assert (counts.toarray() == [[4, 0], [0, 2]]).all()
+
+
+def make_slots(kind, matrix):
+    by_column = sparse.csc_matrix(matrix)
+    slots = SimpleNamespace(x=by_column.data, Dim=np.array(matrix.shape), Dimnames=[np.array(CELLS), np.array(GENES)])
+    if kind == "dgTMatrix":
+        by_place = by_column.tocoo()
+        slots.x, slots.i, slots.j = by_place.data, by_place.row, by_place.col
+    else:
+        slots.i, slots.p = by_column.indices, by_column.indptr
+    slots.__dict__["class"] = np.array([kind])
+    return slots
+
+
+@pytest.mark.parametrize("kind", ["dgCMatrix", "dgTMatrix"])
+def test_the_slots_of_r_matrices_are_put_together(kind):
+    matrix, rows, columns = to_sparse(make_slots(kind, COUNTS))
+    assert (matrix.toarray() == COUNTS).all()
+    assert (list(rows), list(columns)) == (CELLS, GENES)
+
+
+def test_another_r_matrix_is_refused():
+    with pytest.raises(ValueError, match="a matrix of class dsCMatrix is not read here"):
+        to_sparse(make_slots("dsCMatrix", COUNTS))
+
+
+@pytest.mark.parametrize("base", [np.e, 2])
+def test_counts_come_back_without_totals_where_the_smallest_value_is_one_count(base):
+    random = np.random.default_rng(0)
+    counts = random.poisson(1, size=(30, 40))
+    counts[:, 0] = 1
+    values = np.log1p(counts / counts.sum(1, keepdims=True) * 10_000) / np.log(base)
+    assert (recover_counts(values, None, base=base).toarray() == counts).all()
+
+
+def test_an_empty_cell_stays_empty_when_counts_are_recovered_without_totals():
+    values = np.log1p(np.array([[0.0, 0.0], [2.0, 4.0]]))
+    assert (recover_counts(values, None).toarray() == [[0, 0], [1, 2]]).all()
+
+
+def test_values_that_are_no_multiples_of_the_smallest_are_refused():
+    with pytest.raises(ValueError, match="not log1p of counts per 10,000"):
+        recover_counts(np.random.default_rng(0).uniform(1, 3, size=(5, 6)), None)
+
+
+def test_ones_own_download_is_a_matrix_and_a_table_of_cells(tmp_path):
+    write_table(tmp_path / "matrix.csv")
+    pd.DataFrame({"cell": CELLS[::-1], "cell_type": ["T", "B"]}).to_csv(tmp_path / "cells.csv", index=False)
+    adata = readers.read_by_hand([tmp_path / "matrix.csv", tmp_path / "cells.csv"])
+    assert adata.obs["label"].tolist() == ["B", "T"]
+    assert (adata.X.toarray() == COUNTS).all()
+
+
+def test_a_table_without_labels_or_with_other_cells_is_refused(tmp_path):
+    write_table(tmp_path / "matrix.csv")
+    paths = [tmp_path / "matrix.csv", tmp_path / "cells.csv"]
+    pd.DataFrame({"cell": CELLS, "colour": ["red", "blue"]}).to_csv(paths[1], index=False)
+    with pytest.raises(ValueError, match="has no column cell_type; it has: cell, colour"):
+        readers.read_by_hand(paths)
+    pd.DataFrame({"cell": ["x", "y"], "cell_type": ["T", "B"]}).to_csv(paths[1], index=False)
+    with pytest.raises(ValueError, match="has no label for 2 of the 2 cells"):
+        readers.read_by_hand(paths)
+
+
+def test_the_published_files_of_zheng68k_are_put_together_by_barcode(tmp_path):
+    write_tar(tmp_path / "counts.tar.gz")
+    rows = pd.DataFrame({"barcodes": CELLS[::-1], "TSNE.1": 0, "TSNE.2": 0, "celltype": ["CD19+ B", "Dendritic"]})
+    rows.to_csv(tmp_path / "labels.tsv", sep="\t", index=False)
+    adata = readers.read_zheng68k([tmp_path / "counts.tar.gz", tmp_path / "labels.tsv"])
+    assert adata.obs["label"].tolist() == ["Dendritic", "CD19+ B"]
+
+
+def test_the_authors_file_gives_its_counts_back(tmp_path):
+    counts = np.random.default_rng(0).poisson(2, size=(20, 30))
+    counts[:, 0] = 1
+    values = np.log2(1 + counts / counts.sum(1, keepdims=True) * 10_000).astype(np.float32)
+    adata = anndata.AnnData(sparse.csr_matrix(values), obs=pd.DataFrame({"celltype": "B"}, index=map(str, range(20))))
+    adata.write_h5ad(tmp_path / "plain.h5ad")
+    (tmp_path / "authors.h5ad.gz").write_bytes(gzip.compress((tmp_path / "plain.h5ad").read_bytes()))
+    back = readers.read_published_h5ad([tmp_path / "authors.h5ad.gz"])
+    assert (back.X.toarray() == counts).all()
+    assert set(back.obs["label"]) == {"B"}
+
+
+def test_the_papers_studies_and_types_are_taken_from_the_scib_file(tmp_path):
+    obs = pd.DataFrame(
+        {"tech": ["inDrop1", "celseq2", "smarter", "celseq", "smartseq2"],
+         "celltype": ["alpha", "beta", "gamma", "alpha", "acinar"]},
+        index=list("abcde"),
+    )  # fmt: skip
+    adata = anndata.AnnData(sparse.csr_matrix(np.ones((5, 3), np.float32)), obs=obs)
+    adata.layers["counts"] = sparse.csr_matrix(np.arange(15, dtype=np.float32).reshape(5, 3))
+    adata.write_h5ad(tmp_path / "24539828")
+    adata = readers.read_pancreas_scib([tmp_path / "24539828"])
+    assert adata.obs["batch"].tolist() == ["Baron", "Muraro", "Xin"]
+    assert adata.obs["label"].tolist() == ["alpha", "beta", "gamma"]
+    assert (adata.X.toarray()[:, 0] == [0, 3, 6]).all()
