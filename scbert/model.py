@@ -7,7 +7,7 @@ plugged in. See design, "The model, exactly": token embedding + gene embedding -
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -128,6 +128,7 @@ class ScBert(nn.Module):
             raise ValueError(f"The config is for {config.n_genes} genes, but {len(genes)} names were given.")
         self.config = config
         self.genes = None if genes is None else list(genes)
+        self.licence = ""  # of the weights, where it is not the trainer's to choose; travels with bundles
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.token_emb = nn.Embedding(config.n_bins + 2, config.dim)
@@ -151,6 +152,47 @@ class ScBert(nn.Module):
         self.redraw_features(seed)
         if gene_vectors is not None:
             self._set_gene_vectors(torch.as_tensor(gene_vectors, dtype=torch.float32))
+
+    @classmethod
+    def from_published(
+        cls,
+        path_or_state_dict: str | Path | Mapping,
+        genes: Sequence[str] | None = None,
+        *,
+        n_bins: int | None = None,
+        key_stabiliser: str = "head",
+    ) -> "ScBert":
+        """Make an encoder of published weights, in either public layout, or of one's own by the published scripts.
+
+        Parameters
+        ----------
+        path_or_state_dict
+            A torch file or what one holds, see `scbert.published.read_weights`. The config is read off its shapes.
+        genes
+            The names behind the columns; if None the published vocabulary, which `scbert.genes.load_vocabulary`
+            fetches. For 16,906 genes they must be those, in their order; else only their number is checked.
+        n_bins
+            Highest expression token, checked; if None whatever the weights have (5 as published).
+        key_stabiliser
+            "head": a cell's result does not depend on its batch; "batch": as the weights were trained, so what is
+            published about them was computed so.
+
+        Returns
+        -------
+        The encoder in evaluation mode, its gene embedding frozen, or "none" if the weights have no gene vectors.
+
+        Raises
+        ------
+        ValueError
+            A file that is missing, damaged, or of other things than tensors; weights of another model, or with NaN
+            or infinity; another number of bins; other genes.
+
+        Differs from the published code: nothing in the file is run, the vocabulary is checked, and gene vectors are
+        in float32.
+        """
+        from .published import read_published
+
+        return read_published(path_or_state_dict, genes, n_bins=n_bins, key_stabiliser=key_stabiliser)
 
     def _set_gene_vectors(self, vectors):
         expected = (self.config.n_genes, self.config.dim)
@@ -374,6 +416,7 @@ def _save_bundle(module, path, encoder, card, labels):
     save_file({k: v.detach().contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
     about = {"format": 1, "genes_sha256": gene_lists.hash_genes(encoder.genes), **asdict(encoder.config)}
     about |= {} if labels is None else {"labels_sha256": gene_lists.hash_genes(labels)}
+    about |= {"licence": encoder.licence} if encoder.licence else {}
     (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     (temporary / "genes.txt").write_text("\n".join(encoder.genes) + "\n")
     if labels is not None:
@@ -386,7 +429,10 @@ def _save_bundle(module, path, encoder, card, labels):
 def _model_card(encoder, labels):
     what = "encoder" if labels is None else f"annotator of {len(labels)} cell types: {', '.join(labels)}"
     size = f"{encoder.config.n_genes} genes, dim {encoder.config.dim}, depth {encoder.config.depth}"
-    return f"# scBERT {what}\n\nShape: {size}.\nTrained with scbert-companion; the weights are the trainer's own.\n"
+    licence = "the weights are the trainer's own"
+    if encoder.licence:
+        licence = f"it started from weights under {encoder.licence}, and is not to be passed on under another licence"
+    return f"# scBERT {what}\n\nShape: {size}.\nTrained with scbert-companion; {licence}.\n"
 
 
 def load(path: str | Path) -> ScBert | Classifier:
@@ -417,6 +463,7 @@ def load(path: str | Path) -> ScBert | Classifier:
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"The bundle {path} is damaged, copy or train it again ({error}).") from None
     genes_hash, labels_hash = about.pop("genes_sha256", None), about.pop("labels_sha256", None)
+    licence = about.pop("licence", "")
     if about.pop("format", None) != 1:
         raise ValueError(f"The bundle {path} was written by another version of this package.")
     if genes_hash != gene_lists.hash_genes(genes):
@@ -428,6 +475,7 @@ def load(path: str | Path) -> ScBert | Classifier:
         raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")
     vectors = torch.zeros(config.n_genes, config.dim) if config.gene_embedding == "frozen" else None
     encoder = ScBert(config, vectors, genes)
+    encoder.licence = licence
     module = encoder if labels is None else Classifier(encoder, labels)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}

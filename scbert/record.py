@@ -140,8 +140,11 @@ class Run:
             raise ValueError(f"{name} is {numbers}: not a number to put on record.")
         self.metrics[name] = numbers | {"n": int(n), "unit": unit}
 
-    def write_card(self, title: str) -> str:
-        """Return a model card in markdown: data, parameters, the metrics on record so far, licence."""
+    def write_card(self, title: str, licence: str = "") -> str:
+        """Return a model card in markdown: data, parameters, the metrics on record so far, licence.
+
+        `licence` is that of weights which training started from, where they are published ones: `encoder.licence`.
+        """
         lines = [f"# {title}", "", f"Trained by scbert-companion, notebook {self.notebook}, {self.profile} profile."]
         lines += ["", "Data:", *(f"- {name}, sha256 {digest}" for name, digest in self.data.items())]
         lines += ["", "Parameters:", *(f"- {name}: {value}" for name, value in self.parameters.items())]
@@ -149,9 +152,9 @@ class Run:
         lines += [
             f"- {k}: {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}], n = {m['n']}" for k, m in self.metrics.items()
         ]
-        return "\n".join(
-            [*lines, "", "Licence: the weights are those of whoever ran this; no published weights are in them.", ""]
-        )
+        own = "the weights are those of whoever ran this; no published weights are in them."
+        theirs = f"it started from weights under {licence}, and is not to be passed on under another licence."
+        return "\n".join([*lines, "", f"Licence: {theirs if licence else own}", ""])
 
     def save_table(self, table: pd.DataFrame, name: str) -> None:
         """Save a table as ``<name>.csv``."""
