@@ -1,4 +1,4 @@
-"""The command line: run a notebook, annotate a file, make the report. Nothing that a notebook could not do."""
+"""The command line: run a notebook, fetch data, annotate a file, make the report. Nothing that a notebook could not do."""
 
 import json
 import logging
@@ -161,6 +161,66 @@ def annotate(source, model, output, unassigned_below, batch_size):
         temporary.unlink(missing_ok=True)
         raise click.ClickException(f"{output} could not be written: {error}.") from None
     click.echo(f"Wrote {output}")
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "everything", is_flag=True, help="All that the profile uses.")
+@click.option("--profile", type=click.Choice(["demo", "small", "paper"]), help="For --all and --list.")
+@click.option("--list", "only_list", is_flag=True, help="Print what there is, with size and licence; fetch nothing.")
+def fetch(names, everything, profile, only_list):
+    """Fetch data sets, gene lists and weights by name, each held to its pinned hash."""
+    from . import datasets
+    from .download import cache_directory
+
+    table = datasets.list_catalogue(profile)
+    if only_list:
+        shown = table.sort_values("kind", kind="stable").drop(columns="title")
+        widths = [max(map(len, [column, *shown[column]])) + 2 for column in shown]
+        for name, row in [("", shown.columns), *zip(shown.index, shown.to_numpy(), strict=True)]:
+            click.echo(name.ljust(24) + "".join(map(str.ljust, row, widths)).rstrip())
+        click.echo(f"\nFiles are kept in {cache_directory()} (SCBERT_CACHE), and looked for in SCBERT_MIRROR first.")
+        return
+    if not names and not everything:
+        raise click.ClickException("Name what to fetch, or say --all --profile small; scbert fetch --list shows it.")
+    unknown = [name for name in names if name not in datasets.CATALOGUE]
+    if unknown:
+        raise click.ClickException(
+            f"Not in the catalogue: {', '.join(unknown)}. It has: {', '.join(datasets.CATALOGUE)}. Nothing was fetched."
+        )
+    # By hand is by name only: --all should not fail for what no one can automate.
+    wanted = [name for name in table.index if table.state[name] not in ("by hand", "with scanpy")] if everything else []
+    failed = []
+    for name in dict.fromkeys([*names, *wanted]):
+        try:
+            files = datasets.fetch(name)
+            where = f"{len(files)} file(s) in {files[0].parent}" if files else "comes with scanpy"
+            click.echo(f"{name}: {where}. Licence: {datasets.CATALOGUE[name]['licence']}.")
+        except ValueError as error:
+            failed.append(name)
+            click.echo(f"{name}: {error}", err=True)
+    by_hand = [name for name in table.index if table.state[name] == "by hand"] if everything else []
+    if by_hand:
+        click.echo(f"To be downloaded by hand, scbert fetch NAME says how: {', '.join(by_hand)}.")
+    if failed:
+        raise click.ClickException(f"Not fetched: {', '.join(failed)}. What was fetched is kept.")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--genes", type=click.Path(path_type=Path), help="Gene names, one a line; the published ones if left out."
+)
+def convert(source, destination, genes):
+    """Turn a published checkpoint into a bundle directory, with the licence of its weights on the card."""
+    from . import published
+
+    try:
+        published.convert(source, destination, None if genes is None else genes.read_text().split())
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"Wrote {destination}")
 
 
 @main.command()

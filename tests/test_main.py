@@ -1,5 +1,6 @@
 """The command line: parameters are checked before anything runs, and every bad input is one sentence."""
 
+import hashlib
 import json
 
 import anndata
@@ -192,7 +193,7 @@ def test_bad_cells_are_refused_in_one_sentence(scbert_cli, tmp_path, files, chan
     ("words", "message"),
     [
         (["nowhere.h5ad", "--model", "model", "-o", "out.h5ad"], "There is no file nowhere.h5ad"),
-        (["Snakefile", "--model", "model", "-o", "out.h5ad"], "Snakefile cannot be read as an h5ad file"),
+        (["Snakefile", "--model", "model", "-o", "out.h5ad"], "Snakefile is of no format that is read here: .h5ad"),
         (["mine.h5ad", "--model", "nowhere", "-o", "out.h5ad"], "nowhere is not a model bundle"),
         (["mine.h5ad", "--model", "mine.h5ad", "-o", "out.h5ad"], "mine.h5ad is not a model bundle"),
         (["mine.h5ad", "--model", "model", "-o", "no/out.h5ad"], "There is no folder no to write out.h5ad into"),
@@ -235,3 +236,80 @@ def test_the_report_links_each_notebook_that_was_run(scbert_cli, tmp_path):
     assert '<a href="03_test.html">03_test</a>: 7 s, 2 checks passed' in page
     assert '<a href="04_other.html">04_other</a>: did not finish' in page
     assert "n_epochs" in (tmp_path / "report" / "03_test.html").read_text()
+
+
+# scbert fetch and scbert convert
+
+
+@pytest.fixture
+def small_catalogue(tmp_path, monkeypatch):
+    """Two entries: one whose file is in a mirror, one that no one has; and one to be fetched by hand."""
+    content = b"A\nB\n"
+    (tmp_path / "mirror" / "lists").mkdir(parents=True)
+    (tmp_path / "mirror" / "lists" / "genes.txt").write_bytes(content)
+    monkeypatch.setenv("SCBERT_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setenv("SCBERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(scbert.download, "PAUSE", 0)
+    about = {"kind": "genes", "profile": "small", "licence": "MIT", "citation": "none", "title": "a list"}
+    here = {"url": "https://127.0.0.1:9/lists/genes.txt", "bytes": 4, "sha256": hashlib.sha256(content).hexdigest()}
+    lost = here | {"url": "https://127.0.0.1:9/lists/lost.txt"}
+    catalogue = {"here": about | {"files": [here]}, "lost": about | {"files": [lost], "profile": "paper"}}
+    catalogue["hand"] = about | {"files": [], "by_hand": {"from": "a portal", "files": ["x.csv"]}}
+    monkeypatch.setattr(scbert.datasets, "CATALOGUE", catalogue)
+
+
+def test_fetch_by_name_says_where_the_file_is_and_its_licence(scbert_cli, small_catalogue, tmp_path):
+    code, output = scbert_cli("fetch", "here")
+    assert code == 0
+    assert f"here: 1 file(s) in {tmp_path / 'mirror' / 'lists'}. Licence: MIT." in output
+
+
+def test_fetch_all_of_a_profile_leaves_out_what_is_by_hand_or_of_another_profile(scbert_cli, small_catalogue):
+    code, output = scbert_cli("fetch", "--all", "--profile", "small")
+    assert code == 0
+    assert "here: 1 file(s)" in output
+    assert "lost" not in output
+    assert "To be downloaded by hand, scbert fetch NAME says how: hand." in output
+
+
+def test_what_could_be_fetched_is_kept_when_something_else_fails(scbert_cli, small_catalogue):
+    code, output = scbert_cli("fetch", "lost", "here")
+    assert code == 1
+    assert "here: 1 file(s)" in output
+    assert "lost: lost.txt could not be fetched from https://127.0.0.1:9/lists/lost.txt in 3 attempts" in output
+    assert output.splitlines()[-1] == "Error: Not fetched: lost. What was fetched is kept."
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Name what to fetch, or say --all --profile small; scbert fetch --list shows it."),
+        (["here", "nothing"], "Not in the catalogue: nothing. It has: here, lost, hand. Nothing was fetched."),
+        (["hand"], "download x.csv from a portal, put it into"),
+        (["--all", "--profile", "large"], "'large' is not one of 'demo', 'small', 'paper'"),
+    ],
+)
+def test_bad_words_after_fetch_are_one_sentence(scbert_cli, small_catalogue, words, message):
+    code, output = scbert_cli("fetch", *words)
+    assert code != 0
+    assert message in output
+
+
+def test_the_list_has_size_state_and_licence_and_fetches_nothing(scbert_cli, small_catalogue, tmp_path):
+    code, output = scbert_cli("fetch", "--list")
+    assert code == 0
+    rows = {line.split()[0]: line for line in output.splitlines() if line and not line.startswith(" ")}
+    assert "4 B" in rows["here"]
+    assert "MIT" in rows["here"]
+    assert "to fetch" in rows["lost"]
+    assert "by hand" in rows["hand"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_convert_refuses_what_is_no_checkpoint_in_one_sentence(scbert_cli, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    (tmp_path / "genes.txt").write_text("A\nB\n")
+    code, output = scbert_cli("convert", "weights.pth", "bundle", "--genes", "genes.txt")
+    assert code == 1
+    assert output.startswith("Error: weights.pth")
+    assert not (tmp_path / "bundle").exists()
