@@ -46,7 +46,7 @@ rule all:
 rule notebook:
     input:
         notebook="notebooks/{name}.ipynb",
-        package=glob("scbert/*.py"),
+        package=[file for part in ("*.py", "*.yaml", "labels/*", "splits/*") for file in glob(f"scbert/{part}")],
         bands=lambda wildcards: glob(f"tests/expected/{wildcards.name}.json"),
         # The scoreboard holds what all the others measured against the paper's numbers.
         others=lambda wildcards: measured + glob("tests/expected/paper.csv") if wildcards.name == SCOREBOARD else [],

@@ -13,22 +13,24 @@ if TYPE_CHECKING:
     import anndata
 
     from .model import Classifier, ScBert
+    from .stream import CellStore
 
 
 def annotate(
-    adata: "anndata.AnnData",
+    adata: "anndata.AnnData | CellStore",
     classifier: "Classifier",
     *,
     unassigned_below: float = 0.5,
     batch_size: int = 32,
     progress: bool = False,
-) -> None:
+) -> pd.DataFrame | None:
     """Annotate cells, in place, with the label the classifier finds most probable.
 
     Parameters
     ----------
     adata
-        Cells with counts in ``X``, or tokenized for the classifier's vocabulary; genes in any order.
+        Cells with counts in ``X``, or tokenized for the classifier's vocabulary; genes in any order. Or a store
+        of more cells than memory, written with ``genes=classifier.genes`` (`scbert.stream`).
     classifier
         A fine-tuned model.
     unassigned_below
@@ -44,39 +46,59 @@ def annotate(
     (cells x labels; "/" in a label is "|" in its column, since h5ad allows none), ``obsm["X_scbert"]`` (cells x dim,
     see `embed`), and in ``uns["scbert"]`` the report of `tokenize` and the threshold.
 
+    Returns
+    -------
+    Of a store, which stays as it is: the two columns of ``obs``, one row a cell, under the names of the cells.
+
     Raises
     ------
     ValueError
-        `X` holds no raw counts, no gene is shared with the classifier's vocabulary, or gene names are duplicated.
+        `X` holds no raw counts, no gene is shared with the classifier's vocabulary, or gene names are duplicated; or
+        the store is one of another vocabulary.
 
     Paper: Methods, "novel cell type detection" (threshold 0.5); Fig. 4.
     Differs from the published code: batched, with probabilities; labels and genes come with the model.
     """
-    tokens = _tokenize_for(classifier, adata)
-    logits, embedding = _run(classifier.encoder, tokens, batch_size, progress, head=classifier.head)
-    probabilities = _softmax(logits)
-    labels = np.array(classifier.labels, dtype=object)
-    assigned = (probabilities.max(1) >= unassigned_below) & (tokens.layers["bins"].getnnz(axis=1) > 0)
-    cell_type = np.where(assigned, labels[probabilities.argmax(1)], "Unassigned")
-    adata.obs["scbert_cell_type"] = pd.Categorical(cell_type, categories=[*dict.fromkeys([*labels, "Unassigned"])])
-    adata.obs["scbert_confidence"] = probabilities.max(1)
-    columns = [label.replace("/", "|") for label in classifier.labels]
-    adata.obsm["scbert_probabilities"] = pd.DataFrame(probabilities, index=adata.obs_names, columns=columns)
-    adata.obsm["X_scbert"] = embedding
+    import anndata
+
+    tokens, is_store = _tokenize_for(classifier, adata), not isinstance(adata, anndata.AnnData)
+    batches = []
+    for logits, embedding, has_tokens in _run(classifier.encoder, tokens, batch_size, progress, head=classifier.head):
+        probabilities = _softmax(logits)
+        assigned = (probabilities.max(1) >= unassigned_below) & has_tokens
+        best = np.where(assigned, probabilities.argmax(1), -1)  # the last of the names below
+        batches.append((best, probabilities.max(1)) + (() if is_store else (probabilities, embedding)))
+    best, confidence, *rest = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    cell_type = np.array([*classifier.labels, "Unassigned"], dtype=object)[best]
+    columns = {
+        "scbert_cell_type": pd.Categorical(cell_type, categories=[*dict.fromkeys([*classifier.labels, "Unassigned"])]),
+        "scbert_confidence": confidence,
+    }
+    if is_store:
+        return pd.DataFrame(columns, index=adata.obs_names)
+    for name, column in columns.items():
+        adata.obs[name] = column
+    labels = [label.replace("/", "|") for label in classifier.labels]
+    adata.obsm["scbert_probabilities"] = pd.DataFrame(rest[0], index=adata.obs_names, columns=labels)
+    adata.obsm["X_scbert"] = rest[1]
     report = tokens.uns["scbert"]["tokenize"]
     adata.uns["scbert"] = dict(adata.uns.get("scbert", {})) | {
-        "annotate": {**report, "unassigned_below": unassigned_below, "unassigned": int((~assigned).sum())}
+        "annotate": {**report, "unassigned_below": unassigned_below, "unassigned": int((best < 0).sum())}
     }
+    return None
 
 
-def predict_proba(classifier: "Classifier", adata: "anndata.AnnData", *, batch_size: int = 32) -> pd.DataFrame:
+def predict_proba(
+    classifier: "Classifier", adata: "anndata.AnnData | CellStore", *, batch_size: int = 32
+) -> pd.DataFrame:
     """Return the probability of each label, cells x labels, each row summing to one; see `annotate`."""
-    logits, _ = _run(classifier.encoder, _tokenize_for(classifier, adata), batch_size, False, head=classifier.head)
-    return pd.DataFrame(_softmax(logits), index=adata.obs_names, columns=classifier.labels)
+    batches = _run(classifier.encoder, _tokenize_for(classifier, adata), batch_size, False, head=classifier.head)
+    probabilities = np.concatenate([_softmax(logits) for logits, _, _ in batches])
+    return pd.DataFrame(probabilities, index=adata.obs_names, columns=classifier.labels)
 
 
 def embed(
-    model: "ScBert | Classifier", adata: "anndata.AnnData", *, pool: str = "expressed", batch_size: int = 32
+    model: "ScBert | Classifier", adata: "anndata.AnnData | CellStore", *, pool: str = "expressed", batch_size: int = 32
 ) -> np.ndarray:
     """Return one vector a cell: the mean of the encoder's output over genes, (cells, dim).
 
@@ -97,16 +119,21 @@ def embed(
     if pool not in ("expressed", "all"):
         raise ValueError(f"pool must be 'expressed' or 'all', not {pool!r}.")
     encoder = getattr(model, "encoder", model)
-    return _run(encoder, _tokenize_for(encoder, adata), batch_size, False, pool=pool)[1]
+    batches = _run(encoder, _tokenize_for(encoder, adata), batch_size, False, pool=pool)
+    return np.concatenate([embedding for _, embedding, _ in batches])
 
 
 def _tokenize_for(model, adata):
     """Return the cells as tokens of the model's vocabulary, without touching `adata`."""
     import anndata
 
+    from .cells import check_cells
     from .datasets import check_counts
     from .preprocess import tokenize
 
+    if not isinstance(adata, anndata.AnnData):  # a store
+        check_cells(model, adata)
+        return adata
     n_bins = adata.uns.get("scbert", {}).get("tokenize", {}).get("n_bins")
     # Names, not the hash in the report: the genes may have been reordered since, and their tokens with them.
     if "bins" in adata.layers and n_bins == model.config.n_bins and list(adata.var_names) == list(model.genes):
@@ -119,29 +146,29 @@ def _tokenize_for(model, adata):
 
 
 def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
-    """Encode cells in batches; return logits (None without a head) and pooled vectors, numpy float32."""
+    """Encode cells in batches; yield of each logits (None without a head), pooled vectors, and which have a token."""
     import sys
 
     import torch
     from tqdm import tqdm
 
-    from .cells import CellDataset
+    from .cells import open_cells
 
-    cells, device = CellDataset(tokens), next(encoder.parameters()).device
-    logits, pooled = [], []
+    cells, device = open_cells(tokens), next(encoder.parameters()).device
     bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
-    with torch.inference_mode(), bar:
+    with bar:
         for _, bins in cells.in_order(batch_size):
-            bins = bins.to(device)
-            hidden = encoder.encode(bins)  # (cells, genes + 1, dim)
-            weight = (bins > 0) if pool == "expressed" else torch.ones_like(bins, dtype=torch.bool)
-            weight[:, -1] = False  # the trailing token is no gene
-            weight = weight / weight.sum(1, keepdim=True).clamp(min=1)  # (cells, genes + 1)
-            pooled.append(torch.einsum("cgd,cg->cd", hidden.float(), weight.float()).cpu().numpy())
-            if head is not None:
-                logits.append(head(hidden).float().cpu().numpy())
+            with torch.inference_mode():  # left before the caller goes on
+                bins = bins.to(device)
+                hidden = encoder.encode(bins)  # (cells, genes + 1, dim)
+                has_tokens = (bins > 0).any(1).cpu().numpy()
+                weight = (bins > 0) if pool == "expressed" else torch.ones_like(bins, dtype=torch.bool)
+                weight[:, -1] = False  # the trailing token is no gene
+                weight = weight / weight.sum(1, keepdim=True).clamp(min=1)  # (cells, genes + 1)
+                pooled = torch.einsum("cgd,cg->cd", hidden.float(), weight.float()).cpu().numpy()
+                logits = None if head is None else head(hidden).float().cpu().numpy()
+            yield logits, pooled, has_tokens
             bar.update(len(bins))
-    return (np.concatenate(logits) if head is not None else None), np.concatenate(pooled)
 
 
 def _softmax(logits):

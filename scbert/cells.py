@@ -1,9 +1,17 @@
 """Tokenized cells as torch tensors: one at a time, in batches, and with some of their tokens hidden."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import anndata
 import numpy as np
 import torch
+from scipy import sparse
 from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from .model import Classifier, ScBert
+    from .stream import CellStore
 
 
 class CellDataset(Dataset):
@@ -31,6 +39,8 @@ class CellDataset(Dataset):
         if "bins" not in adata.layers:
             raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
         self.bins = adata.layers["bins"].tocsr()
+        self.genes = list(adata.var_names)
+        self.n_bins = adata.uns.get("scbert", {}).get("tokenize", {}).get("n_bins")
         self.targets = np.zeros(adata.n_obs, dtype=np.int64) if targets is None else np.asarray(targets, np.int64)
 
     def __len__(self) -> int:
@@ -42,14 +52,66 @@ class CellDataset(Dataset):
 
     def batch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cells by number: bins (cells, genes + 1) and targets (cells,), both int64."""
-        bins = np.zeros((len(indices), self.bins.shape[1] + 1), dtype=np.int64)
-        bins[:, :-1] = self.bins[indices].toarray()
-        return torch.from_numpy(bins), torch.from_numpy(self.targets[indices])
+        return to_tokens(self.bins[indices]), torch.from_numpy(self.targets[indices])
 
-    def in_order(self, batch_size: int):
+    def in_order(self, batch_size: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (number of the first cell, bins) of batches that visit each cell once, in order."""
         for start in range(0, len(self), batch_size):
             yield start, self.batch(np.arange(start, min(start + batch_size, len(self))))[0]
+
+    def epoch(
+        self, batch_size: int, seed: int, epoch: int, sampling: str = "epoch"
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield (numbers of the cells, bins) of an epoch's batches, in the order of `order_cells`."""
+        order = order_cells(len(self), seed, epoch, sampling)
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            yield indices, self.batch(indices)[0]
+
+    def identity(self) -> Iterator[bytes]:
+        """Yield what tells these cells from others."""
+        for array in (self.bins.indptr, self.bins.indices, self.bins.data):
+            yield np.ascontiguousarray(array).tobytes()
+
+
+def open_cells(
+    adata: "anndata.AnnData | CellDataset | CellStore", targets: np.ndarray | None = None
+) -> "CellDataset | CellStore":
+    """Return tokenized cells, given as an AnnData or as a store of more cells than memory, as what is trained on.
+
+    Raises
+    ------
+    ValueError
+        The cells are not tokenized.
+    """
+    if isinstance(adata, anndata.AnnData):
+        return CellDataset(adata, targets)
+    return adata if targets is None else adata.with_targets(targets)
+
+
+def to_tokens(bins: sparse.csr_matrix) -> torch.Tensor:
+    """Return bins (cells, genes) as what a model reads: (cells, genes + 1) int64 with a trailing 0."""
+    tokens = np.zeros((bins.shape[0], bins.shape[1] + 1), dtype=np.int64)
+    tokens[:, :-1] = bins.toarray()
+    return torch.from_numpy(tokens)
+
+
+def check_cells(model: "ScBert | Classifier", adata: "anndata.AnnData | CellDataset | CellStore") -> None:
+    """Raise a ValueError unless the cells are tokenized, for this model's vocabulary and bins."""
+    cells = open_cells(adata)
+    if cells.n_bins is None:
+        raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
+    if cells.n_bins != model.config.n_bins:
+        raise ValueError(
+            f"The cells are tokenized into {cells.n_bins} bins, but the model reads {model.config.n_bins}: tokenize them, "
+            f"or write their store, with n_bins={model.config.n_bins}."
+        )
+    if len(cells.genes) != model.config.n_genes or (model.genes and model.genes != cells.genes):
+        raise ValueError(
+            f"The cells have {len(cells.genes)} genes, and the model's {model.config.n_genes} are others or in another "
+            "order: call scbert.preprocess.tokenize(adata, genes=model.genes) and use what it returns, or write their "
+            "store with genes=model.genes."
+        )
 
 
 def order_cells(n_cells: int, seed: int, epoch: int, sampling: str = "epoch") -> np.ndarray:

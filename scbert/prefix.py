@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .cells import CellDataset
 from .model import ScBert
+from .stream import CellStore
 
 SPARE_DISK = 2**30
 """Bytes of the disk that the cache leaves to others."""
@@ -44,7 +45,7 @@ class FrozenPrefix:
     def __init__(
         self,
         encoder: ScBert,
-        cells: CellDataset,
+        cells: CellDataset | CellStore,
         n_layers: int,
         *,
         precision: str = "float32",
@@ -68,18 +69,23 @@ class FrozenPrefix:
             n_cells = self._open_file(Path(folder or tempfile.gettempdir()), needed)
         self._fill(n_cells, batch_size, progress)
 
-    def batch(self, indices: np.ndarray) -> torch.Tensor:
-        """Return cells by number: (cells, genes + 1, dim) float32 on the encoder's device, or tokens without layers."""
+    def batch(self, indices: np.ndarray, bins: torch.Tensor | None = None) -> torch.Tensor:
+        """Return cells by number: (cells, genes + 1, dim) float32 on the encoder's device, or tokens without layers.
+
+        With `bins`, the tokens of these cells, they are not read again.
+        """
         device = next(self.encoder.parameters()).device
+        if bins is None:
+            bins = self.cells.batch(indices)[0]
         if self.n_layers == 0:
-            return self.cells.batch(indices)[0].to(device)
+            return bins.to(device)
         kept = torch.from_numpy(np.flatnonzero(indices < self.n_kept))
         missing = torch.from_numpy(np.flatnonzero(indices >= self.n_kept))
         x = torch.empty(len(indices), *self.shape, device=device)
         if len(kept):
             x[kept] = torch.from_numpy(self._read(indices[kept.numpy()])).to(device, torch.float32)
         if len(missing):
-            x[missing] = self._compute(indices[missing.numpy()])
+            x[missing] = self._compute(bins[missing])
         return x
 
     def close(self) -> None:
@@ -89,8 +95,7 @@ class FrozenPrefix:
             self.file.close()
 
     @torch.no_grad()
-    def _compute(self, indices):
-        bins, _ = self.cells.batch(indices)
+    def _compute(self, bins):
         device = next(self.encoder.parameters()).device
         return self.encoder.run_layers(self.encoder.embed(bins.to(device)), stop=self.n_layers)
 
@@ -111,10 +116,12 @@ class FrozenPrefix:
     def _fill(self, n_cells, batch_size, progress):
         with tqdm(desc="frozen layers", total=n_cells, unit="cell", file=sys.stdout, mininterval=1,
                   disable=not progress) as bar:  # fmt: skip
-            for start in range(0, n_cells, batch_size):
-                indices = np.arange(start, min(start + batch_size, n_cells))
+            for start, bins in self.cells.in_order(batch_size):
+                bins = bins[: max(0, n_cells - start)]
+                if not len(bins):
+                    return
                 with np.errstate(over="ignore"):
-                    rows = self._compute(indices).float().cpu().numpy().astype(self.dtype)
+                    rows = self._compute(bins).float().cpu().numpy().astype(self.dtype)
                 if not np.isfinite(rows).all():
                     raise ValueError(
                         f"What the frozen layers yield is not finite in {self.dtype}: set cache='float32'."
@@ -124,8 +131,8 @@ class FrozenPrefix:
                 except OSError as error:  # a full disk must not end the training
                     self._warn(self.n_kept, str(error))
                     return
-                self.n_kept = start + len(indices)
-                bar.update(len(indices))
+                self.n_kept = start + len(bins)
+                bar.update(len(bins))
 
     def _write(self, start, rows):
         if self.file is None:

@@ -20,18 +20,19 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .cells import CellDataset, find_commonest_bin, mask_bins, order_cells
+from .cells import check_cells, find_commonest_bin, mask_bins, open_cells
 from .datasets import check_column
 from .model import Classifier, ScBert
 from .prefix import FrozenPrefix
 from .recipe import Recipe, learning_rate_at
+from .stream import CellStore
 
 
 def pretrain(
     model: ScBert,
-    adata: anndata.AnnData,
+    adata: anndata.AnnData | CellStore,
     *,
-    validation: anndata.AnnData | None = None,
+    validation: anndata.AnnData | CellStore | None = None,
     n_epochs: int = 10,
     batch_size: int = 16,
     accumulate: int = 1,
@@ -53,7 +54,7 @@ def pretrain(
     model
         The encoder; it takes on the cells' gene names if it has none.
     adata
-        Tokenized cells; labels are not read.
+        Tokenized cells, or a store of them (`scbert.stream`); labels are not read.
     validation
         Tokenized cells to measure on after each epoch, under masks that never change.
     n_epochs, batch_size, accumulate, learning_rate
@@ -85,13 +86,13 @@ def pretrain(
     Differs from the published code: each cell once an epoch, a step on what is left over, a schedule per step
     (all in `Recipe`); AdamW; metrics over all validation cells, under fixed masks.
     """
-    check_cells(model, adata)
-    model.genes = list(adata.var_names)
+    cells = open_cells(adata)
+    check_cells(model, cells)
+    model.genes = list(cells.genes)
     if validation is not None:
         check_cells(model, validation)
     model.set_key_stabiliser(recipe.key_stabiliser)
-    cells = CellDataset(adata)
-    identity = _identify(model, (adata, validation), n_epochs, batch_size, accumulate, learning_rate, mask_share,
+    identity = _identify(model, (cells, validation), n_epochs, batch_size, accumulate, learning_rate, mask_share,
                          redraw_every, recipe, seed, precision) if checkpoint else ""  # fmt: skip
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     module, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=learning_rate))
@@ -106,10 +107,9 @@ def pretrain(
     with _progress_bar("pretrain", len(history), n_epochs, len(cells), progress) as bar:
         for epoch in range(len(history), n_epochs):
             loss_sum = correct = n_masked = 0
-            for micro, (indices, is_step) in enumerate(
-                _batches(len(cells), batch_size, accumulate, seed, epoch, recipe)
+            for micro, (indices, bins, is_step) in enumerate(
+                _batches(cells, batch_size, accumulate, seed, epoch, recipe)
             ):
-                bins, _ = cells.batch(indices)
                 seen, where = mask_bins(bins, model.config.mask_token, (seed, epoch, micro), mask_share=mask_share)
                 target = bins[where].to(fabric.device)  # (masked positions,)
                 logits = module(seen.to(fabric.device), where.to(fabric.device))  # (masked positions, n_bins + 2)
@@ -152,7 +152,7 @@ def pretrain(
 
 @torch.inference_mode()
 def masked_accuracy(
-    model: ScBert, adata: anndata.AnnData, *, seed: int = 0, mask_share: float = 0.15, batch_size: int = 16
+    model: ScBert, adata: anndata.AnnData | CellStore, *, seed: int = 0, mask_share: float = 0.15, batch_size: int = 16
 ) -> pd.DataFrame:
     """Predict masked tokens of cells, beside always saying each cell's commonest bin.
 
@@ -176,8 +176,8 @@ def masked_accuracy(
     Differs from the published code: all cells count, where the script's validation accuracy is that of cell 0; and
     every masked token is hidden, where a tenth stays visible there, as it does in training.
     """
-    check_cells(model, adata)
-    cells, device, rows = CellDataset(adata), next(model.parameters()).device, []
+    cells, device, rows = open_cells(adata), next(model.parameters()).device, []
+    check_cells(model, cells)
     for start, bins in cells.in_order(batch_size):
         # One seed a cell: the masks do not depend on the batch size.
         masked = [
@@ -202,10 +202,10 @@ def masked_accuracy(
 
 def finetune(
     model: ScBert,
-    adata: anndata.AnnData,
+    adata: anndata.AnnData | CellStore,
     *,
     label_key: str = "cell_type",
-    validation: anndata.AnnData | None = None,
+    validation: anndata.AnnData | CellStore | None = None,
     n_epochs: int = 20,
     patience: int = 5,
     batch_size: int = 16,
@@ -228,7 +228,7 @@ def finetune(
     model
         The encoder, pretrained or not; a copy of it is trained.
     adata
-        Tokenized cells with ``obs[label_key]``.
+        Tokenized cells with ``obs[label_key]``, or a store of them (`scbert.stream`).
     validation
         Tokenized, labelled cells that choose the best epoch; an eighth of `adata`, stratified, if None. Test
         cells have no place here.
@@ -246,7 +246,7 @@ def finetune(
         random features redrawn, or ``key_stabiliser="batch"``.
     cache_memory
         Bytes to keep in memory; more goes to a file beside the checkpoint, else to the temporary folder. A full
-        disk costs time, not the training.
+        disk costs time, not the training; with a store far larger than the disk, pass ``cache=None``.
 
     Returns
     -------
@@ -275,19 +275,20 @@ def finetune(
     labels = sorted(set(adata.obs[label_key].astype(str)))
     if len(labels) < 2:
         raise ValueError(f"obs[{label_key!r}] has one value only ({labels[0]}): there is nothing to tell apart.")
-    cells = CellDataset(adata, _encode_labels(adata, label_key, labels))
+    cells = open_cells(adata, _encode_labels(adata, label_key, labels))
+    held_out = open_cells(validation)
     truth = _encode_labels(validation, label_key, labels)
     weight = None
     if recipe.class_weight == "balanced":
         classes = np.arange(len(labels))
         weight = torch.tensor(compute_class_weight("balanced", classes=classes, y=cells.targets), dtype=torch.float32)
     model = copy.deepcopy(model)
-    model.genes = list(adata.var_names)
-    check_cells(model, validation)
+    model.genes = list(cells.genes)
+    check_cells(model, held_out)
     model.set_key_stabiliser(recipe.key_stabiliser)
     classifier = Classifier(model, labels, seed)
     _choose_trainable(classifier, recipe.trainable_layers)
-    identity = _identify(classifier, (adata, validation), label_key, list(truth), list(cells.targets), n_epochs, patience,
+    identity = _identify(classifier, (cells, held_out), label_key, list(truth), list(cells.targets), n_epochs, patience,
                          batch_size, accumulate, learning_rate, recipe, seed, precision, cache) if checkpoint else ""  # fmt: skip
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     trainable = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
@@ -305,18 +306,16 @@ def finetune(
             "folder": Path(checkpoint).parent if checkpoint else None}  # fmt: skip
     n_frozen = _count_frozen(classifier, recipe) if cache else 0
     inputs = FrozenPrefix(model, cells, n_frozen, memory=cache_memory, **keep)
-    held_out = FrozenPrefix(
-        model, CellDataset(validation), n_frozen, memory=cache_memory - inputs.bytes_in_memory, **keep
-    )
+    held_out = FrozenPrefix(model, held_out, n_frozen, memory=cache_memory - inputs.bytes_in_memory, **keep)
     bar = _progress_bar("fine-tune", len(history), n_epochs, len(cells), progress)
     with contextlib.closing(inputs), contextlib.closing(held_out), bar:
         for epoch in range(len(history), n_epochs):
             if best and epoch - best["epoch"] >= patience:
                 break
             loss_sum = correct = 0
-            for indices, is_step in _batches(len(cells), batch_size, accumulate, seed, epoch, recipe):
+            for indices, bins, is_step in _batches(cells, batch_size, accumulate, seed, epoch, recipe):
                 target = torch.from_numpy(cells.targets[indices]).to(fabric.device)
-                logits = module(inputs.batch(indices), n_frozen)  # (cells, classes)
+                logits = module(inputs.batch(indices, bins), n_frozen)  # (cells, classes)
                 loss = F.cross_entropy(logits, target, weight)
                 fabric.backward(loss / accumulate if recipe.scale_loss_by_accumulation else loss)
                 loss_sum += loss.item() * len(target)
@@ -350,23 +349,6 @@ def finetune(
     classifier.load_state_dict(best["model"])
     classifier.history = pd.DataFrame(history).assign(best=lambda rows: rows["epoch"] == best["epoch"])
     return classifier.eval()
-
-
-def check_cells(model: ScBert | Classifier, adata: anndata.AnnData) -> None:
-    """Raise a ValueError unless the cells are tokenized, for this model's vocabulary and bins."""
-    report = adata.uns.get("scbert", {}).get("tokenize")
-    if report is None or "bins" not in adata.layers:
-        raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
-    if report["n_bins"] != model.config.n_bins:
-        raise ValueError(
-            f"The cells are tokenized into {report['n_bins']} bins, but the model reads {model.config.n_bins}: "
-            f"call scbert.preprocess.tokenize(adata, n_bins={model.config.n_bins})."
-        )
-    if adata.n_vars != model.config.n_genes or (model.genes and model.genes != list(adata.var_names)):
-        raise ValueError(
-            f"The cells have {adata.n_vars} genes, and the model's {model.config.n_genes} are others or in another "
-            "order: call scbert.preprocess.tokenize(adata, genes=model.genes) and use what it returns."
-        )
 
 
 def _encode_labels(adata, label_key, labels):
@@ -419,8 +401,11 @@ def _count_frozen(classifier, recipe):
 @torch.inference_mode()
 def _measure(classifier, held_out, truth, batch_size):
     """Return loss, accuracy and macro-F1 over the labels present, on validation cells."""
-    batches = np.split(np.arange(len(truth)), range(batch_size, len(truth), batch_size))
-    logits = torch.cat([classifier(held_out.batch(batch), held_out.n_layers).float().cpu() for batch in batches])
+    logits = []
+    for start, bins in held_out.cells.in_order(batch_size):
+        inputs = held_out.batch(np.arange(start, start + len(bins)), bins)
+        logits.append(classifier(inputs, held_out.n_layers).float().cpu())
+    logits = torch.cat(logits)
     predicted = logits.argmax(1).numpy()
     return {
         "val_loss": F.cross_entropy(logits, torch.from_numpy(truth)).item(),
@@ -429,13 +414,12 @@ def _measure(classifier, held_out, truth, batch_size):
     }
 
 
-def _batches(n_cells, batch_size, accumulate, seed, epoch, recipe):
-    """Yield (cell numbers, whether an optimiser step follows)."""
-    order = order_cells(n_cells, seed, epoch, recipe.sampling)
-    starts = range(0, n_cells, batch_size)
-    for number, start in enumerate(starts, 1):
-        is_last = number == len(starts) and recipe.leftover_steps == "step"
-        yield order[start : start + batch_size], number % accumulate == 0 or is_last
+def _batches(cells, batch_size, accumulate, seed, epoch, recipe):
+    """Yield (cell numbers, bins, whether an optimiser step follows)."""
+    n_batches = math.ceil(len(cells) / batch_size)
+    for number, (indices, bins) in enumerate(cells.epoch(batch_size, seed, epoch, recipe.sampling), 1):
+        is_last = number == n_batches and recipe.leftover_steps == "step"
+        yield indices, bins, number % accumulate == 0 or is_last
 
 
 def _steps_per_epoch(n_cells, batch_size, accumulate, recipe):
@@ -474,9 +458,8 @@ def _identify(module, data, *arguments):
         digest.update(tensor.detach().cpu().numpy().tobytes())
     for adata in data:
         if adata is not None:
-            bins = adata.layers["bins"].tocsr()
-            for array in (bins.indptr, bins.indices, bins.data):
-                digest.update(np.ascontiguousarray(array).tobytes())
+            for part in open_cells(adata).identity():
+                digest.update(part)
     return digest.hexdigest()
 
 
