@@ -51,6 +51,18 @@ def iterate_rows(adata: anndata.AnnData):
         yield start, sparse.csr_matrix(adata.X[start : start + step])
 
 
+def align(counts: sparse.csr_matrix, names: Sequence[str], vocabulary: Sequence[str]) -> sparse.csr_matrix:
+    """Put columns in the order of a vocabulary, by name: (cells, names) -> (cells, vocabulary), absent genes zero.
+
+    One product with a sparse matrix of ones, whose cost is that of copying the non-zeros.
+    """
+    column = pd.Index(vocabulary).get_indexer(pd.Index(names))  # where each gene of the data goes, -1 for nowhere
+    known = np.flatnonzero(column >= 0)
+    ones = np.ones(len(known), np.float32)
+    placement = sparse.csr_matrix((ones, (known, column[known])), shape=(len(column), len(vocabulary)))
+    return sparse.csr_matrix(counts) @ placement
+
+
 def bin_counts(counts: sparse.csr_matrix, totals: np.ndarray, n_bins: int = 5) -> sparse.csr_matrix:
     """Return min(floor(log2(1 + CP10K)), n_bins), (cells, genes), uint8.
 
@@ -88,7 +100,7 @@ def tokenize(
 
     Returns
     -------
-    `adata` itself, or for another vocabulary a new AnnData with its genes and the same ``obs``; with
+    `adata` itself, or for another vocabulary a new AnnData with its genes and the same cells; with
     ``layers["bins"]`` (uint8, sparse) and a report in ``uns["scbert"]["tokenize"]``: genes matched, share of the
     vocabulary, and how many cells are left without a single token.
 
@@ -107,27 +119,24 @@ def tokenize(
     vocabulary = names if genes is None else pd.Index(genes)
     check_unique(names, "Gene names of the data")
     check_unique(vocabulary, "Gene names of the vocabulary")
-    column = vocabulary.get_indexer(names)  # where each gene of the data goes, -1 for nowhere
-    if not (column >= 0).any():
+    matched = names.isin(vocabulary)
+    if not matched.any():
         raise ValueError(
             f"None of the data's {len(names)} genes ({', '.join(names[:3])}, ...) is in the vocabulary of "
             f"{len(vocabulary)} ({', '.join(vocabulary[:3])}, ...): both must use the same gene symbols."
         )
-    matched = np.flatnonzero(column >= 0)
-    placement = sparse.csr_matrix(
-        (np.ones(len(matched), np.float32), (matched, column[matched])), shape=(len(names), len(vocabulary))
-    )
     totals = library_size(adata) if library == "all" else None
     blocks, counts = [], []
     for start, rows in iterate_rows(adata):
-        aligned = rows @ placement if genes is not None else rows
+        aligned = rows if genes is None else align(rows, names, vocabulary)
         size = totals[start : start + rows.shape[0]] if library == "all" else np.asarray(aligned.sum(1)).ravel()
         blocks.append(bin_counts(aligned, size, n_bins))
         counts.append(aligned)
     bins = sparse.vstack(blocks, format="csr")
     if genes is not None and not names.equals(vocabulary):
-        var = pd.DataFrame({"matched": np.isin(np.arange(len(vocabulary)), column)}, index=vocabulary)
-        adata = anndata.AnnData(sparse.vstack(counts, format="csr"), obs=adata.obs.copy(), var=var)
+        var = pd.DataFrame({"matched": vocabulary.isin(names)}, index=vocabulary)
+        kept = {"obs": adata.obs.copy(), "obsm": dict(adata.obsm), "uns": dict(adata.uns)}
+        adata = anndata.AnnData(sparse.vstack(counts, format="csr"), var=var, **kept)
         if library == "all":
             adata.obs["n_counts"] = totals  # the matrix no longer holds all measured genes
     adata.layers["bins"] = bins
@@ -138,8 +147,8 @@ def tokenize(
             "genes_sha256": hash_genes(list(vocabulary)),
             "genes_in_data": len(names),
             "genes_in_vocabulary": len(vocabulary),
-            "genes_matched": len(matched),
-            "matched_share": len(matched) / len(vocabulary),
+            "genes_matched": int(matched.sum()),
+            "matched_share": float(matched.sum() / len(vocabulary)),
             "cells_without_tokens": int((bins.getnnz(axis=1) == 0).sum()),
         }
     }

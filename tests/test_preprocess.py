@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from scbert.genes import hash_genes
-from scbert.preprocess import bin_counts, library_size, tokenize
+from scbert.preprocess import align, bin_counts, library_size, tokenize
 
 
 def define_bin(count, total, n_bins=5):
@@ -17,7 +17,7 @@ def define_bin(count, total, n_bins=5):
     return min(math.floor(math.log2(1 + 10_000 * count / total)), n_bins)
 
 
-def align(counts, names, vocabulary):
+def align_naively(counts, names, vocabulary):
     """The published loop: one gene of the vocabulary at a time."""
     aligned = np.zeros((len(counts), len(vocabulary)))
     for j, gene in enumerate(vocabulary):
@@ -90,7 +90,7 @@ def test_shuffled_missing_and_extra_genes_end_up_where_a_loop_over_genes_puts_th
     random.shuffle(vocabulary)
     result = tokenize(adata, genes=vocabulary, library=library)
 
-    counts = align(adata.X.toarray(), adata.var_names, vocabulary)
+    counts = align_naively(adata.X.toarray(), adata.var_names, vocabulary)
     every = np.full(60, 2000.0) if has_n_counts else adata.X.toarray().sum(1)
     totals = every if library == "all" else counts.sum(1)
     expected = [[define_bin(c, total) for c in row] for row, total in zip(counts, totals, strict=True)]
@@ -177,3 +177,20 @@ def test_a_total_below_the_cells_own_counts_is_refused(make_cells, wrong):
 def test_an_unknown_library_is_refused(make_cells):
     with pytest.raises(ValueError, match="'all' or 'aligned', not 'median'"):
         tokenize(make_cells(), library="median")
+
+
+def test_alignment_is_by_name_whatever_the_order_and_zero_where_a_gene_is_absent():
+    counts = sparse.csr_matrix(np.array([[1, 2, 3], [0, 5, 0]], dtype=np.float32))
+    aligned = align(counts, ["B", "X", "A"], ["A", "B", "C"])
+    assert (aligned.toarray() == [[3, 1, 0], [0, 0, 0]]).all()
+    assert aligned.dtype == np.float32
+
+
+def test_another_vocabulary_keeps_what_is_known_of_the_cells(make_cells):
+    adata = make_cells()
+    adata.uns["scbert"] = {"fractional_counts": "why"}
+    adata.obsm["X_umap"] = np.zeros((adata.n_obs, 2))
+    tokens = tokenize(adata, genes=[*adata.var_names[:5], "another"])
+    assert tokens.uns["scbert"]["fractional_counts"] == "why"
+    assert "tokenize" not in adata.uns["scbert"]
+    assert tokens.obsm["X_umap"].shape == (adata.n_obs, 2)
