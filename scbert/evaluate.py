@@ -17,6 +17,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from .annotate import predict_proba
 from .genes import hash_genes
+from .hygiene import load_split, saved_splits
 from .model import ScBert, ScBertConfig
 from .preprocess import library_size
 from .recipe import Recipe
@@ -68,6 +69,36 @@ def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) ->
         train, validation = next(inner.split(rest, labels[rest]))
         splits.append((np.sort(rest[train]), np.sort(rest[validation]), test))
     return splits[:n_folds]
+
+
+def split_cells(
+    adata: anndata.AnnData, dataset: str, *, label_key: str = "cell_type", n_folds: int = 1, seed: int = 0
+) -> list[Split]:
+    """Split the cells of a data set: by its saved split where it has one, else by `stratified_splits`.
+
+    Parameters
+    ----------
+    adata
+        All cells of the set.
+    dataset
+        Its name; "zheng_facs" has a saved split, whose 30 % are always the test cells, see `scbert.hygiene.load_split`.
+    label_key, n_folds, seed
+        As in `stratified_splits`; an eighth of the saved training cells is validation, drawn by `seed`.
+
+    Raises
+    ------
+    ValueError
+        Folds are asked of a set with a saved split, cells are missing, or see `stratified_splits`.
+    """
+    if dataset not in saved_splits():
+        return stratified_splits(adata.obs[label_key], n_folds, seed)
+    if n_folds != 1:
+        raise ValueError(f"{dataset} has one saved split, whose test cells train nothing: n_folds must be 1.")
+    rest, test = load_split(adata, dataset)
+    labels = adata.obs[label_key].astype(str).to_numpy()
+    inner = StratifiedShuffleSplit(1, test_size=max(len(rest) // 8, len(set(labels))), random_state=seed)
+    train, validation = next(inner.split(rest, labels[rest]))
+    return [(np.sort(rest[train]), np.sort(rest[validation]), test)]
 
 
 def lognormalize(adata: anndata.AnnData) -> sparse.csr_matrix:
@@ -178,6 +209,7 @@ def cross_validate(
     *,
     label_key: str = "cell_type",
     n_folds: int = 5,
+    splits: list[Split] | None = None,
     recipe: Recipe = Recipe(),
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -192,6 +224,8 @@ def cross_validate(
         probabilities (cells x labels, a DataFrame).
     label_key, n_folds, seed
         See `stratified_splits`.
+    splits
+        Splits already made, by `split_cells` say, in place of `n_folds`.
     recipe
         Its `report_on` says which cells are predicted: test cells, or as published the validation cells.
 
@@ -207,7 +241,8 @@ def cross_validate(
     Paper: Methods, "benchmarking"; Fig. 2a.
     """
     rows = []
-    for fold, (train, validation, test) in enumerate(stratified_splits(adata.obs[label_key], n_folds, seed)):
+    splits = stratified_splits(adata.obs[label_key], n_folds, seed) if splits is None else splits
+    for fold, (train, validation, test) in enumerate(splits):
         check_disjoint(*(adata.obs_names[part] for part in (train, validation, test)))
         scored = test if recipe.report_on == "test" else validation
         for name, fit in methods.items():

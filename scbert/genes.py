@@ -186,6 +186,46 @@ def rename_genes(
     return adata
 
 
+def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
+    """Return the genes that a model is to read, in order: a notebook's parameter `genes`.
+
+    Parameters
+    ----------
+    adata
+        Training cells with counts in ``X``: others must not have a say.
+    choice
+        "all" genes of the data; a number, such as "1000": that many, whose log-normalised values vary most, in the
+        data's order; or "published", the 16,906 of the published weights.
+
+    Raises
+    ------
+    ValueError
+        Another choice, or more genes than the data have.
+
+    Paper: how its 16,906 genes were chosen is not stated.
+    """
+    if choice == "all":
+        return list(adata.var_names)
+    if choice == "published":
+        return load_vocabulary()
+    if not str(choice).isdigit() or int(choice) < 1:
+        raise ValueError(f"genes must be all, a number, or published, not {choice!r}.")
+    if int(choice) > adata.n_vars:
+        raise ValueError(
+            f"genes = {choice} asks for more than the {adata.n_vars} genes of the data: take all, or fewer."
+        )
+    from .evaluate import lognormalize
+
+    values = lognormalize(adata)
+    variance = np.asarray(values.multiply(values).mean(0) - np.square(values.mean(0))).ravel()
+    return list(adata.var_names[np.sort(np.argsort(-variance, kind="stable")[: int(choice)])])
+
+
+def is_published(genes: Sequence[str]) -> bool:
+    """Return whether these are the 16,906 genes of the published weights, in their order."""
+    return hash_genes(genes) == PUBLISHED_GENES_SHA256
+
+
 def read_gene2vec(path: str | Path, genes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Read gene vectors from gene2vec's text file, or out of a published checkpoint.
 

@@ -303,3 +303,41 @@ def test_compare_pairs_methods_by_cell(predictions):
     again = predictions.query("method == 'good'").assign(method="again").sample(frac=1, random_state=1)
     same = evaluate.compare(pd.concat([predictions, again]), "good", "again")
     assert (same["value"], same["low"], same["high"], same["n"]) == (0, 0, 0, 50)
+
+
+# The saved split
+
+
+def test_a_set_without_a_saved_split_is_split_as_any_other(make_cells):
+    adata = make_cells()
+    for ours, usual in zip(
+        evaluate.split_cells(adata, "mine.h5ad", n_folds=3, seed=1)[1],
+        evaluate.stratified_splits(adata.obs["cell_type"], 3, 1)[1],
+        strict=True,
+    ):
+        assert (ours == usual).all()
+
+
+def test_the_saved_test_cells_are_tested_and_nothing_else_learns_from_them(make_cells, monkeypatch):
+    adata = make_cells(60)
+    test = np.arange(0, 60, 3)
+    rest = np.setdiff1d(np.arange(60), test)
+    monkeypatch.setattr(evaluate, "saved_splits", lambda: ["zheng_facs"])
+    monkeypatch.setattr(evaluate, "load_split", lambda adata, name: (rest, test))
+    adata.obs["cell_type"] = np.repeat(["A", "B"], 30)
+    for seed in (0, 1):
+        ((train, validation, tested),) = evaluate.split_cells(adata, "zheng_facs", seed=seed)
+        assert (tested == test).all()
+        assert sorted([*train, *validation]) == list(rest)
+        assert set(adata.obs["cell_type"].iloc[validation]) == {"A", "B"}
+    with pytest.raises(
+        ValueError, match="zheng_facs has one saved split, whose test cells train nothing: n_folds must"
+    ):
+        evaluate.split_cells(adata, "zheng_facs", n_folds=5)
+
+
+def test_cross_validation_takes_splits_that_were_made_before(make_cells):
+    adata = make_cells(30)
+    splits = [(np.arange(10), np.arange(10, 20), np.arange(20, 30))]
+    predictions = evaluate.cross_validate(adata, {"majority": evaluate.fit_majority}, splits=splits)
+    assert list(predictions["cell"]) == list(adata.obs_names[20:])

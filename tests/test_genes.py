@@ -189,3 +189,38 @@ def test_cells_without_any_variation_teach_no_vectors(make_cells):
     adata.X = sparse.csr_matrix(np.ones((5, 4), np.float32))
     with pytest.raises(ValueError, match="No two genes of these cells vary together"):
         train_gene2vec(adata, dim=4)
+
+
+# Which genes a model reads
+
+
+def test_the_most_variable_genes_are_chosen_and_stay_in_order(make_cells):
+    adata = make_cells(90, 24)
+    counts = adata.X.toarray()
+    counts[:, 3:] = counts[:, 3:].mean(0).round()  # only the first three tell the cells apart
+    adata.X = sparse.csr_matrix(counts)
+    assert genes.choose_genes(adata, "3") == ["gene0", "gene1", "gene2"]
+    assert genes.choose_genes(adata) == list(adata.var_names)
+    assert len(genes.choose_genes(adata, "10")) == 10
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("many", "genes must be all, a number, or published, not 'many'"),
+        ("0", "genes must be all, a number, or published, not '0'"),
+        ("-3", "genes must be all, a number, or published, not '-3'"),
+        ("25", "genes = 25 asks for more than the 24 genes of the data: take all, or fewer"),
+    ],
+)
+def test_another_choice_of_genes_is_one_sentence(make_cells, choice, message):
+    with pytest.raises(ValueError, match=message):
+        genes.choose_genes(make_cells(), choice)
+
+
+def test_the_published_choice_is_the_fetched_list_and_known_by_its_hash(make_cells, monkeypatch):
+    monkeypatch.setattr(genes, "load_vocabulary", lambda: ["A", "B"])
+    monkeypatch.setattr(genes, "PUBLISHED_GENES_SHA256", genes.hash_genes(["A", "B"]))
+    assert genes.choose_genes(make_cells(), "published") == ["A", "B"]
+    assert genes.is_published(["A", "B"])
+    assert not genes.is_published(["B", "A"])
