@@ -171,7 +171,7 @@ def measure(
     model = ScBert(config).to(device).eval()
     bins = torch.from_numpy(np.random.default_rng(0).poisson(0.2, (cells, tokens)).clip(max=config.n_bins)).to(device)
     run = make_step(model, attention, step, bins, dtype)
-    peak = _measure_peak(run, device)
+    peak = measure_peak(run, device)
     multiply, multiply_gflop = make_multiply(dtype=dtype, device=device)
     times = compare({"step": run, "multiply": multiply}, repeats, device).median()
     seconds, rate = times["step"], multiply_gflop / times["multiply"]
@@ -236,7 +236,7 @@ def _synchronize(device):
         torch.cuda.synchronize()
 
 
-def _measure_peak(run, device):
+def measure_peak(run: Callable, device: str = "cpu") -> float:
     """Return the MB that `run` takes at most, above what is taken before."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()

@@ -129,7 +129,8 @@ class Run:
         name = Path(name).stem
         self.data[name] = hash_data(adata)
         largest = max(rows.max() for _, rows in iterate_rows(adata))
-        size = f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, whole counts up to {largest:,.0f}"
+        counts = "fractional" if adata.uns.get("scbert", {}).get("fractional_counts") else "whole"
+        size = f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, {counts} counts up to {largest:,.0f}"
         print(f"{name}: {size}, sha256 {self.data[name][:12]}")
         return name
 
