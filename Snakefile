@@ -13,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 SCOREBOARD = "11_scoreboard"
 PROFILE = config.get("profile", "demo")
 RUNS = os.environ.get("SCBERT_RUNS", "runs")  # as scbert.record does
+ANYWAY = "--anyway" if config.get("anyway") else ""  # run where memory, disk or a download is short
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 # The demo profile is the defaults of the notebooks. The others hold a section for each notebook that has them.
@@ -59,4 +60,4 @@ rule notebook:
     # Snakemake sets OMP_NUM_THREADS and its like to this.
     threads: int(config.get("threads", 1))
     shell:
-        "echo {wildcards.name}; scbert run {wildcards.name} --profile {PROFILE}"
+        "echo {wildcards.name}; scbert run {wildcards.name} --profile {PROFILE} {ANYWAY}"

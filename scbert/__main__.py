@@ -22,9 +22,10 @@ def main():
 @click.argument("notebook", required=False)
 @click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; repeatable.")
 @click.option("--profile", default="demo", show_default=True, help="demo, small or paper.")
+@click.option("--anyway", is_flag=True, help="Run even where memory, disk or a download is short.")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="With a notebook: print its parameters.")
 @click.pass_context
-def run(context, notebook, pairs, profile, wants_help):
+def run(context, notebook, pairs, profile, anyway, wants_help):
     """Run a notebook, named by its number or stem, such as: scbert run 03 -p n_folds 5."""
     if notebook is None:
         click.echo(context.get_help())
@@ -39,10 +40,35 @@ def run(context, notebook, pairs, profile, wants_help):
             click.echo(f"  -p {name} {kind.upper()}".ljust(34) + f"{text}  [{default}]")
         return
     parameters = choose_parameters(source, offered, profile, dict(pairs))
+    check_room(profile, [source], parameters, anyway=anyway)
     output = record.run_directory(profile, source.stem) / f"{source.stem}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     execute(source, output, parameters)
     click.echo(f"Wrote {output.parent}")
+
+
+def check_room(profile, notebooks=None, parameters=None, *, jobs=1, anyway=False):
+    """Print what is needed, but for a demo, and stop in a sentence if this machine is short of it."""
+    from . import preflight
+
+    try:
+        needs = preflight.list_needs(profile, notebooks, parameters)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if profile != "demo" or notebooks is None:
+        click.echo(preflight.describe_needs(needs))
+    shortages = preflight.find_shortages(needs, profile, jobs=jobs)
+    if shortages and not anyway:
+        raise click.ClickException(" ".join([*shortages, "Nothing was run; --anyway runs it all the same."]))
+
+
+@main.command()
+@click.option("--profile", default="demo", show_default=True, help="demo, small or paper.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Notebooks that run at once.")
+@click.option("--anyway", is_flag=True, help="Only list; do not fail where something is short.")
+def preflight(profile, jobs, anyway):
+    """List what the notebooks of a profile need, and compare it with what this machine has."""
+    check_room(profile, jobs=jobs, anyway=anyway)
 
 
 def find_notebook(name: str) -> Path:

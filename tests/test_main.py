@@ -313,3 +313,35 @@ def test_convert_refuses_what_is_no_checkpoint_in_one_sentence(scbert_cli, tmp_p
     assert code == 1
     assert output.startswith("Error: weights.pth")
     assert not (tmp_path / "bundle").exists()
+
+
+# scbert preflight
+
+
+@pytest.fixture
+def short_of_memory(monkeypatch, tmp_path):
+    """A machine with a tenth of a GB left, and a notebook that is said to need 2 GB in its small profile."""
+    (tmp_path / "notebooks" / "profiles" / "needs.yaml").write_text(
+        "small:\n  03_test: {minutes: 90, memory_gb: 2, disk_gb: 0.001, basis: estimate}\n"
+    )
+    monkeypatch.setattr(scbert.preflight, "_measure_memory", lambda: 10**8)
+
+
+def test_preflight_lists_needs_and_fails_where_something_is_short(scbert_cli, short_of_memory):
+    code, output = scbert_cli("preflight", "--profile", "small")
+    assert code == 1
+    assert "03_test   90.0     2.0 GB  none" in output
+    assert "Error: 03_test (estimate) needs 2.0 GB of memory, and 0.1 GB are free: close other programs" in output
+    assert scbert_cli("preflight", "--profile", "small", "--anyway")[0] == 0
+    code, output = scbert_cli("preflight", "--profile", "large")
+    assert output == "Error: There is no profile 'large': choose demo, small or paper.\n"
+
+
+def test_a_notebook_that_does_not_fit_is_not_run_unless_anyway(scbert_cli, short_of_memory, tmp_path):
+    code, output = scbert_cli("run", "03", "--profile", "small")
+    assert code == 1
+    assert "Nothing was run; --anyway runs it all the same." in output
+    assert not (tmp_path / "runs").exists()
+    code, output = scbert_cli("run", "03", "--profile", "small", "--anyway")
+    assert code == 0
+    assert (tmp_path / "seen.json").exists()
