@@ -141,6 +141,14 @@ def resolve(names: Sequence[str], vocabulary: Sequence[str], table: pd.DataFrame
     return pd.DataFrame(rows, index=names.rename("name"), columns=["gene", "status"])
 
 
+def count_statuses(adata: anndata.AnnData, found: pd.DataFrame) -> pd.DataFrame:
+    """Count what `resolve` found for the genes of `adata`: a row a status, columns genes and share_of_counts."""
+    counts = np.asarray(adata.X.sum(0), np.float64).ravel()
+    table = found.assign(counts=counts / counts.sum()).groupby("status")["counts"].agg(["size", "sum"])
+    table = table.set_axis(["genes", "share_of_counts"], axis=1).reindex(STATUSES, fill_value=0)
+    return table.astype({"genes": int, "share_of_counts": float})
+
+
 def rename_genes(
     adata: anndata.AnnData, vocabulary: Sequence[str], table: pd.DataFrame | None = None
 ) -> anndata.AnnData:

@@ -123,6 +123,25 @@ def scores(table: pd.DataFrame, metric: str, *, highlight: str = "scbert", ax: A
     return ax
 
 
+def gene_names(table: pd.DataFrame) -> np.ndarray:
+    """Draw how many genes have which status, and what share of the counts is theirs; of `genes.count_statuses`.
+
+    Returns
+    -------
+    Two axes.
+    """
+    _, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
+    for ax, column, color, number in zip(axes, table, ["C0", "C1"], ["{:,}", "{:.1%}"], strict=True):
+        bars = ax.barh(table.index, table[column], color=color)
+        ax.bar_label(bars, labels=[number.format(value) for value in table[column]], padding=3, fontsize=8)
+        ax.set(xlabel=column.replace("_", " "), xlim=(0, table[column].max() * 1.2))
+        ax.locator_params(axis="x", nbins=5)
+        sns.despine(ax=ax)
+    axes[0].invert_yaxis()
+    axes[0].figure.tight_layout()
+    return axes
+
+
 def history(table: pd.DataFrame, columns: dict[str, str], *, ylabel: str, ax: Axes | None = None) -> Axes:
     """Draw columns of a training history against the epoch; `columns` is column -> name in the legend."""
     ax = ax or plt.subplots(figsize=(4.5, 3))[1]

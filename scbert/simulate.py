@@ -137,6 +137,27 @@ def simulate_studies(
     return result
 
 
+def simulate_old_names(genes: Sequence[str], *, seed: int = 0) -> tuple[np.ndarray, pd.DataFrame]:
+    """Give a third of some genes other names, as between studies of different years, and make a table that knows most.
+
+    Of the genes, 18 % go by a name that the table traces back, 5 % by one that it has for two genes, 10 % by one that
+    it lacks.
+
+    Returns
+    -------
+    The names, one a gene, and a table such as `scbert.genes.read_gene_table` reads: name, gene_id, how.
+    """
+    genes = np.asarray(genes, dtype=object)
+    fates = np.random.default_rng(seed).choice(
+        ["same", "traced", "shared", "lost"], len(genes), p=[0.67, 0.18, 0.05, 0.1]
+    )
+    names = np.where(fates == "same", genes, [f"old-{i}" for i in range(len(genes))])
+    rows = [(gene, i, "symbol") for i, gene in enumerate(genes)]
+    rows += [(names[i], i, "synonym") for i in np.flatnonzero((fates == "traced") | (fates == "shared"))]
+    rows += [(names[i], -1, "synonym") for i in np.flatnonzero(fates == "shared")]
+    return names, pd.DataFrame(rows, columns=["name", "gene_id", "how"])
+
+
 def _deal(label, odds, random):
     """Return a study for each cell: of each label, shuffled, each study gets its minimum, the rest goes by odds."""
     n_studies = odds.shape[1]

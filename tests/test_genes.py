@@ -224,3 +224,12 @@ def test_the_published_choice_is_the_fetched_list_and_known_by_its_hash(make_cel
     assert genes.choose_genes(make_cells(), "published") == ["A", "B"]
     assert genes.is_published(["A", "B"])
     assert not genes.is_published(["B", "A"])
+
+
+def test_statuses_are_counted_with_their_share_of_the_counts(named, table):
+    report = genes.count_statuses(named, resolve(named.var_names, VOCABULARY, table))
+    assert list(report.index) == list(genes.STATUSES)
+    assert report["genes"].to_dict() == {"matched": 2, "renamed": 2, "outside": 0, "ambiguous": 1, "unknown": 1}
+    counts = named.X.toarray().sum(0)
+    assert np.isclose(report.loc["matched", "share_of_counts"], (counts[0] + counts[5]) / counts.sum())
+    assert np.isclose(report["share_of_counts"].sum(), 1)

@@ -78,3 +78,12 @@ def test_costs_have_a_column_a_step_and_a_line_an_attention():
     assert [len(ax.lines) for ax in axes.flat] == [2, 1, 2, 1]
     assert [text.get_text() for text in axes[0, 0].get_legend().texts] == ["scbert", "fused softmax"]
     assert list(axes[1, 1].lines[0].get_ydata()) == [100, 200]
+
+
+def test_gene_names_are_drawn_as_genes_and_as_share_of_counts():
+    table = pd.DataFrame({"genes": [1200, 3], "share_of_counts": [0.9, 0.1]}, index=["matched", "unknown"])
+    left, right = plot.gene_names(table)
+    assert [bar.get_width() for bar in left.patches] == [1200, 3]
+    assert [text.get_text() for text in left.texts] == ["1,200", "3"]
+    assert [text.get_text() for text in right.texts] == ["90.0%", "10.0%"]
+    assert left.get_ylim()[0] > left.get_ylim()[1]  # the first row is on top

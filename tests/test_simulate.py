@@ -6,6 +6,8 @@ import pytest
 from scipy import sparse
 
 import scbert
+from scbert import simulate
+from scbert.genes import resolve
 from scbert.simulate import EFFECTS, simulate_studies
 
 
@@ -238,3 +240,20 @@ def test_normalised_cells_are_refused(make_cells):
     adata.X = adata.X.log1p()
     with pytest.raises(ValueError, match="holds fractional values"):
         simulate_studies(adata)
+
+
+# Old names
+
+
+def test_old_names_are_traced_shared_or_lost_as_said():
+    genes = [f"gene{i}" for i in range(2000)]
+    names, table = simulate.simulate_old_names(genes, seed=1)
+    found = resolve(names, genes, table)
+    shares = found["status"].value_counts(normalize=True)
+    for status, share in {"matched": 0.67, "renamed": 0.18, "ambiguous": 0.05, "unknown": 0.1}.items():
+        assert abs(shares[status] - share) < 0.03
+    traced = found["status"].isin(["matched", "renamed"]).to_numpy()
+    assert (found["gene"].to_numpy()[traced] == np.array(genes, dtype=object)[traced]).all()
+    again, _ = simulate.simulate_old_names(genes, seed=1)
+    assert (again == names).all()
+    assert (simulate.simulate_old_names(genes, seed=2)[0] != names).any()
