@@ -61,7 +61,7 @@ def make(folder, n_cells):
 
 
 def write(folder, n_cells):
-    from scbert.stream import write_store
+    from scbert.shards import write_store
 
     return len(write_store(folder / "counts.h5ad", folder / "store", progress=False))
 

@@ -15,10 +15,11 @@ import torch
 from scipy import sparse
 
 import scbert
-from scbert import Recipe, finetune, pretrain, stream, train
+from scbert import Recipe, finetune, pretrain, shards, stream, train
 from scbert.cells import CellDataset
 from scbert.preprocess import tokenize
-from scbert.stream import open_store, write_store
+from scbert.shards import write_store
+from scbert.stream import open_store
 from scbert.train import masked_accuracy
 
 QUIET = {"progress": False, "accelerator": "cpu"}
@@ -28,10 +29,10 @@ N_CELLS = 330
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Let 330 cells take several blocks, and reads that mix a part of the cells only."""
-    monkeypatch.setattr(stream, "CELLS_AT_ONCE", 40)
+    monkeypatch.setattr(shards, "CELLS_AT_ONCE", 40)
     monkeypatch.setattr(stream, "CELLS_A_FETCH", 96)
     monkeypatch.setattr(stream, "CELLS_A_RUN", 4)
-    monkeypatch.setattr(stream, "SAMPLE", 20)
+    monkeypatch.setattr(shards, "SAMPLE", 20)
 
 
 @pytest.fixture
@@ -59,9 +60,9 @@ def write(file, tmp_path):
 @pytest.fixture
 def reads(monkeypatch):
     """Return the list of cells that are read from the source from now on."""
-    starts, tokenize_block = [], stream._tokenize_block
+    starts, tokenize_block = [], shards._tokenize_block
     monkeypatch.setattr(
-        stream,
+        shards,
         "_tokenize_block",
         lambda part, start, *a, **k: (starts.append(start), tokenize_block(part, start, *a, **k))[1],
     )
@@ -163,7 +164,7 @@ def test_columns_of_obs_are_read_one_at_a_time(write, counts):
 
 def test_no_column_is_read_to_say_that_it_is_there(write, monkeypatch):
     store = write()
-    monkeypatch.setattr(stream, "_read_column", None)
+    monkeypatch.setattr(stream, "read_column", None)
     assert "cell_type" in store.obs
 
 
@@ -367,7 +368,7 @@ def test_interrupted_writing_continues_and_an_unfinished_store_does_not_open(
 ):
     expected = {path.name: path.read_bytes() for path in write().path.iterdir()}
     shutil.rmtree(tmp_path / "store")
-    write_shard, written = stream._write_shard, []
+    write_shard, written = shards._write_shard, []
 
     def interrupt(file, *rest):
         if len(written) == 2:
@@ -376,13 +377,13 @@ def test_interrupted_writing_continues_and_an_unfinished_store_does_not_open(
         written.append(file)
         return write_shard(file, *rest)
 
-    monkeypatch.setattr(stream, "_write_shard", interrupt)
+    monkeypatch.setattr(shards, "_write_shard", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write()
     with pytest.raises(ValueError, match="unfinished: call write_store again with the same arguments") as error:
         open_store(tmp_path / "store")
     assert "\n" not in str(error.value)
-    monkeypatch.setattr(stream, "_write_shard", write_shard)
+    monkeypatch.setattr(shards, "_write_shard", write_shard)
     reads.clear()
     store = write()
     assert reads == [0, 200, 240, 280, 300]  # the sample, and the two shards that were missing
@@ -425,7 +426,7 @@ def test_too_little_room_is_said_before_anything_is_written(write, tmp_path, mon
 def test_the_room_a_store_needs_is_estimated_within_a_fifth(write, tmp_path, monkeypatch):
     wide = anndata.AnnData(sparse.csr_matrix(np.random.default_rng(0).poisson(0.2, (500, 3000)), dtype=np.float32))
     rooms = []
-    monkeypatch.setattr(stream, "_check_room", lambda path, needed: rooms.append(needed))
+    monkeypatch.setattr(shards, "_check_room", lambda path, needed: rooms.append(needed))
     write(wide, shard_cells=500)
     written = sum(path.stat().st_size for path in (tmp_path / "store").iterdir())
     assert 0.8 < rooms[0] / written < 1.2
