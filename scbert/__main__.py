@@ -159,8 +159,9 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
     "--unassigned-below", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Less probable: Unassigned."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Cells a forward pass.")
-def annotate(source, model, output, unassigned_below, batch_size):
-    """Annotate the raw counts of an .h5ad file with a fine-tuned model."""
+@click.option("--rename-genes", is_flag=True, help="Trace old symbols and Ensembl identifiers to the model's genes.")
+def annotate(source, model, output, unassigned_below, batch_size, rename_genes):
+    """Annotate the raw counts of a file with a fine-tuned model."""
     if not output.parent.is_dir():
         raise click.ClickException(f"There is no folder {output.parent} to write {output.name} into.")
     import scbert
@@ -170,7 +171,11 @@ def annotate(source, model, output, unassigned_below, batch_size):
         classifier = scbert.load(model)
         if not isinstance(classifier, scbert.Classifier):
             raise ValueError(f"{model} is an encoder without labels: fine-tune it first (notebook 03).")
-        scbert.annotate(adata, classifier, unassigned_below=unassigned_below, batch_size=batch_size, progress=True)
+        read = scbert.genes.rename_genes(adata, classifier.genes) if rename_genes else adata
+        scbert.annotate(read, classifier, unassigned_below=unassigned_below, batch_size=batch_size, progress=True)
+        if rename_genes:  # what is written keeps the file's own names
+            adata.obs, adata.uns = read.obs, read.uns
+            adata.obsm.update(read.obsm)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     report = adata.uns["scbert"]["annotate"]

@@ -123,7 +123,8 @@ def tokenize(
     if not matched.any():
         raise ValueError(
             f"None of the data's {len(names)} genes ({', '.join(names[:3])}, ...) is in the vocabulary of "
-            f"{len(vocabulary)} ({', '.join(vocabulary[:3])}, ...): both must use the same gene symbols."
+            f"{len(vocabulary)} ({', '.join(vocabulary[:3])}, ...): both must use the same gene symbols. "
+            "scbert.genes.rename_genes, or scbert annotate --rename-genes, traces old symbols and Ensembl identifiers."
         )
     totals = library_size(adata) if library == "all" else None
     blocks, counts = [], []

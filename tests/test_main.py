@@ -6,6 +6,7 @@ import json
 import anndata
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -209,6 +210,27 @@ def test_bad_words_are_refused_in_one_sentence(scbert_cli, tmp_path, files, word
     assert message in output
     assert not (tmp_path / "out.h5ad").exists()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_old_gene_names_are_traced_if_asked_and_stay_in_the_file(scbert_cli, tmp_path, files, monkeypatch):
+    table = pd.DataFrame({"name": [f"gene{i}" for i in range(24)], "gene_id": range(24), "how": "symbol"})
+    older = table.assign(name=[f"old{i}" for i in range(24)], how="synonym")
+    monkeypatch.setattr(scbert.genes, "read_gene_table", lambda: pd.concat([table, older]))
+    renamed = files.copy()
+    renamed.var_names = [name.replace("gene", "old") for name in files.var_names]
+    renamed.write_h5ad(tmp_path / "old.h5ad")
+    words = ("--model", "model", "-o", "out.h5ad")
+    code, output = scbert_cli("annotate", "old.h5ad", *words)
+    assert code == 1
+    assert "scbert annotate --rename-genes, traces old symbols and Ensembl identifiers" in output
+    assert scbert_cli("annotate", "mine.h5ad", *words)[0] == 0
+    expected = anndata.read_h5ad(tmp_path / "out.h5ad")
+    code, output = scbert_cli("annotate", "old.h5ad", *words, "--rename-genes")
+    assert code == 0, output
+    back = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert list(back.var_names) == list(renamed.var_names)
+    assert back.obs["scbert_cell_type"].tolist() == expected.obs["scbert_cell_type"].tolist()
+    assert back.obsm["X_scbert"].shape == expected.obsm["X_scbert"].shape
 
 
 def test_an_encoder_annotates_nothing(scbert_cli, tmp_path, files, classifier):
