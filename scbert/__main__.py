@@ -183,6 +183,11 @@ def annotate(source, model, output, unassigned_below, batch_size, rename_genes):
         f"Genes: {report['genes_matched']:,} of the model's {report['genes_in_vocabulary']:,} found "
         f"({report['matched_share']:.1%}), {report['cells_without_tokens']:,} cells without any of them."
     )
+    if report["genes_matched"] < 0.1 * min(report["genes_in_data"], report["genes_in_vocabulary"]):
+        click.echo(
+            "Warning: so few genes in common (another species, or other identifiers?) that these names mean little.",
+            err=True,
+        )
     click.echo(adata.obs["scbert_cell_type"].value_counts().to_string(header=False))
     temporary = output.with_name(f"{output.name}.tmp")
     try:
@@ -204,7 +209,12 @@ def fetch(names, everything, profile, only_list):
     from . import datasets
     from .download import cache_directory
 
-    table = datasets.list_catalogue(profile)
+    table = None
+    if only_list or everything:
+        try:
+            table = datasets.list_catalogue(profile)
+        except (OSError, ValueError) as error:
+            raise click.ClickException(str(error)) from None
     if only_list:
         shown = table.sort_values("kind", kind="stable").drop(columns="title")
         widths = [max(map(len, [column, *shown[column]])) + 2 for column in shown]
@@ -248,7 +258,11 @@ def convert(source, destination, genes):
     from . import published
 
     try:
-        published.convert(source, destination, None if genes is None else genes.read_text().split())
+        names = None if genes is None else genes.read_text().split()
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{genes} cannot be read as a list of genes ({error}).") from None
+    try:
+        published.convert(source, destination, names)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"Wrote {destination}")

@@ -49,13 +49,13 @@ def fetch_file(entry: dict, *, progress: bool = True) -> Path:
 
     Several processes may ask for one file at once: one downloads it, the others wait for it.
     """
-    found = find_file(entry)
-    if found is not None:
-        return found
-    import filelock  # torch needs it too
+    import filelock
 
     path = cache_directory() / _path_of(entry["url"])
     try:
+        found = find_file(entry)
+        if found is not None:
+            return found
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = cache_directory() / ".locks" / f"{hashlib.sha256(entry['url'].encode()).hexdigest()[:16]}.lock"
         lock.parent.mkdir(exist_ok=True)
@@ -116,6 +116,9 @@ def _download(entry, path, progress):
             f"{name} takes {format_bytes(entry['bytes'])}, but {path.parent} has {format_bytes(free)} left: {ELSEWHERE}."
         )
     temporary = path.with_name(f".{name}.{os.getpid()}.part")
+    for left in path.parent.glob(f".{name}.*.part"):  # by a process that was killed: no other holds the lock
+        if left != temporary:
+            left.unlink()
     with _removed_at_the_end(temporary):
         for attempt in range(ATTEMPTS):
             if attempt:

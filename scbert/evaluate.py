@@ -9,7 +9,6 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
@@ -19,7 +18,7 @@ from .annotate import predict_proba
 from .genes import hash_genes
 from .hygiene import load_split, saved_splits
 from .model import ScBert, ScBertConfig
-from .preprocess import library_size
+from .preprocess import lognormalize
 from .recipe import Recipe
 from .train import finetune, pretrain
 
@@ -99,12 +98,6 @@ def split_cells(
     inner = StratifiedShuffleSplit(1, test_size=max(len(rest) // 8, len(set(labels))), random_state=seed)
     train, validation = next(inner.split(rest, labels[rest]))
     return [(np.sort(rest[train]), np.sort(rest[validation]), test)]
-
-
-def lognormalize(adata: anndata.AnnData) -> sparse.csr_matrix:
-    """Return natural log1p of counts per 10,000 of all measured genes, (cells, genes): what the baselines read."""
-    per_10k = sparse.diags(10_000 / library_size(adata)) @ sparse.csr_matrix(adata.X, dtype=np.float64)
-    return per_10k.log1p().tocsr()
 
 
 def fit_majority(train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int = 0) -> Callable:

@@ -16,7 +16,7 @@ PUBLISHED_GENES_SHA256 = "4c09ba1912e184682fe5e7f32e2b443bdfb7883d0d0191551b38c6
 """`hash_genes` of the 16,906 genes that the published weights were trained on."""
 
 STATUSES = ("matched", "renamed", "outside", "ambiguous", "unknown")
-ENSEMBL = re.compile(r"^(ENSG\d{11})(\.\d+)?$")
+ENSEMBL = re.compile(r"^(ENSG\d{11})(\.\d+)?(_PAR_Y)?$")
 
 
 def hash_genes(genes: Sequence[str]) -> str:
@@ -99,11 +99,16 @@ def resolve(names: Sequence[str], vocabulary: Sequence[str], table: pd.DataFrame
     Paper: Methods, "data preprocessing" (symbols revised by the NCBI Gene database of 10 January 2020).
     Differs from the published code: the script does no such revision.
     """
+    from .preprocess import check_unique
+
+    if isinstance(vocabulary, str):
+        raise ValueError("vocabulary must be a list of gene names, such as scbert.genes.load_vocabulary().")
     table = read_gene_table() if table is None else table
     ids = {}  # kind of name -> name -> ids of genes
     for name, gene_id, how in table.itertuples(index=False):
         ids.setdefault(how, {}).setdefault(name, set()).add(gene_id)
-    names, vocabulary = pd.Index(names, dtype=str), pd.Index(vocabulary, dtype=str)
+    names, vocabulary = pd.Index(names).astype(str), pd.Index(vocabulary).astype(str)
+    check_unique(vocabulary, "Gene names of the vocabulary")
 
     def trace(name, kinds):
         """Return the ids of the first kind of name that knows it, and that kind."""
@@ -127,8 +132,8 @@ def resolve(names: Sequence[str], vocabulary: Sequence[str], table: pd.DataFrame
         if name in in_vocabulary:
             rows.append((name, "matched"))
             continue
-        ensembl = ENSEMBL.match(name)
-        found, _ = trace(ensembl[1] if ensembl else name, ("ensembl",) if ensembl else ("symbol", "synonym"))
+        ensembl = ENSEMBL.match(name.strip())
+        found, _ = trace(ensembl[1] if ensembl else name.strip(), ("ensembl",) if ensembl else ("symbol", "synonym"))
         inside = {target[gene_id] for gene_id in found if gene_id in target}
         if not found:
             rows.append((None, "unknown"))
@@ -159,22 +164,24 @@ def rename_genes(
 
     Returns
     -------
-    A new AnnData with the same `obs`, and a report in ``uns["scbert"]["genes"]``: how many names have each status,
+    A new AnnData with the same `obs` and `obsm` (a backed one is renamed itself; layers, ``.raw`` and columns of `var`
+    belong to the old names and are left out), and a report in ``uns["scbert"]["genes"]``: how many names have each status,
     how many were summed, and the vocabulary's share in the data before and after.
 
     Raises
     ------
     ValueError
-        A backed file in which names would have to be summed, or not one name is resolved.
+        A backed file in which names would have to be summed; a vocabulary that repeats a name; or fewer than 5 % of the
+        genes are resolved, as happens with another species.
     """
     from .readers import sum_repeats
 
     found = resolve(adata.var_names, vocabulary, table)
     resolved = found["gene"].dropna()
-    if resolved.empty:
+    if len(resolved) < 0.05 * min(adata.n_vars, len(vocabulary)):
         raise ValueError(
-            f"None of the data's {adata.n_vars} genes ({', '.join(adata.var_names[:3])}, ...) could be traced to the "
-            f"vocabulary ({', '.join(list(vocabulary)[:3])}, ...): is it another species?"
+            f"{len(resolved)} of the data's {adata.n_vars} genes ({', '.join(adata.var_names[:3])}, ...) could be traced "
+            f"to the vocabulary ({', '.join(list(vocabulary)[:3])}, ...): is it another species?"
         )
     names = np.where(found["gene"].isna(), found.index, found["gene"])
     report = {status: int((found["status"] == status).sum()) for status in STATUSES} | {
@@ -222,7 +229,7 @@ def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
         raise ValueError(
             f"genes = {choice} asks for more than the {adata.n_vars} genes of the data: take all, or fewer."
         )
-    from .evaluate import lognormalize
+    from .preprocess import lognormalize
 
     values = lognormalize(adata)
     variance = np.asarray(values.multiply(values).mean(0) - np.square(values.mean(0))).ravel()
@@ -256,6 +263,8 @@ def read_gene2vec(path: str | Path, genes: Sequence[str]) -> tuple[np.ndarray, l
 
     Paper: Methods, "gene embedding" (gene2vec, 200 dimensions).
     """
+    from .preprocess import check_unique
+
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no file {path}: scbert fetch gene2vec, or give the path of your own vectors.")
@@ -269,6 +278,7 @@ def read_gene2vec(path: str | Path, genes: Sequence[str]) -> tuple[np.ndarray, l
             )
     else:
         names, vectors = _read_vectors(path)
+        check_unique(pd.Index(names), f"Genes of {path}")
     if not np.isfinite(vectors).all():
         raise ValueError(f"{path} holds NaN or infinite values: take another copy.")
     position = pd.Index(names).get_indexer(pd.Index(genes))
@@ -334,6 +344,8 @@ def train_gene2vec(
 
     Paper: Methods, "gene embedding"; after Du et al. 2019, which took pairs from 984 bulk data sets, by a threshold.
     """
+    if dim < 1 or n_partners < 1:
+        raise ValueError(f"dim and n_partners must be at least 1, not {dim} and {n_partners}.")
     try:
         from gensim.models import Word2Vec
     except ImportError:
@@ -353,7 +365,7 @@ def train_gene2vec(
 
 def _pair_coexpressed(adata, n_partners, genes_at_once=512):
     """Return pairs of gene numbers, as words: each gene with those that correlate best with it."""
-    from .evaluate import lognormalize
+    from .preprocess import lognormalize
 
     values = lognormalize(adata)
     mean = np.asarray(values.mean(0)).ravel()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .preprocess import check_unique
+from .preprocess import check_unique, iterate_rows
 
 BARCODE = re.compile(r"(?<![ACGT])[ACGT]{14,16}(?![ACGT])")  # 10x: 14 letters in v1, 16 since; also of 5 prime
 SPLITS = Path(__file__).parent / "splits"
@@ -41,10 +41,14 @@ def find_duplicates(adata: anndata.AnnData, other: anndata.AnnData, *, minimum_g
     Raises
     ------
     ValueError
-        The sets share no gene name, or gene names are duplicated.
+        The sets share no gene name, gene names are duplicated, or only one of the sets holds whole counts.
     """
     check_unique(adata.var_names, "Gene names of adata")
     check_unique(other.var_names, "Gene names of other")
+    if _is_whole(adata) != _is_whole(other):
+        raise ValueError(
+            "One of the sets holds counts and the other fractional values (log-normalised?): give counts of both."
+        )
     genes = adata.var_names.intersection(other.var_names)
     if not len(genes):
         raise ValueError(
@@ -81,6 +85,10 @@ def find_duplicates(adata: anndata.AnnData, other: anndata.AnnData, *, minimum_g
     return found
 
 
+def _is_whole(adata):
+    return all((rows.data == np.rint(rows.data)).all() for _, rows in iterate_rows(adata))
+
+
 def _take(adata, rows, genes):
     """Return counts of the given rows, which may repeat, on the given genes: (rows, genes), no stored zeros."""
     unique, position = np.unique(rows, return_inverse=True)
@@ -97,9 +105,11 @@ def drop_duplicates(adata: anndata.AnnData, other: anndata.AnnData, name: str = 
     found = find_duplicates(adata, other, minimum_genes=0)
     kept = ~adata.obs_names.isin(found["cell"])
     met = found.attrs
+    if met["without_barcode"]:
+        print(f"{met['without_barcode']:,} of the {adata.n_obs + other.n_obs:,} cells have no barcode: not compared.")
     print(
         f"{(~kept).sum()} of {adata.n_obs:,} cells are in {name} too and were dropped; "
-        f"{met['by_chance']} shared no more than the barcode; {met['without_barcode']} cells have none to compare."
+        f"{met['by_chance']} shared no more than the barcode."
     )
     return adata[kept].copy()
 
@@ -124,9 +134,15 @@ def make_split(
     Raises
     ------
     ValueError
-        Cell names are duplicated, or a label has one cell only.
+        Cell names are duplicated, the label column is missing or incomplete, a label has one cell only, or `test_share`
+        is no share.
     """
+    from .datasets import check_column  # datasets reads files through readers, which know barcodes from here
+
     check_unique(adata.obs_names, "Cell names")
+    check_column(adata, label_key, "adata", constant_is_fine=True)
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share must be between 0 and 1, not {test_share}.")
     parts = pd.Series("train", index=adata.obs_names.rename("cell"), name="part")
     labels = adata.obs[label_key].astype(str).to_numpy()
     for label in np.unique(labels):

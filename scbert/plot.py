@@ -28,7 +28,7 @@ def place_cells(adata: anndata.AnnData, seed: int = 0) -> None:
         return
     import scanpy
 
-    from .evaluate import lognormalize
+    from .preprocess import lognormalize
 
     light = anndata.AnnData(lognormalize(adata), obs=adata.obs[[]].copy())
     scanpy.pp.pca(light, n_comps=min(30, min(light.shape) - 1), random_state=seed)

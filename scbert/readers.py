@@ -4,6 +4,7 @@ A function ``read_<set>`` for each set of the catalogue takes its files, in the 
 with the source's own columns in `obs`; `scbert.datasets.load` does the rest.
 """
 
+import csv
 import gzip
 import shutil
 import tarfile
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from .hygiene import BARCODE
+
 FORMATS = ".h5ad, .h5ad.gz, 10x .h5, .mtx or .tar.gz, .csv or .tsv (.gz), R .rds, .rda or .RData"
 
 
@@ -28,7 +31,7 @@ def read_cells(path: str | Path, backed: bool = False) -> anndata.AnnData:
     path
         ``.h5ad`` or ``.h5ad.gz``; 10x ``.h5``, a folder or ``.tar.gz`` with ``matrix.mtx``; ``.csv``, ``.tsv`` or
         ``.txt`` (gzipped or not) with genes in rows and cells in columns; R's ``.rds``, ``.rda`` or ``.RData`` with a
-        sparse matrix of genes x cells or a Seurat object.
+        sparse matrix of genes x cells or a Seurat object. Counts of genes of one name are summed, but in ``.h5ad``.
     backed
         Leave the matrix on disk (``.h5ad`` only).
 
@@ -49,17 +52,16 @@ def read_cells(path: str | Path, backed: bool = False) -> anndata.AnnData:
         if name.endswith((".tar.gz", ".tgz")):
             return _read_10x_archive(path)
         if path.is_dir() or name.endswith((".mtx", ".mtx.gz")):
-            return _read_10x_folder(path if path.is_dir() else path.parent)
+            return _read_10x_files(_find_matrix(path) if path.is_dir() else path)
         if name.endswith((".rds", ".rda", ".rdata")):
             return _read_r_matrix(path)
         if name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt")):
             return _read_table(path)
     except (OSError, KeyError, AttributeError, TypeError, ValueError, EOFError, IndexError, tarfile.TarError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        kind = "an h5ad" if name.endswith((".h5ad", ".h5ad.gz")) else "a"
-        kind = f"{kind} file" if kind != "a" else f"cells from a {''.join(path.suffixes[-2:]) or 'folder'}"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        kind = "an h5ad file" if ".h5ad" in name else f"cells from a {''.join(path.suffixes[-2:]) or 'folder'}"
         raise ValueError(
-            f"{path} cannot be read as {kind} ({reason[0][:200]}): is it another format, or damaged?"
+            f"{path} cannot be read as {kind} ({reason[:300]}): is it another format, or damaged?"
         ) from None
     raise ValueError(f"{path} is of no format that is read here: {FORMATS}.")
 
@@ -91,36 +93,88 @@ def _read_10x_archive(path):
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(path) as archive:
             archive.extractall(folder, filter="data")
-        matrices = sorted(Path(folder).rglob("matrix.mtx*"))
-        if len(matrices) != 1:
-            raise ValueError(f"it holds {len(matrices)} files matrix.mtx where one is due")
-        return _read_10x_folder(matrices[0].parent)
+        return _read_10x_files(_find_matrix(Path(folder), "**/*matrix.mtx*"))
 
 
-def _read_10x_folder(folder):
-    """Read matrix.mtx, barcodes.tsv and genes.tsv or features.tsv, gzipped or not."""
+def _find_matrix(folder, pattern="*matrix.mtx*"):
+    matrices = sorted(folder.glob(pattern))
+    if len(matrices) != 1:
+        raise ValueError(f"it holds {len(matrices)} files matrix.mtx where one is due")
+    return matrices[0]
+
+
+def _read_10x_files(matrix):
+    """Read matrix.mtx with the barcodes.tsv and genes.tsv or features.tsv beside it; all may share a prefix, or be gzipped."""
     from scipy.io import mmread
 
-    found = {path.name.removesuffix(".gz"): path for path in Path(folder).iterdir()}
-    genes_file = found.get("features.tsv", found.get("genes.tsv"))
-    missing = [name for name in ("matrix.mtx", "barcodes.tsv") if name not in found]
-    if missing or genes_file is None:
-        raise ValueError(f"the folder lacks {', '.join(missing or ['genes.tsv or features.tsv'])}")
-    genes = pd.read_csv(genes_file, sep="\t", header=None, dtype=str)
-    cells = pd.read_csv(found["barcodes.tsv"], sep="\t", header=None, dtype=str)[0]
-    counts = sparse.csr_matrix(mmread(found["matrix.mtx"]).T)  # (cells, genes)
+    prefix, is_10x, _ = matrix.name.partition("matrix.mtx")
+    if not is_10x:
+        raise ValueError("the name of a 10x matrix ends in matrix.mtx or matrix.mtx.gz")
+    beside = {
+        path.name.removesuffix(".gz").removeprefix(prefix): path for path in matrix.parent.glob(f"{prefix}*.tsv*")
+    }
+    genes_file, cells_file = beside.get("features.tsv", beside.get("genes.tsv")), beside.get("barcodes.tsv")
+    if genes_file is None or cells_file is None:
+        raise ValueError(
+            f"it lacks {prefix}barcodes.tsv, or {prefix}genes.tsv or {prefix}features.tsv, beside {matrix.name}"
+        )
+    options = {"sep": "\t", "header": None, "dtype": str, "na_filter": False}
+    genes, cells = pd.read_csv(genes_file, **options), pd.read_csv(cells_file, **options)[0]
+    counts = sparse.csr_matrix(mmread(matrix).T)  # (cells, genes)
+    if counts.shape != (len(cells), len(genes)):
+        raise ValueError(
+            f"{len(cells)} barcodes and {len(genes)} genes for a matrix of {counts.shape[0]} x {counts.shape[1]}"
+        )
     kept = (genes[2] == "Gene Expression").to_numpy() if genes.shape[1] > 2 else np.ones(len(genes), bool)
     return make_cells(counts[:, kept], cells, genes.loc[kept, 1 if genes.shape[1] > 1 else 0])
 
 
+NO_CELLS = {"chr", "start", "end", "strand", "length", "gene_id", "gene_name", "gene_symbol"}
+COMMON_GENES = {"ACTB", "GAPDH", "B2M", "MALAT1", "RPLP0", "Actb", "Gapdh", "B2m", "Malat1", "Rplp0"}
+
+
 def _read_table(path):
-    """Read genes x cells; the separator is that of the first line."""
-    table = pd.read_csv(path, index_col=0, sep="\t" if _first_line(path).count("\t") else ",")
-    return make_cells(sparse.csr_matrix(table.to_numpy(np.float32)).T, table.columns, table.index)
+    """Read genes x cells, some rows at a time; the separator is that of the first line."""
+    separator = _find_separator(path)
+    with _open_text(path) as file:
+        header, first = next(csv.reader(file, delimiter=separator)), next(csv.reader(file, delimiter=separator))
+    cells = pd.Index(header if len(header) < len(first) else header[1:])  # R leaves the corner out
+    annotation = [name for name in cells if name.lower() in NO_CELLS]
+    if annotation:
+        raise ValueError(f"its columns {', '.join(annotation)} are no cells: drop them")
+    if cells.has_duplicates:
+        raise ValueError(f"its header names a cell twice ({cells[cells.duplicated()][0]}): rename one")
+    options = {"header": None, "skiprows": 1, "index_col": 0, "dtype": {0: str}, "keep_default_na": False}
+    blocks, genes = [], []
+    with pd.read_csv(path, sep=separator, chunksize=1000, **options) as chunks:
+        for chunk in chunks:
+            text = [cells[i] for i in range(len(cells)) if not pd.api.types.is_numeric_dtype(chunk.iloc[:, i])]
+            if text:
+                raise ValueError(f"its column {text[0]} holds text where counts are due")
+            blocks.append(sparse.csr_matrix(chunk.to_numpy(np.float32)))
+            genes.extend(chunk.index)
+    if all(gene.isdigit() for gene in genes):
+        raise ValueError("its rows are numbered, where genes are named")
+    rows_are_cells = sum(bool(BARCODE.search(name)) for name in genes) > len(genes) / 2
+    if rows_are_cells or COMMON_GENES & set(cells) or sum(name.startswith("ENSG") for name in cells) > len(cells) / 2:
+        raise ValueError("its rows are cells and its columns genes: write it the other way round, genes in rows")
+    return make_cells(sparse.vstack(blocks, format="csr").T, cells, genes)
+
+
+def _find_separator(path):
+    line = _first_line(path)
+    separator = max("\t,; ", key=line.count)
+    if not line.count(separator):
+        raise ValueError("its first line has no tab, comma, semicolon or blank between names")
+    return separator
+
+
+def _open_text(path):
+    return (gzip.open if path.name.endswith(".gz") else open)(path, "rt", newline="")
 
 
 def _first_line(path):
-    with (gzip.open if path.name.endswith(".gz") else open)(path, "rt") as file:
+    with _open_text(path) as file:
         return file.readline()
 
 
@@ -177,6 +231,8 @@ def to_sparse(slots) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
         matrix = sparse.coo_matrix((slots.x, (slots.i, slots.j)), shape=shape).tocsr()
     else:
         raise ValueError(f"a matrix of class {kind} is not read here, only dgCMatrix and dgTMatrix")
+    if any(names is None for names in slots.Dimnames):
+        raise ValueError("its matrix has no names of rows or of columns")
     return matrix, *(np.asarray(names).astype(str) for names in slots.Dimnames)
 
 
@@ -276,6 +332,10 @@ def recover_counts(
     if totals is not None and (np.asarray(counts.sum(1)).ravel() > totals).any():
         raise ValueError("These totals are too small: a cell has more counts than its total.")
     return counts.astype(np.float32)
+
+
+def _is_whole(values):
+    return bool((values.data == np.rint(values.data)).all())
 
 
 # The sets of the catalogue.
@@ -385,7 +445,7 @@ def read_published_h5ad(paths: list[Path]) -> anndata.AnnData:
     """Read a file of the scBERT authors: log2(1 + CP10K) over the 16,906 genes, or counts."""
     adata = read_cells(paths[0])
     values = sparse.csr_matrix(adata.X)
-    if np.abs(values.data - np.rint(values.data)).max(initial=0) > 0:
+    if not _is_whole(values):
         values = recover_counts(values, None, base=2)
     obs = pd.DataFrame(index=adata.obs_names)
     if "celltype" in adata.obs:
@@ -396,7 +456,7 @@ def read_published_h5ad(paths: list[Path]) -> anndata.AnnData:
 
 def read_pancreas_scib(paths: list[Path]) -> anndata.AnnData:
     """Read the paper's four studies and four types out of the scIB file; `batch` is the study."""
-    adata = read_cells(paths[0]) if paths[0].suffix == ".h5ad" else _read_h5ad(paths[0])
+    adata = _read_h5ad(paths[0])  # a file without a suffix
     tech = adata.obs["tech"].astype(str)
     studies = {"celseq2": "Muraro", "smartseq2": "Segerstolpe", "smarter": "Xin"}
     studies |= {name: "Baron" for name in set(tech) if name.startswith("inDrop")}
@@ -411,8 +471,7 @@ def read_by_hand(paths: list[Path]) -> anndata.AnnData:
     Log-normalised values are turned back into counts where each cell's values are multiples of its smallest.
     """
     adata = read_cells(paths[0])
-    separator = "\t" if _first_line(paths[1]).count("\t") else ","
-    table = pd.read_csv(paths[1], sep=separator, dtype=str)
+    table = pd.read_csv(paths[1], sep=_find_separator(paths[1]), dtype=str)
     table.columns = [str(name).strip() for name in table.columns]
     cell = next((name for name in ("cell", "CellName", "barcode", "barcodes") if name in table), table.columns[0])
     label = next((name for name in ("cell_type", "Cluster", "celltype", "label") if name in table), None)
@@ -423,7 +482,7 @@ def read_by_hand(paths: list[Path]) -> anndata.AnnData:
         raise ValueError(f"{paths[1]} has no label for {int(table[label].isna().sum())} of the {adata.n_obs} cells.")
     obs = pd.DataFrame({"label": table[label], "batch": table.get("batch", "all")})
     values = sparse.csr_matrix(adata.X)
-    if np.abs(values.data - np.rint(values.data)).max(initial=0) > 0:
+    if not _is_whole(values):
         try:
             values = recover_counts(values, None, base=2)
         except ValueError:

@@ -85,7 +85,8 @@ def write_store(
     ------
     ValueError
         What `tokenize` and `scbert.datasets.load` refuse (of each source, the first 1,000 cells are checked before
-        anything is written, the others as they are read); sources of different genes without `genes`; an
+        anything is written, the others as they are read; whether two sources share cell names is looked for among those
+        first cells only); sources of different genes without `genes`; an
         ``.h5ad`` stored by genes, or by anndata before 0.8; too little room on the disk; or a folder that holds
         anything else.
     OSError
@@ -94,19 +95,25 @@ def write_store(
     Paper: not in it. Differs from the published code: that reads all cells into memory.
     """
     path, sources = Path(path), [source] if isinstance(source, (anndata.AnnData, str, Path)) else list(source)
-    if shard_cells < 1 or not sources:
-        raise ValueError(f"There must be at least one cell a shard and one source, not {shard_cells}, {len(sources)}.")
+    if not sources:
+        raise ValueError(
+            "There is no source to write cells of: give an AnnData, the path of an .h5ad file, or several."
+        )
+    if shard_cells < 1:
+        raise ValueError(f"shard_cells must be at least 1, not {shard_cells}.")
     with contextlib.ExitStack() as stack:
         parts = [stack.enter_context(_open_source(each)) for each in sources]
         if genes is None and any(set(part.genes) != set(parts[0].genes) for part in parts):
             raise ValueError("The sources have different genes: pass genes=, the vocabulary that all are aligned to.")
         genes = pd.Index(parts[0].genes if genes is None else genes)
         options = {"genes": genes, "n_bins": n_bins, "library": library}
-        bytes_needed, columns = 0, None
+        bytes_needed, columns, names = 0, None, pd.Index([])
         for part in parts:
             sample = _tokenize_block(part, 0, min(SAMPLE, part.n_cells), **options)
             bytes_needed += part.n_cells * _bytes_a_cell(sample)
             columns = [name for name in sample.obs if columns is None or name in columns]
+            names = names.append(sample.obs_names)
+        check_unique(names, "Cell names, among the first of each source,")
         store = {
             **{"format": FORMAT, "genes_sha256": hash_genes(genes), "n_bins": n_bins, "library": library},
             **{"shard_cells": shard_cells, "sources": [part.identity for part in parts]},
@@ -147,7 +154,10 @@ def _open_source(source):
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read as an h5ad file ({first_line(error)}).") from None
+        raise ValueError(
+            f"{path} cannot be read as an h5ad file ({first_line(error)}): a store is written from .h5ad files, or from what "
+            "scbert.datasets.load returns."
+        ) from None
     with file:
         if file.attrs.get("encoding-type") != "anndata" or "X" not in file:
             raise ValueError(

@@ -38,7 +38,8 @@ def simulate_studies(
     n_studies
         At least 2.
     severity
-        0: nothing but the partition, all counts as they were. Every effect grows with it. At 1, depth spans a factor
+        0: nothing but the partition, all counts as they were. Every effect grows with it, and beyond 5 hardly a count is
+        left. At 1, depth spans a factor
         of 3, and a gene's log ratio between two studies spreads by 0.7; between the three chemistries of
         "pbmc_3tech" median depth spans 2.4, and that spread, within a cell type and without sampling noise, is 0.4
         to 0.75.
@@ -70,7 +71,7 @@ def simulate_studies(
     ------
     ValueError
         No whole counts, a missing or incomplete label column, an unknown effect, fewer cells than studies, fewer than two
-        studies, or a negative severity.
+        studies, a negative severity, or a seed that is none.
     """
     from .datasets import check_column, check_counts  # datasets offers this function as its own
 
@@ -78,10 +79,14 @@ def simulate_studies(
     unknown = [effect for effect in effects if effect not in EFFECTS]
     if unknown:
         raise ValueError(f"There is no effect {unknown[0]!r}: choose among {', '.join(EFFECTS)}.")
-    if not 2 <= n_studies <= adata.n_obs:
+    if n_studies not in range(2, adata.n_obs + 1):
         raise ValueError(f"n_studies must be from 2 to the number of cells, {adata.n_obs}, not {n_studies}.")
     if not 0 <= severity < np.inf:
         raise ValueError(f"severity must be 0 or a positive number, not {severity}.")
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a whole number, 0 or more, not {seed}.")
+    if adata.isbacked:
+        adata = adata.to_memory()
     check_counts(adata, "adata")
     check_column(adata, label_key, "adata", constant_is_fine=True)
     before = sparse.csr_matrix(adata.X, copy=True)

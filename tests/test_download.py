@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import multiprocessing
+import os
 import shutil
 import threading
 import time
@@ -138,12 +139,17 @@ def test_a_disk_that_fills_up_in_between_keeps_nothing(address, cache):
     entry = make_entry(f"{address}/good/set.bin")
     full = cache / "good"
     full.mkdir(parents=True)
-    import os
-
     (full / f".set.bin.{os.getpid()}.part").symlink_to("/dev/full")  # each write to it says: no space left
     with pytest.raises(ValueError, match="The disk is full: set.bin could not be kept in .*; free some room, or set"):
         download.fetch_file(entry, progress=False)
     assert kept(cache) == []
+
+
+def test_what_a_killed_process_left_behind_is_removed(address, cache):
+    (cache / "good").mkdir(parents=True)
+    (cache / "good" / ".set.bin.99999999.part").write_bytes(CONTENT[:100])
+    path = download.fetch_file(make_entry(f"{address}/good/set.bin"), progress=False)
+    assert kept(cache) == [path]
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(address, cache, monkeypatch):

@@ -90,7 +90,7 @@ def test_the_report_adds_up(named, table):
 
 
 def test_another_species_is_refused(make_cells, table):
-    with pytest.raises(ValueError, match=r"None of the data's 24 genes \(gene0, gene1, .*is it another species"):
+    with pytest.raises(ValueError, match=r"0 of the data's 24 genes \(gene0, gene1, .*is it another species"):
         rename_genes(make_cells(), VOCABULARY, table)
 
 
@@ -233,3 +233,28 @@ def test_statuses_are_counted_with_their_share_of_the_counts(named, table):
     counts = named.X.toarray().sum(0)
     assert np.isclose(report.loc["matched", "share_of_counts"], (counts[0] + counts[5]) / counts.sum())
     assert np.isclose(report["share_of_counts"].sum(), 1)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [("published", "vocabulary must be a list of gene names, such as scbert.genes.load_vocabulary"),
+     (["A", "A"], r"Gene names of the vocabulary are duplicated")],
+)  # fmt: skip
+def test_a_vocabulary_that_is_none_is_one_sentence(table, vocabulary, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(["A"], vocabulary, table)
+
+
+def test_blanks_around_a_name_and_the_mark_of_the_y_chromosome_do_not_hide_a_gene(table):
+    assert resolve(["OLD1 ", "ENSG00000000004.10_PAR_Y"], VOCABULARY, table)["gene"].tolist() == ["NEW1", "THEN4"]
+
+
+def test_a_gene_with_two_vectors_is_refused(tmp_path):
+    (tmp_path / "g.txt").write_text("A 1 2\nA 3 4\n")
+    with pytest.raises(ValueError, match="Genes of .*g.txt are duplicated"):
+        read_gene2vec(tmp_path / "g.txt", ["A"])
+
+
+def test_vectors_without_a_dimension_are_refused(coexpressed):
+    with pytest.raises(ValueError, match="dim and n_partners must be at least 1, not 0 and 10"):
+        train_gene2vec(coexpressed, dim=0)

@@ -259,3 +259,30 @@ def test_the_labels_left_out_of_macro_f1_common_are_those_marked(make_cells):
     f1_of_b = 2 * 20 / (20 + 50)
     assert table.index[~table["small"]].tolist() == ["a", "b"]
     assert value == pytest.approx((0 + f1_of_b) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_share": 30}, "test_share must be between 0 and 1, not 30"),
+        ({"test_share": 0}, "test_share must be between 0 and 1, not 0"),
+        ({"label_key": "zzz"}, "has no column 'zzz' in obs"),
+    ],
+)
+def test_a_split_that_makes_no_sense_is_refused(make_cells, options, message):
+    with pytest.raises(ValueError, match=message):
+        hygiene.make_split(make_cells(), **options)
+
+
+def test_missing_labels_are_not_split(make_cells):
+    adata = make_cells()
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object).where(np.arange(adata.n_obs) > 3)
+    with pytest.raises(ValueError, match="missing values: fill or drop them"):
+        hygiene.make_split(adata)
+
+
+def test_counts_are_not_compared_with_their_logarithms(make_cells):
+    adata, other = make_cells(), make_cells()
+    other.X = other.X.log1p()
+    with pytest.raises(ValueError, match="One of the sets holds counts and the other fractional values"):
+        hygiene.find_duplicates(adata, other)

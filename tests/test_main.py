@@ -328,6 +328,23 @@ def test_the_list_has_size_state_and_licence_and_fetches_nothing(scbert_cli, sma
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_mirror_that_is_no_folder_is_one_sentence(scbert_cli, small_catalogue, monkeypatch):
+    monkeypatch.setenv("SCBERT_MIRROR", "nowhere")
+    for words in (["--list"], ["--all"], ["here"]):
+        code, output = scbert_cli("fetch", *words)
+        assert code == 1
+        assert "SCBERT_MIRROR names nowhere, which is no folder: correct it or unset it." in output
+
+
+def test_few_genes_in_common_are_warned_of(scbert_cli, tmp_path, files):
+    adata = anndata.read_h5ad(tmp_path / "mine.h5ad")
+    adata.var_names = [name if i == 5 else f"Mouse{i}" for i, name in enumerate(adata.var_names)]
+    adata.write_h5ad(tmp_path / "mouse.h5ad")
+    code, output = scbert_cli("annotate", "mouse.h5ad", "--model", "model", "-o", "out.h5ad")
+    assert code == 0
+    assert "Warning: so few genes in common (another species, or other identifiers?)" in output
+
+
 def test_convert_refuses_what_is_no_checkpoint_in_one_sentence(scbert_cli, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"no weights")
     (tmp_path / "genes.txt").write_text("A\nB\n")

@@ -101,7 +101,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, name):
 
 
 def test_a_folder_without_a_matrix_says_what_it_lacks(tmp_path):
-    with pytest.raises(ValueError, match="the folder lacks matrix.mtx, barcodes.tsv"):
+    with pytest.raises(ValueError, match="it holds 0 files matrix.mtx where one is due"):
         read_cells(tmp_path)
 
 
@@ -212,3 +212,80 @@ def test_the_papers_studies_and_types_are_taken_from_the_scib_file(tmp_path):
     assert adata.obs["batch"].tolist() == ["Baron", "Muraro", "Xin"]
     assert adata.obs["label"].tolist() == ["alpha", "beta", "gamma"]
     assert (adata.X.toarray()[:, 0] == [0, 3, 6]).all()
+
+
+# Tables, and what people hand over for one
+
+
+def write_text(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["g,AAAC-1,CCCG-1\nGeneA,1,0\nGeneB,0,2\nGeneC,3,0\n", "g;AAAC-1;CCCG-1\nGeneA;1;0\nGeneB;0;2\nGeneC;3;0\n",
+     "AAAC-1\tCCCG-1\nGeneA\t1\t0\nGeneB\t0\t2\nGeneC\t3\t0\n", "g AAAC-1 CCCG-1\nGeneA 1 0\nGeneB 0 2\nGeneC 3 0\n"],
+    ids=["commas", "semicolons", "tabs, no corner", "blanks"],
+)  # fmt: skip
+def test_a_table_is_read_by_the_separator_of_its_first_line(tmp_path, text):
+    adata = read_cells(write_text(tmp_path / "x.txt", text))
+    assert (adata.X.toarray() == COUNTS).all()
+    assert list(adata.obs_names) == CELLS
+    assert list(adata.var_names) == GENES
+
+
+def test_a_gene_called_na_is_a_gene(tmp_path):
+    assert list(read_cells(write_text(tmp_path / "x.csv", "g,a,b\nNA,1,2\nGeneB,0,2\n")).var_names) == ["NA", "GeneB"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "g,CD3D,ACTB\nAAACATTGAGCTAC-1,1,2\nCCACATTGAGCTAC-1,0,2\n",
+            "its rows are cells and its columns genes: write",
+        ),
+        ("g,X1,GAPDH\ncell1,1,2\n", "its rows are cells and its columns genes"),
+        ("g,Length,a\nGeneA,1200,2\n", "its columns Length are no cells: drop them"),
+        ("g,a,a\nGeneA,1,2\n", r"its header names a cell twice \(a\): rename one"),
+        ("g,name,a\nGeneA,x,2\n", "its column name holds text where counts are due"),
+        (",a,b\n0,1,2\n1,3,4\n", "its rows are numbered, where genes are named"),
+        ("nothing\nhere\n", "its first line has no tab, comma, semicolon or blank"),
+    ],
+)
+def test_a_table_that_is_no_genes_by_cells_says_what_it_is(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_cells(write_text(tmp_path / "x.csv", text))
+
+
+def test_the_matrix_that_is_named_is_the_one_that_is_read(tmp_path):
+    write_10x(tmp_path / "folder")
+    for path in list((tmp_path / "folder").iterdir()):  # as GEO has them
+        path.rename(path.with_name(f"GSM1_{path.name}"))
+    assert (read_cells(tmp_path / "folder").X.toarray() == COUNTS).all()
+    write_10x(tmp_path / "other")
+    mmwrite(tmp_path / "other" / "matrix.mtx", sparse.coo_matrix(7 * COUNTS.T.astype(int)))
+    for path in (tmp_path / "other").iterdir():
+        path.rename(tmp_path / "folder" / path.name)
+    assert (read_cells(tmp_path / "folder" / "GSM1_matrix.mtx").X.toarray() == COUNTS).all()
+    assert (read_cells(tmp_path / "folder" / "matrix.mtx").X.toarray() == 7 * COUNTS).all()
+    with pytest.raises(ValueError, match="it holds 2 files matrix.mtx where one is due"):
+        read_cells(tmp_path / "folder")
+    (tmp_path / "folder" / "matrix.mtx").rename(tmp_path / "folder" / "counts.mtx")
+    with pytest.raises(ValueError, match=r"the name of a 10x matrix ends in matrix.mtx"):
+        read_cells(tmp_path / "folder" / "counts.mtx")
+
+
+def test_a_matrix_without_its_names_or_with_too_few_is_refused(tmp_path):
+    write_10x(tmp_path / "folder")
+    (tmp_path / "folder" / "barcodes.tsv").write_text("AAAC-1\n")
+    with pytest.raises(ValueError, match="1 barcodes and 3 genes for a matrix of 2 x 3"):
+        read_cells(tmp_path / "folder")
+    (tmp_path / "folder" / "barcodes.tsv").unlink()
+    with pytest.raises(ValueError, match=r"it lacks barcodes.tsv, or genes.tsv or features.tsv, beside matrix.mtx"):
+        read_cells(tmp_path / "folder")
+    slots = make_slots("dgCMatrix", COUNTS)
+    slots.Dimnames = [None, np.array(GENES)]
+    with pytest.raises(ValueError, match="no names of rows or of columns"):
+        to_sparse(slots)

@@ -116,6 +116,9 @@ def test_genes_are_aligned_by_name_and_depth_is_that_of_all_measured_genes(write
 
 def test_several_sources_follow_one_another(write, counts, make_cells, tmp_path):
     more = make_cells(50, seed=3)[:, ::-1].copy()  # no column "depth"
+    with pytest.raises(ValueError, match="Cell names, among the first of each source, are duplicated"):
+        write([tmp_path / "counts.h5ad", more])
+    more.obs_names = [f"more-{name}" for name in more.obs_names]
     store = write([tmp_path / "counts.h5ad", more])
     assert_same_tokens(store[:N_CELLS], tokenize(counts))
     assert_same_tokens(store[N_CELLS:], tokenize(more, genes=counts.var_names))
@@ -129,6 +132,7 @@ def test_several_sources_follow_one_another(write, counts, make_cells, tmp_path)
 
 def test_sources_of_different_genes_need_a_vocabulary(write, counts, make_cells):
     others = make_cells(50, n_genes=30)
+    others.obs_names = [f"other-{name}" for name in others.obs_names]
     with pytest.raises(ValueError, match="different genes: pass genes="):
         write([counts, others])
     assert len(write([counts, others], genes=list(others.var_names))) == N_CELLS + 50
@@ -581,6 +585,9 @@ def test_a_file_that_holds_no_counts_of_cells_is_refused(write, counts, file, tm
 
 
 def test_no_cells_a_shard_and_no_sources_are_refused(write):
-    for wrong in ({"shard_cells": 0}, {"source": []}):
-        with pytest.raises(ValueError, match="at least one cell a shard and one source"):
+    for wrong, message in (
+        ({"shard_cells": 0}, "shard_cells must be at least 1"),
+        ({"source": []}, "There is no source"),
+    ):
+        with pytest.raises(ValueError, match=message):
             write(**wrong)
