@@ -24,6 +24,7 @@ _MODULES = (
     "record",
     "download",
     "readers",
+    "sets",
     "datasets",
     "simulate",
     "genes",

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 from scipy import sparse
 
-from . import download, readers
+from . import download, readers, sets
 from .preprocess import check_unique, iterate_rows
 from .readers import recover_counts
 from .record import find_file
@@ -73,7 +73,7 @@ def _load_catalogued(name):
     entry = CATALOGUE[name]
     if entry["kind"] != "cells":
         raise ValueError(f"{name} is no data set of cells but {entry['title']}: scbert.datasets.fetch({name!r}).")
-    adata = getattr(readers, entry["reader"])(fetch(name))
+    adata = getattr(sets, entry["reader"])(fetch(name))
     expected = entry.get("shape", [entry.get("cells", adata.n_obs), adata.n_vars])
     if list(adata.shape) != expected:
         raise ValueError(

@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 import scbert
-from scbert import datasets, readers
+from scbert import datasets, readers, sets
 from scbert.datasets import load, recover_counts
 
 
@@ -216,7 +216,7 @@ def test_each_entry_says_where_from_by_what_hash_and_under_which_licence(name):
         assert file["bytes"] or file.get("never_seen"), "the size of a file that was read is known"
     if entry["kind"] == "cells":
         assert entry["files"] or entry.get("by_hand") or name == "pbmc68k_reduced"
-        assert callable(getattr(readers, entry["reader"]))
+        assert callable(getattr(sets, entry["reader"]))
         assert entry["protocol"]
         assert entry["accession"]
         assert entry["caveat"]
