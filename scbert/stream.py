@@ -143,7 +143,9 @@ class CellStore:
         try:
             from scdataset import BlockShuffling, BlockWeightedSampling, scDataset
         except ModuleNotFoundError:
-            raise ModuleNotFoundError("Training from a store reads it through scDataset: install that.") from None
+            raise ModuleNotFoundError(
+                "Training from a store needs scDataset: pip install -c requirements.lock -e '.[stream]'."
+            ) from None
         if sampling == "epoch":
             strategy = BlockShuffling(CELLS_A_RUN)
             # Its own order takes 24 bytes a cell; scDataset asks for the length of one, and for slices.

@@ -249,7 +249,7 @@ def test_a_bootstrap_epoch_meets_63_percent_of_the_cells(write):
 
 def test_without_scdataset_training_says_what_to_install(write, encoder, monkeypatch):
     monkeypatch.setitem(sys.modules, "scdataset", None)
-    with pytest.raises(ModuleNotFoundError, match="reads it through scDataset: install that"):
+    with pytest.raises(ModuleNotFoundError, match="Training from a store needs scDataset: pip install"):
         pretrain(encoder, write(), **QUIET)
 
 
