@@ -92,19 +92,17 @@ def read_parameters(source: Path) -> dict[str, tuple[str, str, str]]:
 
 def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str, str]) -> dict:
     """Return what to inject: the profile's section for this notebook, overridden by what was given, all checked."""
-    import yaml
-
     chosen = {}
     if profile != "demo":  # the demo is the defaults of the notebooks
-        file = source.parent / "profiles" / f"{profile}.yaml"
-        if not file.exists():
-            raise click.ClickException(
-                f"There is no profile {profile!r}: choose demo, small or paper. Nothing was run."
-            )
-        sections = yaml.safe_load(file.read_text()) or {}
+        from . import preflight
+
+        try:
+            sections = preflight.read_sections(source.parent, profile)
+        except ValueError as error:
+            raise click.ClickException(f"{error} Nothing was run.") from None
         if source.stem not in sections:
             raise click.ClickException(
-                f"{source.stem} has no {profile} profile yet ({file.name} has no section for it)."
+                f"{source.stem} has no {profile} profile yet ({profile}.yaml has no section for it)."
             )
         chosen = {"profile": profile} | (sections[source.stem] or {})
     if "profile" in given:
@@ -209,13 +207,11 @@ def fetch(names, everything, profile, only_list):
     from . import datasets
     from .download import cache_directory
 
-    table = None
-    if only_list or everything:
+    if only_list:
         try:
             table = datasets.list_catalogue(profile)
         except (OSError, ValueError) as error:
             raise click.ClickException(str(error)) from None
-    if only_list:
         shown = table.sort_values("kind", kind="stable").drop(columns="title")
         widths = [max(map(len, [column, *shown[column]])) + 2 for column in shown]
         for name, row in [("", shown.columns), *zip(shown.index, shown.to_numpy(), strict=True)]:
@@ -230,7 +226,8 @@ def fetch(names, everything, profile, only_list):
             f"Not in the catalogue: {', '.join(unknown)}. It has: {', '.join(datasets.CATALOGUE)}. Nothing was fetched."
         )
     # By hand is by name only: --all should not fail for what no one can automate.
-    wanted = [name for name in table.index if table.state[name] not in ("by hand", "with scanpy")] if everything else []
+    used = datasets.list_names(profile) if everything else []
+    wanted = [name for name in used if datasets.CATALOGUE[name]["files"]]
     failed = []
     for name in dict.fromkeys([*names, *wanted]):
         try:
@@ -240,7 +237,7 @@ def fetch(names, everything, profile, only_list):
         except ValueError as error:
             failed.append(name)
             click.echo(f"{name}: {error}", err=True)
-    by_hand = [name for name in table.index if table.state[name] == "by hand"] if everything else []
+    by_hand = [name for name in used if datasets.CATALOGUE[name].get("by_hand")]
     if by_hand:
         click.echo(f"To be downloaded by hand, scbert fetch NAME says how: {', '.join(by_hand)}.")
     if failed:

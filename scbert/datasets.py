@@ -128,8 +128,7 @@ def fetch(name: str, *, progress: bool = True) -> list[Path]:
         raise ValueError(f"{name} is not in the catalogue. It has: {', '.join(CATALOGUE)}.")
     by_hand = CATALOGUE[name].get("by_hand")
     if by_hand:
-        folder = folder_by_hand(name)
-        missing = [file for file in by_hand["files"] if not (folder / file).is_file()]
+        folder, missing = folder_by_hand(name), missing_by_hand(name)
         if missing:
             raise ValueError(
                 f"{name} has no address that can be pinned: download {' and '.join(missing)} from {by_hand['from']}, "
@@ -144,9 +143,22 @@ def folder_by_hand(name: str) -> Path:
     return download.cache_directory() / "by_hand" / name
 
 
+def missing_by_hand(name: str) -> list[str]:
+    """Return the names of the files that the user still has to download, none for an entry with pinned addresses."""
+    wanted = CATALOGUE[name].get("by_hand", {}).get("files", [])
+    return [file for file in wanted if not (folder_by_hand(name) / file).is_file()]
+
+
 def missing_files(name: str) -> list[dict]:
     """Return the files of an entry that would have to be downloaded: `url`, `bytes` and hash of each."""
     return [file for file in CATALOGUE[name]["files"] if download.find_file(file) is None]
+
+
+def list_names(profile: str | None = None) -> list[str]:
+    """Return the names of the entries that a profile uses: `list_catalogue` without a look at the disk."""
+    order = ("demo", "small", "paper")
+    last = order.index(profile) if profile else len(order)
+    return [name for name, entry in CATALOGUE.items() if order.index(entry["profile"]) <= last]
 
 
 def list_catalogue(profile: str | None = None) -> pd.DataFrame:
@@ -157,11 +169,9 @@ def list_catalogue(profile: str | None = None) -> pd.DataFrame:
     profile
         Entries that this profile uses: those of ``demo``, also those of ``small``, or all (``paper``, None).
     """
-    order = ("demo", "small", "paper")
     rows = {}
-    for name, entry in CATALOGUE.items():
-        if profile and order.index(entry["profile"]) > order.index(profile):
-            continue
+    for name in list_names(profile):
+        entry = CATALOGUE[name]
         sizes = [file["bytes"] for file in entry["files"]]
         by_hand = entry.get("by_hand")
         size = None if None in sizes else sum(sizes)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .preprocess import check_unique, iterate_rows
+from .preprocess import check_unique, is_whole, iterate_rows
 
 BARCODE = re.compile(r"(?<![ACGT])[ACGT]{14,16}(?![ACGT])")  # 10x: 14 letters in v1, 16 since; also of 5 prime
 SPLITS = Path(__file__).parent / "splits"
@@ -45,7 +45,7 @@ def find_duplicates(adata: anndata.AnnData, other: anndata.AnnData, *, minimum_g
     """
     check_unique(adata.var_names, "Gene names of adata")
     check_unique(other.var_names, "Gene names of other")
-    if _is_whole(adata) != _is_whole(other):
+    if len({all(is_whole(rows) for _, rows in iterate_rows(each)) for each in (adata, other)}) > 1:
         raise ValueError(
             "One of the sets holds counts and the other fractional values (log-normalised?): give counts of both."
         )
@@ -83,10 +83,6 @@ def find_duplicates(adata: anndata.AnnData, other: anndata.AnnData, *, minimum_g
         "without_barcode": adata.n_obs + other.n_obs - len(left) - len(right),
     }
     return found
-
-
-def _is_whole(adata):
-    return all((rows.data == np.rint(rows.data)).all() for _, rows in iterate_rows(adata))
 
 
 def _take(adata, rows, genes):

@@ -34,6 +34,7 @@ from .attention import (
     weigh_keys,
     weigh_queries,
 )
+from .record import say_licence
 
 
 @dataclass(frozen=True)
@@ -431,7 +432,7 @@ def _model_card(encoder, labels):
     size = f"{encoder.config.n_genes} genes, dim {encoder.config.dim}, depth {encoder.config.depth}"
     licence = "the weights are the trainer's own"
     if encoder.licence:
-        licence = f"it started from weights under {encoder.licence}, and is not to be passed on under another licence"
+        licence = say_licence(encoder.licence)
     return f"# scBERT {what}\n\nShape: {size}.\nTrained with scbert-companion; {licence}.\n"
 
 

@@ -47,7 +47,7 @@ def list_needs(
     """
     root = record.find_root()
     stated = _read_yaml(root / "notebooks" / "profiles" / "needs.yaml").get(profile) or {}
-    sections = _read_sections(root, profile)
+    sections = read_sections(root / "notebooks", profile)
     measured = record.read_records(profile)
     rows = {}
     for notebook in sections if notebooks is None else notebooks:
@@ -89,10 +89,11 @@ def _read_yaml(path):
     return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
 
 
-def _read_sections(root, profile):
-    if profile == "demo":
-        return {path.stem: {} for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
-    file = root / "notebooks" / "profiles" / f"{profile}.yaml"
+def read_sections(folder: Path, profile: str) -> dict[str, dict]:
+    """Return notebook -> parameters of a profile, from the folder of the notebooks; a ValueError if there is none."""
+    if profile == "demo":  # the defaults of the notebooks
+        return {path.stem: {} for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    file = folder / "profiles" / f"{profile}.yaml"
     if not file.is_file() or profile == "needs":
         raise ValueError(f"There is no profile {profile!r}: choose demo, small or paper.")
     return _read_yaml(file)
@@ -109,8 +110,7 @@ def _find_downloads(values):
         if entry is None:
             continue
         if entry.get("by_hand"):
-            folder = datasets.folder_by_hand(name)
-            by_hand += [name] if any(not (folder / file).is_file() for file in entry["by_hand"]["files"]) else []
+            by_hand += [name] if datasets.missing_by_hand(name) else []
         else:
             files += [{"url": file["url"], "bytes": file["bytes"]} for file in datasets.missing_files(name)]
     return files, by_hand

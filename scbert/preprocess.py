@@ -57,6 +57,11 @@ def lognormalize(adata: anndata.AnnData) -> sparse.csr_matrix:
     return per_10k.log1p().tocsr()
 
 
+def is_whole(values: sparse.csr_matrix) -> bool:
+    """Return whether all values are whole numbers."""
+    return bool((values.data == np.rint(values.data)).all())
+
+
 def align(counts: sparse.csr_matrix, names: Sequence[str], vocabulary: Sequence[str]) -> sparse.csr_matrix:
     """Put columns in the order of a vocabulary, by name: (cells, names) -> (cells, vocabulary), absent genes zero.
 

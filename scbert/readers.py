@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from .hygiene import BARCODE
+from .record import first_line
 
 FORMATS = ".h5ad, .h5ad.gz, 10x .h5, .mtx or .tar.gz, .csv or .tsv (.gz), R .rds, .rda or .RData"
 
@@ -54,10 +55,9 @@ def read_cells(path: str | Path, backed: bool = False) -> anndata.AnnData:
         if name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt")):
             return _read_table(path)
     except (OSError, KeyError, AttributeError, TypeError, ValueError, EOFError, IndexError, tarfile.TarError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         kind = "an h5ad file" if ".h5ad" in name else f"cells from a {''.join(path.suffixes[-2:]) or 'folder'}"
         raise ValueError(
-            f"{path} cannot be read as {kind} ({reason[:300]}): is it another format, or damaged?"
+            f"{path} cannot be read as {kind} ({first_line(error)[:300]}): is it another format, or damaged?"
         ) from None
     raise ValueError(f"{path} is of no format that is read here: {FORMATS}.")
 
@@ -249,7 +249,7 @@ def read_seurat(path: Path) -> anndata.AnnData:
     # R numbers the repeats of a row name (x, x.1, ...), where the counts may have x each time.
     if any(not row.startswith(cell) for row, cell in zip(obs.index.astype(str), cells, strict=True)):
         raise ValueError("the cell table of the Seurat object is not in the order of its counts")
-    return make_cells(counts.T, obs.index, genes, plain(obs))
+    return make_cells(counts.T, obs.index, genes, make_plain(obs))
 
 
 def _attributes(node):
@@ -264,7 +264,7 @@ def _attributes(node):
     return found
 
 
-def plain(table: pd.DataFrame) -> pd.DataFrame:
+def make_plain(table: pd.DataFrame) -> pd.DataFrame:
     """Return an R data frame with plain column names, strings and floats, which h5ad can hold."""
     plain = pd.DataFrame(index=table.index)
     for name in table.columns:
@@ -330,8 +330,3 @@ def recover_counts(
     if totals is not None and (np.asarray(counts.sum(1)).ravel() > totals).any():
         raise ValueError("These totals are too small: a cell has more counts than its total.")
     return counts.astype(np.float32)
-
-
-def is_whole(values: sparse.csr_matrix) -> bool:
-    """Return whether all values are whole numbers."""
-    return bool((values.data == np.rint(values.data)).all())

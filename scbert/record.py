@@ -48,6 +48,11 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def read_records(profile: str) -> dict[str, dict]:
     """Return notebook -> record: this machine's run where there is one, else the published one.
 
@@ -77,6 +82,11 @@ def hash_data(adata) -> str:
         for array in (rows.indptr.astype("<i8"), rows.indices.astype("<i8"), rows.data.astype("<f8")):
             digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def say_licence(licence: str) -> str:
+    """Say on a model card what follows from weights that training started from."""
+    return f"it started from weights under {licence}, and is not to be passed on under another licence"
 
 
 class Run:
@@ -154,7 +164,7 @@ class Run:
             f"- {k}: {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}], n = {m['n']}" for k, m in self.metrics.items()
         ]
         own = "the weights are those of whoever ran this; no published weights are in them."
-        theirs = f"it started from weights under {licence}, and is not to be passed on under another licence."
+        theirs = f"{say_licence(licence)}."
         return "\n".join([*lines, "", f"Licence: {theirs if licence else own}", ""])
 
     def save_table(self, table: pd.DataFrame, name: str) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from .preprocess import is_whole
 from .readers import (
     find_separator,
-    is_whole,
     make_cells,
-    plain,
+    make_plain,
     read_cells,
     read_h5ad,
     read_r,
@@ -62,7 +62,7 @@ def read_zheng_facs(paths: list[Path]) -> anndata.AnnData:
 def read_pbmc3k(paths: list[Path]) -> anndata.AnnData:
     """Read log-normalised values and the cell table beside them."""
     values, genes, cells = to_sparse(read_r(paths[0])["pbmc_matrix"])
-    obs = plain(read_r(paths[1])["pbmc_meta"]).loc[cells]
+    obs = make_plain(read_r(paths[1])["pbmc_meta"]).loc[cells]
     counts = recover_counts(values.T, obs["nCount_RNA"].to_numpy(np.float64))
     obs = pd.DataFrame({"label": obs["classified"], "batch": "pbmc3k", "n_counts": obs["nCount_RNA"]})
     return make_cells(counts, cells, genes, obs)
@@ -71,7 +71,7 @@ def read_pbmc3k(paths: list[Path]) -> anndata.AnnData:
 def read_pbmc_3tech(paths: list[Path]) -> anndata.AnnData:
     """Read log-normalised values of selected genes, and the cell table with the totals over all."""
     values, genes, cells = to_sparse(read_r(paths[0])["pbmcs_exprs_small"])
-    obs = plain(read_r(paths[1])["pbmcs_meta_small"]).set_index("cell_id").loc[cells]
+    obs = make_plain(read_r(paths[1])["pbmcs_meta_small"]).set_index("cell_id").loc[cells]
     counts = recover_counts(values.T, obs["nUMI"].to_numpy(np.float64))
     obs = pd.DataFrame({"label": obs["cell_type"], "batch": obs["donor"], "n_counts": obs["nUMI"]})
     return make_cells(counts, cells, genes, obs)

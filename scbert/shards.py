@@ -26,13 +26,12 @@ from tqdm import tqdm
 from .datasets import check_counts
 from .genes import hash_genes
 from .preprocess import check_unique, tokenize
-from .record import find_file, hash_data, write_text
+from .record import find_file, first_line, hash_data, write_text
 from .stream import (
     FORMAT,
     STORE,
     UNFINISHED,
     CellStore,
-    first_line,
     is_whole,
     join_runs,
     open_store,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .preprocess import library_size
+from .preprocess import is_whole, library_size
 
 EFFECTS = ("depth", "capture", "ambient", "labels")
 KEPT_BY_SHALLOWEST = 1 / 3  # share of the counts that the shallowest study keeps, at severity 1
@@ -91,7 +91,7 @@ def simulate_studies(
     check_column(adata, label_key, "adata", constant_is_fine=True)
     before = sparse.csr_matrix(adata.X, copy=True)
     before.sum_duplicates()
-    if (before.data != np.rint(before.data)).any():
+    if not is_whole(before):
         raise ValueError("X of adata holds estimated, fractional counts: only whole counts can be thinned.")
     totals = library_size(adata)  # before anything: it checks n_counts
     strength = {effect: severity if effect in effects else 0.0 for effect in EFFECTS}

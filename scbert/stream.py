@@ -19,7 +19,7 @@ from scipy import sparse
 
 from .cells import to_tokens
 from .genes import hash_genes
-from .record import find_file
+from .record import find_file, first_line
 
 FORMAT = 1
 STORE, UNFINISHED = "store.json", "unfinished.json"
@@ -287,8 +287,3 @@ def is_whole(path: Path, shard: dict) -> bool:
     """Return whether a shard of the store in `path` is there, and as long as it was."""
     file = path / shard["file"]
     return file.is_file() and file.stat().st_size == shard["bytes"]
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
