@@ -19,6 +19,9 @@ The sums over j are taken in one pass over chunks of keys, under a running maxim
 and are added afterwards. All features together, (heads, positions, features), need never exist. Tensors are
 "features first": positions are the last axis, the layout in which the multiplies run fastest. Exponents are powers
 of two, since exp2 takes a third of the time of exp on a CPU.
+
+Where cells of a batch differ in length, `present` tells their positions from padding. Padding enters no sum and no
+maximum, so that each cell's result is that of its own positions alone; as a query it is computed, and to be ignored.
 """
 
 import functools
@@ -31,6 +34,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-4
+LOWEST = -1e30
+"""Stands for the maximum over no keys: finite, so that a difference of two of them is 0 and no NaN."""
 LOG2E = math.log2(math.e)
 CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 2**28}
 """Bytes of one chunk's features: what stays in the cache of a CPU (measured), what fills a GPU (not measured)."""
@@ -120,13 +125,22 @@ class KeySummary(NamedTuple):
 
 
 @_in_full_precision
-def summarise_keys(k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor) -> KeySummary:
-    """Summarise keys and values, (batch, dim_head, positions) each; batch stands for cells times heads."""
+def summarise_keys(
+    k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor, present: torch.Tensor | None = None
+) -> KeySummary:
+    """Summarise keys and values, (batch, dim_head, positions) each; batch stands for cells times heads.
+
+    With `present`, booleans (batch, 1, positions), only the keys where it is true.
+    """
     features, own_top = _Features.apply(k, projection)
+    if present is not None:
+        own_top, v = own_top.masked_fill(~present, LOWEST), v * present
     top = own_top.amax(2, keepdim=True)
     scale = torch.exp2(own_top - top - _half_square(k))  # (batch, 1, positions)
-    context = torch.bmm(torch.cat([v * scale, scale], 1), features.mT)
     count = v.new_full((len(v), 1, 1), v.shape[2])
+    if present is not None:
+        scale, count = scale * present, present.sum(2, keepdim=True).to(v.dtype)
+    context = torch.bmm(torch.cat([v * scale, scale], 1), features.mT)
     return KeySummary(context, torch.cat([v.sum(2, keepdim=True), count], 1), top)
 
 
@@ -236,6 +250,7 @@ def favor_attention(
     projection: torch.Tensor,
     key_stabiliser: str = "head",
     eps: float = EPS,
+    present: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Approximate softmax attention by random features, in time linear in the positions.
 
@@ -250,23 +265,28 @@ def favor_attention(
         depend on who shares its batch. ``"batch"``: the largest of the whole batch.
     eps
         Added to every feature.
+    present
+        Booleans (cells, positions), at least one true in each cell: the positions that are no padding; all if None.
 
     Returns
     -------
-    (cells, heads, positions, dim_head), in the precision of `q`; features and sums are float32 at least.
+    (cells, heads, positions, dim_head), in the precision of `q`; features and sums are float32 at least. Of no
+    meaning where there is padding.
 
     Differs from the published code: "head" is the default, where the script takes one maximum over the batch
     tensor, which together with eps makes a cell's output depend on its neighbours in the batch.
     """
     heads = q.shape[1]
 
-    def read(_, k, v):
-        return summarise_keys(features_first(k), features_first(v), projection)
+    def read(_, k, v, *present):
+        present = [mask.repeat_interleave(heads, 0)[:, None] for mask in present]  # (cells * heads, 1, positions)
+        return summarise_keys(features_first(k), features_first(v), projection, *present)
 
     def write(keys, q, *_):
         return (positions_first(attend(features_first(q), keys, projection, eps), heads),)
 
-    groups = split_chunks(tuple(x.transpose(1, 2) for x in (q, k, v)), heads, len(projection))
+    masks = () if present is None else (present,)
+    groups = split_chunks((*(x.transpose(1, 2) for x in (q, k, v)), *masks), heads, len(projection))
     (out,) = map_chunks(write, groups, read_chunks(read, groups, key_stabiliser, eps))
     return out.transpose(1, 2).to(q.dtype)
 
@@ -278,6 +298,7 @@ def attention_columns(
     projection: torch.Tensor,
     where: torch.Tensor | None = None,
     key_stabiliser: str = "head",
+    present: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the attention each position receives, averaged over the positions that attend: no n x n matrix.
 
@@ -285,8 +306,8 @@ def attention_columns(
     ----------
     q, k
         (cells, heads, positions, dim_head).
-    projection, key_stabiliser
-        As in `favor_attention`.
+    projection, key_stabiliser, present
+        As in `favor_attention`. Padding neither attends nor receives.
     where
         Booleans (cells, positions): the queries to average over, such as those of expressed genes; all if None.
 
@@ -300,23 +321,27 @@ def attention_columns(
     """
     cells, heads, positions, _ = q.shape
     where = torch.ones(cells, positions, device=q.device) if where is None else where
+    where = where if present is None else where * present
     weight = weigh_queries(where.to(torch.promote_types(q.dtype, torch.float32)))
 
-    def read(_, k, __):
-        return summarise_keys(features_first(k), features_first(k[..., :0]), projection)
+    def read(_, k, __, *present):
+        present = [mask.repeat_interleave(heads, 0)[:, None] for mask in present]  # (cells * heads, 1, positions)
+        return summarise_keys(features_first(k), features_first(k[..., :0]), projection, *present)
 
-    def ask(keys, q, _, weight):
+    def ask(keys, q, _, weight, *__):
         _, queries = attend(features_first(q), keys, projection, weight=weight.repeat_interleave(heads, 0)[:, None])
         return (positions_first(queries, heads),)  # (cells, 1, heads, features), one of each chunk
 
-    def weigh(context, _, k, __):
+    def weigh(context, _, k, *__):
         return (weigh_keys(features_first(k), *context, projection).unflatten(0, (-1, heads)).transpose(1, 2),)
 
-    groups = split_chunks((q.transpose(1, 2), k.transpose(1, 2), weight), heads, len(projection))
+    masks = () if present is None else (present,)
+    groups = split_chunks((q.transpose(1, 2), k.transpose(1, 2), weight, *masks), heads, len(projection))
     keys = read_chunks(read, groups, key_stabiliser)
     (queries,) = map_chunks(ask, groups, keys)
     (columns,) = map_chunks(weigh, groups, pair_queries(queries, keys))
-    return columns.transpose(1, 2)  # (cells, heads, positions)
+    columns = columns.transpose(1, 2)  # (cells, heads, positions)
+    return columns if present is None else columns.masked_fill(~present[:, None], 0)
 
 
 def weigh_queries(where: torch.Tensor) -> torch.Tensor:

@@ -60,12 +60,23 @@ class CellDataset(Dataset):
             yield start, self.batch(np.arange(start, min(start + batch_size, len(self))))[0]
 
     def epoch(
-        self, batch_size: int, seed: int, epoch: int, sampling: str = "epoch"
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        sampling: str = "epoch",
+        *,
+        skip: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield (numbers of the cells, bins) of an epoch's batches, in the order of `order_cells`."""
+        """Yield (numbers of the cells, bins) of an epoch's batches, in the order of `order_cells`.
+
+        The first `skip` batches are left out, unread. With ``part=(i, n)``, of each batch the share of process i of
+        n: as many batches for each of them, whose shares together are the batch, and may be empty.
+        """
         order = order_cells(len(self), seed, epoch, sampling)
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        for start in range(skip * batch_size, len(order), batch_size):
+            indices = take_share(order[start : start + batch_size], part)
             yield indices, self.batch(indices)[0]
 
     def identity(self) -> Iterator[bytes]:
@@ -124,10 +135,16 @@ def order_cells(n_cells: int, seed: int, epoch: int, sampling: str = "epoch") ->
     return random.permutation(n_cells) if sampling == "epoch" else random.integers(n_cells, size=n_cells)
 
 
+def take_share(indices: np.ndarray, part: tuple[int, int]) -> np.ndarray:
+    """Return what process i of n takes of a batch, ``part`` being (i, n): nearly equal shares, in order."""
+    number, n_parts = part
+    return np.array_split(indices, n_parts)[number]
+
+
 def mask_bins(
     bins: torch.Tensor,
     mask_token: int,
-    seed: int | tuple[int, ...],
+    seed: int | tuple[int, ...] | list[tuple[int, ...]],
     *,
     mask_share: float = 0.15,
     replace_share: float = 0.9,
@@ -141,7 +158,7 @@ def mask_bins(
     mask_token
         What hides a token, ``config.mask_token``.
     seed
-        Fixes which tokens are hidden.
+        Fixes which tokens are hidden; a list of seeds has one a cell, whose masks then depend on no other cell.
     mask_share
         Share of each cell's non-zero tokens to predict, rounded, at least one token if there is any.
     replace_share
@@ -155,9 +172,14 @@ def mask_bins(
     Differs from the published code: a position that stays is never confused with padding; masks depend on the
     seed alone.
     """
-    random = np.random.default_rng(seed)
-    noise = torch.from_numpy(random.random(bins.shape, dtype=np.float32))  # (cells, genes + 1)
-    keep = torch.from_numpy(random.random(bins.shape, dtype=np.float32)) >= replace_share
+    noise = np.empty((2, *bins.shape), np.float32)  # (2, cells, genes + 1)
+    if isinstance(seed, list):
+        for row, own in enumerate(seed):
+            noise[:, row] = np.random.default_rng(own).random((2, bins.shape[1]), dtype=np.float32)
+    else:
+        np.random.default_rng(seed).random(dtype=np.float32, out=noise)
+    noise, keep = torch.from_numpy(noise)
+    keep = keep >= replace_share
     noise[bins == 0] = 2.0  # zeros rank last and are never chosen
     n_tokens = (bins != 0).sum(1, keepdim=True)
     n_masked = (n_tokens * mask_share).round().clamp(min=1).minimum(n_tokens)

@@ -210,7 +210,8 @@ def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
         Training cells with counts in ``X``: others must not have a say.
     choice
         "all" genes of the data; a number, such as "1000": that many, whose log-normalised values vary most, in the
-        data's order; or "published", the 16,906 of the published weights.
+        data's order; or "published", the 16,906 of the published weights. A set before the number, as in
+        "pbmc68k_reduced 1000", has its genes come first: all that the data have of them, filled up to that many.
 
     Raises
     ------
@@ -223,8 +224,9 @@ def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
         return list(adata.var_names)
     if choice == "published":
         return load_vocabulary()
-    if not str(choice).isdigit() or int(choice) < 1:
-        raise ValueError(f"genes must be all, a number, or published, not {choice!r}.")
+    *first, choice = str(choice).rsplit(maxsplit=1) or [""]
+    if not choice.isdigit() or int(choice) < 1:
+        raise ValueError(f"genes must be all, a number, a set and a number, or published, not {choice!r}.")
     if int(choice) > adata.n_vars:
         raise ValueError(
             f"genes = {choice} asks for more than the {adata.n_vars} genes of the data: take all, or fewer."
@@ -233,6 +235,10 @@ def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
 
     values = lognormalize(adata)
     variance = np.asarray(values.multiply(values).mean(0) - np.square(values.mean(0))).ravel()
+    if first:
+        from .datasets import load
+
+        variance[adata.var_names.isin(load(first[0]).var_names)] += variance.max() + 1  # before all others
     return list(adata.var_names[np.sort(np.argsort(-variance, kind="stable")[: int(choice)])])
 
 

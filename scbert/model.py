@@ -2,6 +2,10 @@
 
 The encoder is performer-pytorch's `Performer` under the published parameter names, with our attention
 plugged in. See design, "The model, exactly": token embedding + gene embedding -> Performer -> LayerNorm.
+
+In the mode ``expressed_only`` the sequence of a cell is the genes it expresses, in place of all genes: what names a
+gene is the embedding added to its token, not its place. Later models, scGPT and Geneformer, read cells so, and
+avoid thereby most of scBERT's expense, which grows with the length of the sequence and not with what is in it.
 """
 
 import json
@@ -54,6 +58,8 @@ class ScBertConfig:
     """"frozen" (vectors given, as published), "learned", or "none"."""
     key_stabiliser: str = "head"
     """"head": a cell's result does not depend on its batch; "batch": as published."""
+    expressed_only: bool = False
+    """Only genes with a non-zero token enter the encoder, and the trailing token: see `ScBert`. Not as published."""
 
     def __post_init__(self):
         if self.n_genes < 1 or self.n_bins < 1 or self.dim < 1 or self.depth < 0:
@@ -66,6 +72,11 @@ class ScBertConfig:
             raise ValueError(f"gene_embedding must be 'frozen', 'learned' or 'none', not {self.gene_embedding!r}.")
         if self.key_stabiliser not in ("head", "batch"):
             raise ValueError(f"key_stabiliser must be 'head' or 'batch', not {self.key_stabiliser!r}.")
+        if self.expressed_only and self.gene_embedding == "none":
+            raise ValueError(
+                "expressed_only needs a gene embedding, 'learned' or 'frozen': without one nothing tells the genes of "
+                "a cell apart."
+            )
 
     @classmethod
     def published(cls) -> "ScBertConfig":
@@ -112,7 +123,10 @@ class ScBert(nn.Module):
 
     Paper: Methods, "scBERT architecture"; Fig. 1a.
     Differs from the published code: random features are drawn from `seed` and redrawn on our own schedule; the
-    gene embedding is added out of place and in float32, and may be learned or left out.
+    gene embedding is added out of place and in float32, and may be learned or left out. With
+    ``config.expressed_only``, positions of token 0 but the trailing one neither attend nor are attended to, and their
+    encodings are zero, where the script runs every gene of the vocabulary through every layer. The weights have the
+    same names and shapes in both modes, but compute other things: they are to be used in the mode they learnt in.
     """
 
     def __init__(
@@ -225,30 +239,54 @@ class ScBert(nn.Module):
 
         Returns
         -------
-        (cells, genes + 1, dim)
+        (cells, genes + 1, dim). With ``config.expressed_only`` a gene of token 0 has zeros.
 
         Raises
         ------
         ValueError
             Another number of columns than ``n_genes + 1``.
         """
-        return self.norm(self.run_layers(self.embed(bins)))
+        if not self.config.expressed_only:
+            return self.norm(self.run_layers(self.embed(bins)))
+        hidden, positions, present = self._encode_expressed(bins)
+        hidden = hidden.masked_fill(~present[..., None], 0)
+        every = hidden.new_zeros(*bins.shape, hidden.shape[2])  # (cells, genes + 1, dim)
+        return every.scatter(1, positions[..., None].expand_as(hidden), hidden)
 
-    def run_layers(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Run layers start ... stop - 1 on (cells, genes + 1, dim); the last layer's norm is left to `encode`."""
+    def _encode_expressed(self, bins):
+        """Encode the positions that `find_expressed` finds; return (cells, longest, dim), and what it returns."""
+        self._check_shape(bins)
+        positions, present = find_expressed(bins)
+        return self.norm(self.run_layers(self.embed(bins, positions), present=present)), positions, present
+
+    def run_layers(
+        self, x: torch.Tensor, start: int = 0, stop: int | None = None, present: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Run layers start ... stop - 1 on (cells, positions, dim); the last layer's norm is left to `encode`.
+
+        Positions where the boolean `present`, (cells, positions), is false are padding, see `run_layer`.
+        """
         for layer in self.performer.net.layers[start:stop]:
-            x = run_layer(layer, x)
+            x = run_layer(layer, x, present=present)
         return x
 
-    def embed(self, bins: torch.Tensor) -> torch.Tensor:
-        """Return what enters the first layer, (cells, genes + 1, dim): token embedding plus gene embedding."""
+    def embed(self, bins: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what enters the first layer, (cells, genes + 1, dim): token embedding plus gene embedding.
+
+        With `positions`, (cells, some number) of columns of `bins`, of those alone.
+        """
+        self._check_shape(bins)
+        if positions is not None:
+            return self.token_emb(bins.gather(1, positions)) + self.pos_emb.emb(positions)
+        x = self.token_emb(bins)  # (cells, genes + 1, dim)
+        return x if self.config.gene_embedding == "none" else x + self.pos_emb.emb.weight
+
+    def _check_shape(self, bins):
         if bins.ndim != 2 or bins.shape[1] != self.config.n_genes + 1:
             raise ValueError(
                 f"bins have shape {tuple(bins.shape)}, but this model reads (cells, {self.config.n_genes + 1}): "
                 "one token a gene and a trailing 0."
             )
-        x = self.token_emb(bins)  # (cells, genes + 1, dim)
-        return x if self.config.gene_embedding == "none" else x + self.pos_emb.emb.weight
 
     @torch.no_grad()
     def attention_columns(self, bins: torch.Tensor, expressed_only: bool = False) -> torch.Tensor:
@@ -259,20 +297,31 @@ class ScBert(nn.Module):
         bins
             As in `encode`.
         expressed_only
-            Average over genes with a non-zero token only.
+            Average over genes with a non-zero token only. Else over all positions that enter the encoder.
 
         Returns
         -------
-        (cells, depth, heads, genes + 1); each row sums to one.
+        (cells, depth, heads, genes + 1); each row sums to one. With ``config.expressed_only`` a gene of token 0
+        receives nothing.
 
         Paper: Methods, "attention matrix"; Fig. 5. See `scbert.attention.attention_columns`.
         """
-        weight = weigh_queries((bins > 0 if expressed_only else torch.ones_like(bins)).float())
-        x, columns = self.embed(bins), []
+        self._check_shape(bins)
+        attending = bins > 0 if expressed_only else torch.ones_like(bins)
+        positions = present = None
+        if self.config.expressed_only:
+            positions, present = find_expressed(bins)
+            attending = attending.gather(1, positions) * present
+        weight = weigh_queries(attending.float())
+        x, columns = self.embed(bins, positions), []
         for layer in self.performer.net.layers:
-            x, received = run_layer(layer, x, weight)
+            x, received = run_layer(layer, x, weight, present)
             columns.append(received)
-        return torch.stack(columns, 1)
+        columns = torch.stack(columns, 1)  # (cells, depth, heads, positions)
+        if positions is None:
+            return columns
+        every = columns.new_zeros(*columns.shape[:3], bins.shape[1])
+        return every.scatter(3, positions[:, None, None].expand_as(columns), columns)
 
     def forward(self, bins: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
         """Predict tokens: logits of every position, or only of those where a boolean (cells, genes + 1) is true.
@@ -281,16 +330,47 @@ class ScBert(nn.Module):
         -------
         (cells, genes + 1, n_bins + 2), or (positions, n_bins + 2) with `where`.
         """
-        hidden = self.encode(bins)
-        return self.to_out(hidden if where is None else hidden[where])
+        if where is None or not self.config.expressed_only:
+            hidden = self.encode(bins)
+            return self.to_out(hidden if where is None else hidden[where])
+        # As above, without (cells, genes + 1, dim) in between; `find_expressed` keeps the order of the positions.
+        packed, positions, present = self._encode_expressed(bins)
+        entered = torch.zeros_like(where).scatter(1, positions, present)[where]  # (positions asked for,)
+        hidden = packed.new_zeros(len(entered), packed.shape[2])
+        hidden[entered] = packed[where.gather(1, positions) & present]
+        return self.to_out(hidden)
 
     def save(self, path: str | Path, card: str = "") -> None:
         """Write the encoder as a bundle directory, see `load`."""
         _save_bundle(self, path, self, card, labels=None)
 
 
+def find_expressed(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the positions of each cell that enter the encoder in the mode ``expressed_only``.
+
+    Parameters
+    ----------
+    bins
+        (cells, genes + 1) tokens.
+
+    Returns
+    -------
+    The columns of `bins`, (cells, longest): of each cell those with a non-zero token and the trailing one, in the
+    order of the vocabulary, and then, up to the longest cell's number, others that are padding. And a boolean of the
+    same shape, false for these.
+    """
+    present = bins > 0
+    present[:, -1] = True
+    present, positions = present.sort(dim=1, descending=True, stable=True)
+    longest = int(present.any(0).sum())
+    return positions[:, :longest], present[:, :longest]
+
+
 def run_layer(
-    layer: nn.ModuleList, x: torch.Tensor, weight: torch.Tensor | None = None
+    layer: nn.ModuleList,
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    present: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Run one encoder layer in two passes over chunks of positions: read all keys, then let each position attend.
 
@@ -305,12 +385,14 @@ def run_layer(
     x
         (cells, positions, dim).
     weight
-        Weights of the attending positions, (cells, positions), from `weigh_queries`.
+        Weights of the attending positions, (cells, positions), from `weigh_queries`; zero for padding.
+    present
+        Booleans (cells, positions), at least one true in each cell: the positions that are no padding; all if None.
 
     Returns
     -------
-    The layer's output, shaped as `x`; with `weight` also the attention each position receives from the positions
-    so weighted, (cells, heads, positions).
+    The layer's output, shaped as `x`, of no meaning where there is padding; with `weight` also the attention each
+    position receives from the positions so weighted, (cells, heads, positions), none where there is padding.
 
     Paper: Methods, "Performer encoder". Differs from the published code: what it computes does not; how it does.
     """
@@ -321,31 +403,36 @@ def run_layer(
     def to_heads(linear, x):  # (cells, positions, dim) -> (cells * heads, dim_head, positions)
         return features_first(linear(x).unflatten(2, (heads, -1)))
 
-    def read(x, *_):
-        x = attention_norm(x)
-        return summarise_keys(to_heads(attention.to_k, x), to_heads(attention.to_v, x), projection)
+    def to_each_head(x):  # (cells, positions) -> (cells * heads, 1, positions)
+        return x.repeat_interleave(heads, 0)[:, None]
 
-    def write(keys, x, *weight):
+    def read(x, *rest):
+        mask = () if present is None else (to_each_head(rest[0]),)
+        x = attention_norm(x)
+        return summarise_keys(to_heads(attention.to_k, x), to_heads(attention.to_v, x), projection, *mask)
+
+    def write(keys, x, *rest):
         q = to_heads(attention.to_q, attention_norm(x))
-        if weight:
-            weight = weight[0].repeat_interleave(heads, 0)[:, None]  # (cells * heads, 1, positions)
-            out, queries = attend(q, keys, projection, weight=weight)
+        if weight is not None:
+            out, queries = attend(q, keys, projection, weight=to_each_head(rest[-1]))
             extra = (positions_first(queries, heads),)  # (cells, 1, heads, features), one of each chunk
         else:
             out, extra = attend(q, keys, projection), ()
         x = x + attention.to_out(out.view(len(x), -1, x.shape[1]).mT)
         return x + feed(feed_norm(x)), *extra
 
-    def weigh(context, x, _):
+    def weigh(context, x, *_):
         received = weigh_keys(to_heads(attention.to_k, attention_norm(x)), *context, projection)
         return (received.view(len(x), heads, -1).mT,)
 
-    groups = split_chunks((x,) if weight is None else (x, weight), heads, len(projection))
+    rest = (tensor for tensor in (present, weight) if tensor is not None)
+    groups = split_chunks((x, *rest), heads, len(projection))
     keys = read_chunks(read, groups, favor.key_stabiliser)
     if weight is None:
         return map_chunks(write, groups, keys)[0]
     x, queries = map_chunks(write, groups, keys)
-    return x, map_chunks(weigh, groups, pair_queries(queries, keys))[0].mT
+    received = map_chunks(weigh, groups, pair_queries(queries, keys))[0].mT  # (cells, heads, positions)
+    return x, received if present is None else received.masked_fill(~present[:, None], 0)
 
 
 class AnnotationHead(nn.Module):
@@ -392,10 +479,14 @@ class Classifier(nn.Module):
     def forward(self, bins: torch.Tensor, n_layers_done: int = 0) -> torch.Tensor:
         """(cells, genes + 1) tokens -> (cells, classes) logits.
 
-        With `n_layers_done`, in place of tokens what that many layers made of them, (cells, genes + 1, dim).
+        With `n_layers_done`, in place of tokens what that many layers made of them, (cells, genes + 1, dim); refused
+        in the mode ``expressed_only``, where that does not say which positions entered.
         """
-        x = bins if n_layers_done else self.encoder.embed(bins)
-        return self.head(self.encoder.norm(self.encoder.run_layers(x, n_layers_done)))
+        if not n_layers_done:
+            return self.head(self.encoder.encode(bins))
+        if self.config.expressed_only:
+            raise ValueError("With expressed_only all layers must run: give tokens, and n_layers_done=0.")
+        return self.head(self.encoder.norm(self.encoder.run_layers(bins, n_layers_done)))
 
     def save(self, path: str | Path, card: str = "") -> None:
         """Write the classifier as a bundle directory, see `load`."""
@@ -430,6 +521,7 @@ def _save_bundle(module, path, encoder, card, labels):
 def _model_card(encoder, labels):
     what = "encoder" if labels is None else f"annotator of {len(labels)} cell types: {', '.join(labels)}"
     size = f"{encoder.config.n_genes} genes, dim {encoder.config.dim}, depth {encoder.config.depth}"
+    size += ", expressed genes only" if encoder.config.expressed_only else ""
     licence = "the weights are the trainer's own"
     if encoder.licence:
         licence = say_licence(encoder.licence)

@@ -17,6 +17,8 @@ class Recipe:
     """What becomes of an epoch's last, incomplete accumulation: a "step", or a "leak" into the next (published)."""
     lr_schedule: str = "per_step"
     """"per_step": linear warm-up over a tenth of the steps, then cosine to zero; "per_epoch": warm restarts."""
+    optimizer: str = "adamw"
+    """"adamw", or "adam" without weight decay (published)."""
     trainable_layers: str | tuple[int, ...] = "all"
     """Fine-tuning: "all", "last", "head" (frozen encoder), or layer numbers; published (-2,), the last but one."""
     redraw_features: bool = False
@@ -37,6 +39,7 @@ class Recipe:
             "sampling": ("epoch", "bootstrap"),
             "leftover_steps": ("step", "leak"),
             "lr_schedule": ("per_step", "per_epoch"),
+            "optimizer": ("adamw", "adam"),
             "key_stabiliser": ("head", "batch"),
             "select_by": ("macro_f1", "loss", "accuracy"),
             "report_on": ("test", "validation"),
@@ -59,13 +62,14 @@ class Recipe:
     def published(cls) -> "Recipe":
         """Return the switches of the published scripts (commit 262fd4b, fine-tuning).
 
-        Not switches, and so not covered: the optimiser (AdamW here, Adam there), redraws counted in optimiser steps
-        instead of forward passes, and the library size, see `scbert.preprocess.tokenize`.
+        Not switches, and so not covered: clipping (`clip_norm` of `pretrain`, 100 there), redraws counted in optimiser
+        steps instead of forward passes, and the library size, see `scbert.preprocess.tokenize`.
         """
         return cls(
             sampling="bootstrap",
             leftover_steps="leak",
             lr_schedule="per_epoch",
+            optimizer="adam",
             trainable_layers=(-2,),
             redraw_features=True,
             key_stabiliser="batch",
@@ -73,6 +77,14 @@ class Recipe:
             report_on="validation",
             scale_loss_by_accumulation=False,
         )
+
+
+def make_optimizer(recipe: Recipe, parameters, learning_rate: float):
+    """Return the recipe's optimiser of these parameters, those that learn."""
+    import torch
+
+    chosen = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+    return chosen([parameter for parameter in parameters if parameter.requires_grad], lr=learning_rate)
 
 
 def learning_rate_at(step: int, n_steps: int, steps_per_epoch: int, peak: float, schedule: str) -> float:

@@ -5,6 +5,7 @@
 
 import contextlib
 import copy
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from anndata.io import read_elem
 from pandas.api.types import union_categoricals
 from scipy import sparse
 
-from .cells import to_tokens
+from .cells import take_share, to_tokens
 from .genes import hash_genes
 from .record import find_file, first_line
 
@@ -128,12 +129,20 @@ class CellStore:
                 yield start + first, to_tokens(bins[first : first + batch_size])
 
     def epoch(
-        self, batch_size: int, seed: int, epoch: int, sampling: str = "epoch"
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        sampling: str = "epoch",
+        *,
+        skip: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield (numbers of the cells, bins) of an epoch's batches, in an order that seed and epoch alone fix.
 
         Runs of 16 neighbours are put in random order, and cells mixed within each 8,192 that are read in one go.
-        ``"epoch"`` visits each cell once, ``"bootstrap"`` draws with replacement.
+        ``"epoch"`` visits each cell once, ``"bootstrap"`` draws with replacement. `skip` and `part` as in
+        `CellDataset.epoch`: each process reads its own cells only.
 
         Raises
         ------
@@ -152,18 +161,29 @@ class CellStore:
             strategy.get_indices = lambda cells, seed: _RunOrder(len(cells), seed)
         else:
             strategy = BlockWeightedSampling(CELLS_A_RUN, total_size=len(self), replace=True)
-        yield from scDataset(
+        batches_a_fetch = max(1, CELLS_A_FETCH // batch_size)
+        # scDataset puts numbers in order, and is alike in all processes; reading is left for the cells of each.
+        order = scDataset(
             self,
             strategy,
             batch_size,
-            fetch_factor=max(1, CELLS_A_FETCH // batch_size),
-            fetch_callback=lambda store, indices: (indices, store.read(indices)),
-            batch_callback=lambda fetched, chosen: (fetched[0][chosen], to_tokens(fetched[1][chosen])),
-            rank=0,  # every process sees all cells
+            fetch_factor=batches_a_fetch,
+            fetch_callback=lambda store, indices: indices,
+            batch_callback=lambda fetched, chosen: fetched[chosen],
+            rank=0,
             world_size=1,
             # One number of both: scDataset's own epochs are a thousand seeds apart.
             seed=int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]),
         )
+        order = itertools.islice(order, skip, None)
+        n_batches = batches_a_fetch - skip % batches_a_fetch  # up to the end of what scDataset mixed
+        while batches := list(itertools.islice(order, n_batches)):
+            shares = [take_share(np.asarray(indices), part) for indices in batches]
+            bins, start = self.read(np.concatenate(shares)), 0
+            for indices in shares:
+                yield indices, to_tokens(bins[start : start + len(indices)])
+                start += len(indices)
+            n_batches = batches_a_fetch
 
     def identity(self) -> Iterator[bytes]:
         """Yield what tells these cells from others."""

@@ -2,11 +2,11 @@
 
 import contextlib
 import copy
+import functools
 import hashlib
 import math
-import os
 import sys
-import warnings
+import time
 from pathlib import Path
 
 import anndata
@@ -20,11 +20,24 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .cells import check_cells, find_commonest_bin, mask_bins, open_cells
+from .cells import check_cells, mask_bins, open_cells
+from .checkpoint import read_checkpoint, write_checkpoint
 from .datasets import check_column
 from .model import Classifier, ScBert
 from .prefix import FrozenPrefix
-from .recipe import Recipe, learning_rate_at
+from .probe import score_masks
+from .processes import (
+    add_up,
+    check_devices,
+    count_processes,
+    gather_random_state,
+    gather_weights,
+    launch,
+    make_fabric,
+    save_state,
+    set_random_state,
+)
+from .recipe import Recipe, learning_rate_at, make_optimizer
 from .stream import CellStore
 
 
@@ -38,12 +51,17 @@ def pretrain(
     accumulate: int = 1,
     learning_rate: float = 1e-3,
     mask_share: float = 0.15,
+    clip_norm: float | None = 1.0,
     redraw_every: int = 1000,
     recipe: Recipe = Recipe(),
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
     log: str | Path | None = None,
     accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    strategy: str = "auto",
     precision: str = "32-true",
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -57,147 +75,208 @@ def pretrain(
         Tokenized cells, or a store of them (`scbert.stream`); labels are not read.
     validation
         Tokenized cells to measure on after each epoch, under masks that never change.
-    n_epochs, batch_size, accumulate, learning_rate
-        Passes over the cells, cells a forward pass, forward passes an optimiser step, peak rate of AdamW.
+    n_epochs
+        Passes over the cells.
+    batch_size, accumulate
+        Cells a forward pass, shared out over all devices, so that their number changes the time and not the result;
+        and forward passes an optimiser step, between which gradients are not synchronised.
+    learning_rate, clip_norm
+        Peak rate of the optimiser, and the largest norm of the gradient of the mean loss over a step's masks; None
+        not to clip.
     mask_share
         Share of each cell's non-zero tokens to predict.
     redraw_every
         Optimiser steps between redraws of the random features; which ones follows from seed and step.
     recipe
-        Of its switches, sampling, leftover_steps, lr_schedule and key_stabiliser matter here.
-    checkpoint
-        A file for the state after each epoch: the same call continues from it after an interruption.
+        Of its switches, sampling, leftover_steps, lr_schedule, optimizer and key_stabiliser matter here.
+    checkpoint, checkpoint_every
+        A file for the state after each epoch and each so many optimiser steps: the same call continues from it after
+        an interruption, on any number of devices. The one before is kept beside it, and read if the newest is damaged.
     log
         A CSV file for the history.
     accelerator, precision
-        Handed to Lightning Fabric.
+        Handed to Lightning Fabric: "32-true" or "bf16-mixed".
+    devices, nodes, strategy
+        GPUs, or processes of a CPU, on each of so many machines. Several on one machine are started here; under
+        torchrun and srun leave these out: what they started is used. "auto" is "ddp"; "fsdp" needs GPUs.
+    progress
+        Show a progress bar.
 
     Returns
     -------
-    One row an epoch: learning rate, training loss and masked accuracy and, with validation cells, `val_loss`,
-    `val_accuracy` and `val_mode_accuracy` (always the cell's commonest bin, see `masked_accuracy`).
+    One row an epoch: learning rate, optimiser steps so far, cells seen, training loss and masked accuracy and, with
+    validation cells, `val_loss`, `val_accuracy` and `val_mode_accuracy` (always the cell's commonest bin, see
+    `scbert.probe.score_masks`). ``.attrs["seconds"]`` and ``.attrs["validation_seconds"]`` say how long training and
+    measuring took, interruptions left out.
 
     Raises
     ------
     ValueError
-        Cells not tokenized, for another vocabulary, or with other bins than the model's.
+        Cells not tokenized, for another vocabulary, or with other bins than the model's; more devices than there are;
+        a loss that is no number.
 
     Paper: Methods, "pretraining"; Fig. 1a. Optimiser, rate, batch and masks are not in the paper.
-    Differs from the published code: each cell once an epoch, a step on what is left over, a schedule per step
-    (all in `Recipe`); AdamW; metrics over all validation cells, under fixed masks.
+    Differs from the published code: each cell once an epoch, a step on what is left over, a schedule per step, AdamW
+    (all in `Recipe`); the loss is the mean over all masks of a step, where the script averages means of batches;
+    metrics over all validation cells, under fixed masks, summed as they come.
     """
     cells = open_cells(adata)
     check_cells(model, cells)
     model.genes = list(cells.genes)
     if validation is not None:
         check_cells(model, validation)
+    check_devices(devices, nodes, strategy)
+    if min(n_epochs + 1, batch_size, accumulate, redraw_every, checkpoint_every) < 1:
+        raise ValueError("batch_size, accumulate, redraw_every and checkpoint_every must be at least 1.")
     model.set_key_stabiliser(recipe.key_stabiliser)
-    identity = _identify(model, (cells, validation), n_epochs, batch_size, accumulate, learning_rate, mask_share,
-                         redraw_every, recipe, seed, precision) if checkpoint else ""  # fmt: skip
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-    module, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=learning_rate))
-    state = _read_checkpoint(checkpoint, identity)
-    if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        _set_gradients(model, state["gradients"])
-    history, step = state.get("history", []), state.get("step", 0)
-    rate = history[-1]["learning_rate"] if history else 0.0  # an epoch may pass without a step
+    options = {
+        "n_epochs": n_epochs, "batch_size": batch_size, "accumulate": accumulate, "learning_rate": learning_rate,
+        "mask_share": mask_share, "clip_norm": clip_norm, "redraw_every": redraw_every, "recipe": recipe, "seed": seed,
+        "precision": precision,
+    }  # fmt: skip
+    identity = _identify(model, (cells, validation), *options.values()) if checkpoint else ""
+    where = {"checkpoint": checkpoint, "checkpoint_every": checkpoint_every, "log": log, "identity": identity,
+             "accelerator": accelerator, "strategy": strategy, "progress": progress}  # fmt: skip
+    if devices == 1 or count_processes() > 1:
+        history, attributes, _ = _pretrain(model, cells, validation, **options, **where)
+    else:
+        history, attributes, weights = launch(_pretrain_here, devices, model, cells, validation, options | where)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    model.eval()
+    history = pd.DataFrame(history)
+    history.attrs = attributes
+    return history
+
+
+def _pretrain_here(model, cells, validation, options):
+    """Run one of several processes; weights come back as arrays, which pickle by value."""
+    history, attributes, weights = _pretrain(model, cells, validation, **options)
+    return history, attributes, {name: tensor.cpu().numpy() for name, tensor in weights.items()}
+
+
+def _pretrain(
+    model, cells, validation, *, n_epochs, batch_size, accumulate, learning_rate, mask_share, clip_norm, redraw_every,
+    recipe, seed, precision, checkpoint, checkpoint_every, log, identity, accelerator, strategy, progress,
+):  # fmt: skip
+    """Train in this process, beside those that were started with it; return history, attributes and weights."""
+    fabric = make_fabric(accelerator, strategy, precision)
+    part, is_first = (fabric.global_rank, fabric.world_size), fabric.is_global_zero
+    trained = copy.deepcopy(model) if strategy == "fsdp" else model  # FSDP takes a model's weights apart
+    module, optimizer = fabric.setup(trained, make_optimizer(recipe, trained.parameters(), learning_rate))
     steps_per_epoch = _steps_per_epoch(len(cells), batch_size, accumulate, recipe)
-    with _progress_bar("pretrain", len(history), n_epochs, len(cells), progress) as bar:
-        for epoch in range(len(history), n_epochs):
-            loss_sum = correct = n_masked = 0
-            for micro, (indices, bins, is_step) in enumerate(
-                _batches(cells, batch_size, accumulate, seed, epoch, recipe)
-            ):
-                seen, where = mask_bins(bins, model.config.mask_token, (seed, epoch, micro), mask_share=mask_share)
+    n_batches = math.ceil(len(cells) / batch_size)
+    state = _resume(fabric, module, optimizer, checkpoint, identity)
+    history, step, rate, seconds, skip = (state[name] for name in ("history", "step", "rate", "seconds", "batch"))
+    # Summed loss, hits, masks and cells of the epoch so far, of this process; after an interruption the first has all.
+    totals = torch.tensor(state["totals"], dtype=torch.float64) * is_first
+    clock = time.monotonic()
+
+    def keep(epoch, batch):
+        nonlocal clock
+        seconds["training"] += time.monotonic() - clock
+        if checkpoint:
+            save_state(fabric, checkpoint, {
+                "model": module, "optimizer": optimizer, "identity": identity, "epoch": epoch, "batch": batch,
+                "step": step, "rate": rate, "totals": add_up(fabric, totals).tolist(), "history": history,
+                "seconds": seconds, "random": gather_random_state(fabric),
+            })  # fmt: skip
+        clock = time.monotonic()
+
+    done = state["epoch"] * len(cells) + min(skip * batch_size, len(cells))
+    with _progress_bar("pretrain", done, n_epochs * len(cells), progress and is_first) as bar:
+        for epoch in range(state["epoch"], n_epochs):
+            batches = _batches(cells, batch_size, accumulate, seed, epoch, recipe, skip, part)
+            pending = 0  # masks since the last step of the optimiser
+            for number, indices, bins, is_step in batches:
+                if not len(indices):  # fewer cells than processes: this one joins in with a cell without tokens
+                    bins = bins.new_zeros(1, bins.shape[1])
+                masks = [(seed, epoch, number, int(cell)) for cell in indices] or [(seed,)]
+                seen, where = mask_bins(bins, model.config.mask_token, masks, mask_share=mask_share)
                 target = bins[where].to(fabric.device)  # (masked positions,)
-                logits = module(seen.to(fabric.device), where.to(fabric.device))  # (masked positions, n_bins + 2)
-                loss = F.cross_entropy(logits, target, reduction="sum")
-                fabric.backward(loss / max(len(target), 1) / accumulate)
-                loss_sum += loss.item()
-                correct += (logits.argmax(1) == target).sum().item()
-                n_masked += len(target)
+                with fabric.no_backward_sync(module, enabled=not is_step):
+                    logits = module(seen.to(fabric.device), where.to(fabric.device))  # (masked positions, n_bins + 2)
+                    loss = F.cross_entropy(logits, target, reduction="sum")
+                    fabric.backward(loss)
+                hits = (logits.argmax(1) == target).sum().item()
+                totals += torch.tensor([loss.item(), hits, len(target), len(indices)], dtype=torch.float64)
+                pending += len(target)
                 if is_step:
+                    n_masks = add_up(fabric, torch.tensor(float(pending))).item()
                     rate = learning_rate_at(
                         step, n_epochs * steps_per_epoch, steps_per_epoch, learning_rate, recipe.lr_schedule
                     )
+                    # Processes yield the mean of their gradients; what is wanted is their sum over all masks.
+                    _scale_gradients(trained, fabric.world_size / max(n_masks, 1))
+                    if clip_norm is not None:
+                        fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
                     _take_step(optimizer, rate)
-                    step += 1
+                    _check_loss(totals[0], step, learning_rate)
+                    step, pending = step + 1, 0
                     if step % redraw_every == 0:
-                        model.redraw_features(seed + step)
-                bar.update(len(indices))
+                        trained.redraw_features(seed + step)
+                    # Gradients that leak into the next epoch are in no checkpoint: the step before them is the last.
+                    leaks = recipe.leftover_steps == "leak" and n_batches - accumulate <= number < n_batches - 1
+                    if step % checkpoint_every == 0 or leaks:
+                        keep(epoch, number + 1)
+                bar.update(len(indices) * part[1])
+            loss_sum, correct, n_masked, n_cells = add_up(fabric, totals).tolist()
             row = {
                 "epoch": epoch + 1,
                 "learning_rate": rate,
+                "cells": int(n_cells),
                 "loss": loss_sum / max(n_masked, 1),
                 "accuracy": correct / max(n_masked, 1),
             }
             if validation is not None:
-                total = masked_accuracy(
-                    model, validation, seed=seed, mask_share=mask_share, batch_size=batch_size
-                ).sum()
-                for name in ("loss", "accuracy", "mode_accuracy"):
-                    row[f"val_{name}"] = float(total[name.replace("accuracy", "correct")] / total["n_masked"])
+                start = time.monotonic()
+                row |= _measure_masks(fabric, trained, module, validation, seed, mask_share, batch_size)
+                seconds["validation"] += time.monotonic() - start
+                clock += time.monotonic() - start
             history.append(row)
+            totals, skip = totals * 0, 0
             bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name.endswith(("loss", "accuracy"))})
-            _write_checkpoint(
-                checkpoint, identity, model=model.state_dict(), optimizer=optimizer.state_dict(),
-                gradients=_get_gradients(model), history=history, step=step,
-            )  # fmt: skip
-            _write_log(log, history)
-    model.eval()
-    return pd.DataFrame(history)
+            if not pending:
+                keep(epoch + 1, 0)
+            if is_first:
+                _write_log(log, history)
+    attributes = {"seconds": seconds["training"], "validation_seconds": seconds["validation"]}
+    return history, attributes, gather_weights(trained, module, is_sharded=strategy == "fsdp")
 
 
-@torch.inference_mode()
-def masked_accuracy(
-    model: ScBert, adata: anndata.AnnData | CellStore, *, seed: int = 0, mask_share: float = 0.15, batch_size: int = 16
-) -> pd.DataFrame:
-    """Predict masked tokens of cells, beside always saying each cell's commonest bin.
+def _resume(fabric, module, optimizer, checkpoint, identity):
+    """Continue from the checkpoint that the first process finds, if any; return all that is not in the objects."""
+    file = fabric.broadcast(read_checkpoint(checkpoint, identity)[0] if fabric.is_global_zero else None)
+    if file is None:
+        return {"epoch": 0, "batch": 0, "step": 0, "rate": 0.0, "totals": [0.0] * 4, "history": [],
+                "seconds": {"training": 0.0, "validation": 0.0}}  # fmt: skip
+    state = fabric.load(file, {"model": module, "optimizer": optimizer}, weights_only=True)
+    set_random_state(fabric, state["random"])
+    return state
 
-    Parameters
-    ----------
-    model, adata
-        An encoder, and tokenized cells of its vocabulary.
-    seed
-        Fixes the masks.
-    mask_share, batch_size
-        As in `pretrain`.
 
-    Returns
-    -------
-    One row a cell: `n_masked` tokens, all of them hidden (a tenth that stayed visible could be copied), how many
-    the model has right (`correct`) and how many the commonest non-zero token among those left visible has right
-    (`mode_correct`), how often the model says just that
-    token (`predicted_mode`), and the summed cross-entropy in nats (`loss`).
+def _measure_masks(fabric, model, module, validation, seed, mask_share, batch_size):
+    """Return the columns of the history that say how well masked tokens of validation cells are predicted."""
+    part = (fabric.global_rank, fabric.world_size)
+    scores = score_masks(
+        model, validation, module=module, part=part, seed=seed, mask_share=mask_share, batch_size=batch_size
+    )
+    columns = ["loss", "correct", "cell_correct", "n_masked"]
+    loss, correct, mode_correct, n_masked = add_up(fabric, torch.tensor(scores[columns].sum().to_numpy(float))).tolist()
+    total = max(n_masked, 1)
+    return {"val_loss": loss / total, "val_accuracy": correct / total, "val_mode_accuracy": mode_correct / total}
 
-    Paper: not in it; Boiarsky et al. 2023 measured it.
-    Differs from the published code: all cells count, where the script's validation accuracy is that of cell 0; and
-    every masked token is hidden, where a tenth stays visible there, as it does in training.
-    """
-    cells, device, rows = open_cells(adata), next(model.parameters()).device, []
-    check_cells(model, cells)
-    for start, bins in cells.in_order(batch_size):
-        # One seed a cell: the masks do not depend on the batch size.
-        masked = [
-            mask_bins(bins[[i]], model.config.mask_token, (seed, start + i), mask_share=mask_share, replace_share=1)
-            for i in range(len(bins))
-        ]
-        seen, where = (torch.cat(tensors) for tensors in zip(*masked, strict=True))
-        logits = model.to_out(model.encode(seen.to(device))).float().cpu()  # (cells, genes + 1, n_bins + 2)
-        predicted = logits.argmax(-1)
-        mode = find_commonest_bin(bins.masked_fill(where, 0), model.config.n_bins)  # (cells, 1)
-        loss = F.cross_entropy(logits.transpose(1, 2), bins, reduction="none")  # (cells, genes + 1)
-        per_cell = {
-            "n_masked": where,
-            "correct": where & (predicted == bins),
-            "mode_correct": where & (mode == bins),
-            "predicted_mode": where & (predicted == mode),
-            "loss": loss * where,
-        }
-        rows.append(pd.DataFrame({name: values.sum(1).numpy() for name, values in per_cell.items()}))
-    return pd.concat(rows, ignore_index=True).set_index(adata.obs_names)
+
+def _scale_gradients(module, factor):
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
+
+
+def _check_loss(loss_sum, step, learning_rate):
+    if not math.isfinite(loss_sum):
+        raise ValueError(
+            f"The loss is {float(loss_sum)} at step {step + 1}: lower learning_rate ({learning_rate}), or set clip_norm."
+        )
 
 
 def finetune(
@@ -292,8 +371,8 @@ def finetune(
                          batch_size, accumulate, learning_rate, recipe, seed, precision, cache) if checkpoint else ""  # fmt: skip
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     trainable = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    module, optimizer = fabric.setup(classifier, torch.optim.AdamW(trainable, lr=learning_rate))
-    state = _read_checkpoint(checkpoint, identity)
+    module, optimizer = fabric.setup(classifier, make_optimizer(recipe, trainable, learning_rate))
+    _, state = read_checkpoint(checkpoint, identity)
     if state:
         classifier.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -304,16 +383,16 @@ def finetune(
     steps_per_epoch = _steps_per_epoch(len(cells), batch_size, accumulate, recipe)
     keep = {"precision": cache, "batch_size": batch_size, "progress": progress,
             "folder": Path(checkpoint).parent if checkpoint else None}  # fmt: skip
-    n_frozen = _count_frozen(classifier, recipe) if cache else 0
+    n_frozen = _count_frozen(classifier, recipe) if cache and not model.config.expressed_only else 0
     inputs = FrozenPrefix(model, cells, n_frozen, memory=cache_memory, **keep)
     held_out = FrozenPrefix(model, held_out, n_frozen, memory=cache_memory - inputs.bytes_in_memory, **keep)
-    bar = _progress_bar("fine-tune", len(history), n_epochs, len(cells), progress)
+    bar = _progress_bar("fine-tune", len(history) * len(cells), n_epochs * len(cells), progress)
     with contextlib.closing(inputs), contextlib.closing(held_out), bar:
         for epoch in range(len(history), n_epochs):
             if best and epoch - best["epoch"] >= patience:
                 break
             loss_sum = correct = 0
-            for indices, bins, is_step in _batches(cells, batch_size, accumulate, seed, epoch, recipe):
+            for _, indices, bins, is_step in _batches(cells, batch_size, accumulate, seed, epoch, recipe):
                 target = torch.from_numpy(cells.targets[indices]).to(fabric.device)
                 logits = module(inputs.batch(indices, bins), n_frozen)  # (cells, classes)
                 loss = F.cross_entropy(logits, target, weight)
@@ -341,10 +420,11 @@ def finetune(
             if not best or score > best["score"]:
                 best = {"epoch": epoch + 1, "score": score, "model": copy.deepcopy(classifier.state_dict())}
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("loss", "val_loss", "val_accuracy", "val_macro_f1")})
-            _write_checkpoint(
-                checkpoint, identity, model=classifier.state_dict(), optimizer=optimizer.state_dict(),
-                gradients=_get_gradients(classifier), history=history, step=step, best=best,
-            )  # fmt: skip
+            kept = {
+                "identity": identity, "model": classifier.state_dict(), "optimizer": optimizer.state_dict(),
+                "gradients": _get_gradients(classifier), "history": history, "step": step, "best": best,
+            }  # fmt: skip
+            write_checkpoint(checkpoint, functools.partial(torch.save, kept))
             _write_log(log, history)
     classifier.load_state_dict(best["model"])
     classifier.history = pd.DataFrame(history).assign(best=lambda rows: rows["epoch"] == best["epoch"])
@@ -414,12 +494,13 @@ def _measure(classifier, held_out, truth, batch_size):
     }
 
 
-def _batches(cells, batch_size, accumulate, seed, epoch, recipe):
-    """Yield (cell numbers, bins, whether an optimiser step follows)."""
+def _batches(cells, batch_size, accumulate, seed, epoch, recipe, skip=0, part=(0, 1)):
+    """Yield (number of the batch, cell numbers, bins, whether an optimiser step follows)."""
     n_batches = math.ceil(len(cells) / batch_size)
-    for number, (indices, bins) in enumerate(cells.epoch(batch_size, seed, epoch, recipe.sampling), 1):
-        is_last = number == n_batches and recipe.leftover_steps == "step"
-        yield indices, bins, number % accumulate == 0 or is_last
+    batches = cells.epoch(batch_size, seed, epoch, recipe.sampling, skip=skip, part=part)
+    for number, (indices, bins) in enumerate(batches, skip):
+        is_last = number + 1 == n_batches and recipe.leftover_steps == "step"
+        yield number, indices, bins, (number + 1) % accumulate == 0 or is_last
 
 
 def _steps_per_epoch(n_cells, batch_size, accumulate, recipe):
@@ -444,11 +525,10 @@ def _set_gradients(module, gradients):
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
 
-def _progress_bar(what, epochs_done, n_epochs, n_cells, progress):
+def _progress_bar(what, done, total, progress):
     return tqdm(
-        desc=what, total=n_epochs * n_cells, initial=epochs_done * n_cells, unit="cell", file=sys.stdout, mininterval=1,
-        disable=not progress,
-    )  # fmt: skip
+        desc=what, total=total, initial=done, unit="cell", file=sys.stdout, mininterval=1, disable=not progress
+    )
 
 
 def _identify(module, data, *arguments):
@@ -461,35 +541,6 @@ def _identify(module, data, *arguments):
             for part in open_cells(adata).identity():
                 digest.update(part)
     return digest.hexdigest()
-
-
-def _read_checkpoint(path, identity):
-    """Return the state of an interrupted run of the same call, {} if there is none."""
-    if not path or not Path(path).exists():
-        return {}
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises one of many types
-        warnings.warn(
-            f"The checkpoint {path} is damaged ({type(error).__name__}): starting from the beginning.", stacklevel=3
-        )
-        return {}
-    return state if state["identity"] == identity else {}
-
-
-def _write_checkpoint(path, identity, **state):
-    if not path:
-        return
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"identity": identity, **state}, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # a full disk must not end the training
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        warnings.warn(f"The checkpoint {path} was not written ({error}): training goes on without.", stacklevel=3)
 
 
 def _write_log(path, history):

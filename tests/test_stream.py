@@ -20,9 +20,9 @@ import scbert
 from scbert import Recipe, finetune, pretrain, shards, stream, train
 from scbert.cells import CellDataset
 from scbert.preprocess import tokenize
+from scbert.probe import score_masks
 from scbert.shards import write_store
 from scbert.stream import open_store
-from scbert.train import masked_accuracy
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 N_CELLS = 330
@@ -281,7 +281,7 @@ both = pytest.mark.parametrize("run", [run_pretrain, run_finetune])
 @needs_scdataset
 def test_training_from_a_store_learns_and_takes_validation_cells_from_it(write, config, more_cells):
     store = write()
-    before = masked_accuracy(scbert.ScBert(config), store[250:]).sum()
+    before = score_masks(scbert.ScBert(config), store[250:]).sum()
     history = pretrain(
         scbert.ScBert(config), store[:250], validation=store[250:], n_epochs=3, learning_rate=1e-2, **QUIET
     )
@@ -324,7 +324,9 @@ def test_interrupted_and_continued_equals_uninterrupted(run, recipe, write, conf
         run(config, store, **arguments)
     monkeypatch.setattr(train, "_write_log", lambda path, history: epochs.append(len(history)))
     result = run(config, open_store(store.path), **arguments)
-    assert epochs == [2, 3]
+    # Of pretraining, gradients that leak into the next epoch are in no checkpoint: the batches behind them run again.
+    leaks = run is run_pretrain and recipe.leftover_steps == "leak"
+    assert epochs == ([1, 2, 3] if leaks else [2, 3])
     assert equal(result[0], expected[0])
     assert result[1] == expected[1]
 
@@ -362,8 +364,8 @@ def test_a_store_is_annotated_as_the_same_cells_are_in_memory(write, counts, cla
     assert scbert.annotate(store[[3, 200]], classifier).index.tolist() == ["cell3", "cell200"]
 
 
-def test_masked_accuracy_is_that_of_the_same_cells_in_memory(write, counts, encoder):
-    pd.testing.assert_frame_equal(masked_accuracy(encoder, write()), masked_accuracy(encoder, tokenize(counts)))
+def test_scores_of_masks_are_those_of_the_same_cells_in_memory(write, counts, encoder):
+    pd.testing.assert_frame_equal(score_masks(encoder, write()), score_masks(encoder, tokenize(counts)))
 
 
 # Interrupted, full, damaged

@@ -1,0 +1,79 @@
+"""Checkpoints of training: written in one step, the last two kept, read as tensors and plain values only."""
+
+import contextlib
+import os
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def find_before(path: str | Path) -> Path:
+    """Return where the checkpoint before the newest is kept: ``a.before.pt`` beside ``a.pt``."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def read_checkpoint(path: str | Path | None, identity: str) -> tuple[Path | None, dict]:
+    """Read the newest sound checkpoint of the same call.
+
+    Parameters
+    ----------
+    path
+        Of the newest; None if nothing is kept.
+    identity
+        What `write_checkpoint` was given: checkpoints of other calls are passed over.
+
+    Returns
+    -------
+    The file and its state, on the CPU; None and {} if there is none.
+
+    A damaged file warns, and the one before it is read. ``torch.load`` verifies no checksum, so all are verified
+    first; nothing in a file is run.
+    """
+    if not path:
+        return None, {}
+    files = [file for file in (Path(path), find_before(path)) if file.exists()]
+    for number, file in enumerate(files):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if (broken := archive.testzip()) is not None:
+                    raise ValueError(f"its part {broken} is not what was written")
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            if state["identity"] == identity:
+                return file, state
+        except Exception as error:  # a damaged file raises one of many types
+            rest = f"going on from {files[-1].name}" if number + 1 < len(files) else "starting from the beginning"
+            warnings.warn(f"The checkpoint {file} is damaged ({type(error).__name__}): {rest}.", stacklevel=3)
+    return None, {}
+
+
+def write_checkpoint(path: str | Path | None, write: Callable[[Path], None]) -> None:
+    """Write a checkpoint in one step, and keep the one it takes the place of.
+
+    Parameters
+    ----------
+    path
+        None to write nothing.
+    write
+        Called with the file to write. Where that fails, for want of disk say, the two checkpoints that are there stay,
+        and training goes on with a warning.
+    """
+    if not path:
+        return
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # on the disk, before it takes a name that is trusted
+        if path.exists():
+            os.replace(path, find_before(path))
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        warnings.warn(f"The checkpoint {path} was not written ({error}): training goes on without.", stacklevel=3)
