@@ -32,23 +32,24 @@ def chunked(request, monkeypatch):
     monkeypatch.setattr("scbert.attention.KEPT_CHUNKS", 1)
 
 
-def matrix(q, k, projection, key_stabiliser):
+def matrix(q, k, projection, key_stabiliser, present=None):
     """The equations of the module's docstring, one by one, through the positions x positions matrix."""
+    present = torch.ones(len(k), k.shape[2], dtype=torch.bool) if present is None else present
+    present = present[:, None, :, None]  # (cells, 1, positions, 1)
     c, eps = q.shape[-1] ** -0.25, 1e-4
     q_projected, k_projected = (c * x @ projection.T.to(x.dtype) for x in (q, k))
     q_half, k_half = (c**2 * x.square().sum(-1, keepdim=True) / 2 for x in (q, k))
     q_max = q_projected.detach().amax(-1, keepdim=True)
-    k_max = (
-        k_projected.detach().amax((-2, -1), keepdim=True) if key_stabiliser == "head" else k_projected.detach().max()
-    )
+    k_max = k_projected.detach().masked_fill(~present, -torch.inf)
+    k_max = k_max.amax((-2, -1), keepdim=True) if key_stabiliser == "head" else k_max.max()
     phi_q = (q_projected - q_half - q_max).exp() + eps
-    phi_k = (k_projected - k_half - k_max).exp() + eps
+    phi_k = ((k_projected - k_half - k_max).exp() + eps).masked_fill(~present, 0)
     weights = phi_q @ phi_k.transpose(-1, -2)
     return weights / weights.sum(-1, keepdim=True)
 
 
-def formula(q, k, v, projection, key_stabiliser="head"):
-    return matrix(q, k, projection, key_stabiliser) @ v
+def formula(q, k, v, projection, key_stabiliser="head", present=None):
+    return matrix(q, k, projection, key_stabiliser, present) @ v
 
 
 def with_gradients(function, inputs, *options):
@@ -190,6 +191,69 @@ def test_a_cell_without_a_query_attends_to_nothing(chunked):
     columns = attention_columns(q, k, PROJECTION, where)
     assert not columns[1].any()
     torch.testing.assert_close(columns[[0, 2]], attention_columns(q, k, PROJECTION)[[0, 2]])
+
+
+def draw_padded(fill):
+    """Return q, k, v, and which positions are present; the others hold large numbers, or zeros."""
+    present = torch.zeros(3, 40, dtype=torch.bool)
+    present[0, :4] = present[1, -1:] = present[2] = True  # short, late, and without padding
+    tensors = [x.masked_fill(~present[:, None, :, None], fill) for x in draw()]
+    return *tensors, present
+
+
+@STABILISERS
+@pytest.mark.parametrize("fill", [0.0, 30.0, -1e3])
+def test_padding_enters_neither_values_nor_gradients_whatever_it_holds(chunked, fill, key_stabiliser):
+    *inputs, present = draw_padded(fill)
+
+    def ignore_padding(function):
+        def attend(q, k, v, projection):
+            out = function(q, k, v, projection, key_stabiliser, present=present)
+            return out.masked_fill(~present[:, None, :, None], 0)
+
+        return attend
+
+    ours, theirs = (with_gradients(ignore_padding(f), inputs) for f in (favor_attention, formula))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-8)
+        assert not one.masked_fill(present[:, None, :, None], 0).any()
+
+
+def test_padding_alone_sums_to_nothing_and_merges_with_anything():
+    k, v = (x.flatten(0, 1).mT for x in draw()[1:])  # (cells * heads, dim_head, positions)
+    nothing = summarise_keys(k, v, PROJECTION, torch.zeros(9, 1, 40, dtype=torch.bool))
+    assert not nothing.context.any()
+    assert not nothing.values.any()
+    something = summarise_keys(k, v, PROJECTION)
+    for one, other in ((nothing, something), (something, nothing)):
+        for merged, expected in zip(attention.merge_summaries(one, other), something, strict=True):
+            assert torch.equal(merged, expected)
+
+
+def test_a_padded_cell_is_attended_to_as_if_it_were_shorter(chunked):
+    *inputs, present = draw_padded(30.0)
+    together = favor_attention(*inputs, PROJECTION, present=present)
+    columns = attention_columns(*inputs[:2], PROJECTION, present=present)
+    for cell, own in enumerate(present):
+        q, k, v = (x[cell : cell + 1, :, own] for x in inputs)
+        alone = favor_attention(q, k, v, PROJECTION)
+        torch.testing.assert_close(together[cell : cell + 1, :, own], alone, atol=1e-12, rtol=1e-10)
+        alone = attention_columns(q, k, PROJECTION)
+        torch.testing.assert_close(columns[cell : cell + 1, :, own], alone, atol=1e-12, rtol=1e-10)
+
+
+@STABILISERS
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_padding_neither_attends_nor_is_attended_to(chunked, share, key_stabiliser):
+    q, k, _, present = draw_padded(30.0)
+    where = torch.rand(3, 40, generator=seeded()) < share
+    where[:2] |= present[:2]
+    rows = matrix(q, k, PROJECTION, key_stabiliser, present)
+    expected = torch.stack([rows[cell][:, (where & present)[cell]].mean(1) for cell in range(3)])
+    columns = attention_columns(q, k, PROJECTION, where, key_stabiliser, present)
+    torch.testing.assert_close(columns, expected, atol=1e-10, rtol=0)
+    assert not columns.masked_fill(present[:, None], 0).any()
+    torch.testing.assert_close(columns.sum(2), torch.ones(3, 3, dtype=torch.float64), atol=1e-10, rtol=0)
 
 
 def test_a_cell_does_not_depend_on_who_shares_its_batch():

@@ -1,6 +1,7 @@
 """The encoder against an unmodified Performer, the published names and sizes, and bundles that fit or do not load."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import scbert
 from scbert import ScBert, ScBertConfig, attention
 from scbert.attention import CHUNK_BYTES
-from scbert.model import AnnotationHead, run_layer
+from scbert.model import AnnotationHead, find_expressed, run_layer, summarise_keys
 
 GENES = [f"gene{i}" for i in range(24)]
 
@@ -140,6 +141,155 @@ def test_a_cells_logits_depend_on_who_shares_its_batch_only_as_published(monkeyp
         classifier.encoder.set_key_stabiliser(key_stabiliser)
         alone = torch.cat([classifier(cell) for cell in bins[:9].split(1)])
         assert low <= (classifier(bins[:9]) - alone).abs().max() < high
+
+
+# Cells as the genes they express
+
+
+EXPRESSED = replace(WIDE, expressed_only=True)
+
+
+def draw_cells():
+    """Return four cells of 39 genes that express about 33, 3, none and 17 of them; tokens up to the mask's."""
+    bins = draw_bins(4)
+    bins[1, 4:] = bins[2] = bins[3, ::2] = 0
+    bins[:, -1] = 0
+    return bins
+
+
+def entered(bins):
+    """Say which positions enter, written out."""
+    return torch.stack([torch.tensor([*(token > 0 for token in cell[:-1]), True]) for cell in bins])
+
+
+def run_restricted(model, bins, run_layers):
+    """Encode each cell alone, as the tensor restricted to the positions that enter; one tensor of all of them."""
+    embedded = model.token_emb.weight[bins] + model.pos_emb.emb.weight
+    cells = [run_layers(x[None, own])[0] for x, own in zip(embedded, entered(bins), strict=True)]
+    return model.norm(torch.cat(cells))
+
+
+def test_expressed_genes_come_first_in_their_order_and_then_padding():
+    bins = torch.tensor([[0, 6, 0, 2, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]])
+    positions, present = find_expressed(bins)
+    assert present.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
+    assert positions[present].tolist() == [1, 3, 4, 4, 2, 4]
+    assert [len(set(cell)) for cell in positions.tolist()] == [3, 3, 3]
+    assert bins.tolist() == [[0, 6, 0, 2, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
+
+
+def test_expressed_genes_alone_are_encoded_as_a_sequence_of_no_others_is(chunked):
+    model, bins = ScBert(EXPRESSED, seed=3).double(), draw_cells()
+    ours, theirs = model.encode(bins), run_restricted(model, bins, model.run_layers)
+    assert ours.shape == (4, 40, 32)
+    assert not ours[~entered(bins)].any()
+    torch.testing.assert_close(ours[entered(bins)], theirs, atol=1e-12, rtol=0)
+    parameters = [parameter for name, parameter in model.named_parameters() if "to_out" not in name.split(".")[0]]
+    ours, theirs = (torch.autograd.grad(out.sin().sum(), parameters) for out in (ours[entered(bins)], theirs))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-9)
+
+
+def test_expressed_genes_alone_are_encoded_as_by_an_unmodified_performer(chunked, unmodified):
+    model, performer, _ = unmodified
+    model.config, bins = EXPRESSED, draw_cells()
+    expected = run_restricted(model, bins, performer)
+    torch.testing.assert_close(model.encode(bins)[entered(bins)], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("positions", [2000, 30])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_a_short_cell_does_not_depend_on_the_padding_of_long_neighbours(monkeypatch, dtype, tolerance, positions):
+    config = replace(EXPRESSED, n_genes=399)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", bytes_of(positions, config))  # most chunks of the short cell are padding
+    model, bins = ScBert(config, seed=3).to(dtype), draw_bins(3, 400)
+    bins[0, 8:] = 0
+    together, columns = model.encode(bins)[:1], model.attention_columns(bins)[:1]
+    assert (together - model.encode(bins[:1])).abs().max() <= tolerance
+    assert (columns - model.attention_columns(bins[:1])).abs().max() <= tolerance
+
+
+def test_a_cell_that_expresses_nothing_is_its_trailing_token(chunked):
+    model, bins = ScBert(EXPRESSED, seed=3), draw_cells()
+    together, alone = model.encode(bins)[2], model.encode(bins[2:3])[0]
+    assert torch.isfinite(together).all()
+    assert not together[:-1].any()
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.attention_columns(bins)[2, ..., -1], torch.ones(2, 4))
+
+
+def test_logits_of_some_positions_are_those_of_all_whether_they_entered_or_not(encoder, bins):
+    encoder.config = replace(encoder.config, expressed_only=True)
+    where = torch.rand(bins.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert (bins[where] > 0).any()
+    assert (bins[where] == 0).any()
+    some, every = encoder(bins, where), encoder(bins)[where]
+    torch.testing.assert_close(some, every)
+    torch.testing.assert_close(some[bins[where] == 0][0], encoder.to_out.bias)
+    some, every = (torch.autograd.grad(out.sin().sum(), list(encoder.parameters())) for out in (some, every))
+    for one, other in zip(some, every, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_among_expressed_genes_is_that_of_the_restricted_sequence(chunked):
+    model, bins = ScBert(EXPRESSED, seed=3).double(), draw_cells()
+    columns, of_genes = model.attention_columns(bins), model.attention_columns(bins, expressed_only=True)
+    assert columns.shape == of_genes.shape == (4, 2, 4, 40)
+    for cell, own in enumerate(entered(bins)):
+        for received, without_last in ((columns, False), (of_genes, True)):
+            x, where = model.embed(bins)[cell : cell + 1, own], torch.ones(1, int(own.sum()), dtype=torch.bool)
+            where[0, -1] = not without_last
+            for depth, layer in enumerate(model.performer.net.layers):
+                x, expected = run_layer(layer, x, where / where.sum().clamp(min=1))
+                torch.testing.assert_close(received[cell, depth, :, own], expected[0].double(), atol=1e-7, rtol=1e-6)
+    assert not columns.masked_fill(entered(bins)[:, None, None], 0).any()
+    sums = columns.sum(3)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@pytest.mark.parametrize("key_stabiliser", ["head", "batch"])
+def test_genes_that_no_cell_expresses_change_nothing_though_they_are_padding(monkeypatch, key_stabiliser):
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", bytes_of(15, WIDE))  # two chunks a cell
+    model, bins = ScBert(replace(EXPRESSED, key_stabiliser=key_stabiliser), seed=3), draw_cells()
+    bins[:, :20] = 0  # so they are what shorter cells are padded with
+    results = []
+    for scale in (1, -50):
+        weight = model.pos_emb.emb.weight
+        weight.data[:20] *= scale
+        encoded = model.encode(bins)
+        (gradient,) = torch.autograd.grad(encoded.sin().sum(), weight)
+        assert not gradient[:20].any()
+        assert gradient[20:].any(1).all()
+        results.append((encoded, gradient, model.attention_columns(bins)))
+    for before, after in zip(*results, strict=True):
+        assert torch.equal(before, after)
+
+
+def test_expressed_genes_under_autocast_are_close_to_full_precision():
+    model, bins = ScBert(EXPRESSED, seed=3), draw_cells()
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded, logits = model.encode(bins), model(bins, bins > 0)
+    assert encoded.dtype == torch.float32
+    torch.testing.assert_close(encoded, model.encode(bins), atol=0.02, rtol=0)
+    torch.testing.assert_close(logits.float(), model(bins, bins > 0), atol=0.02, rtol=0)
+
+
+def test_all_genes_are_encoded_without_a_mask(monkeypatch):
+    model = ScBert(WIDE, seed=3)
+    monkeypatch.setattr("scbert.model.find_expressed", None)
+    monkeypatch.setattr("scbert.model.summarise_keys", lambda k, v, projection: summarise_keys(k, v, projection))
+    assert model(draw_bins(), draw_bins() > 3).shape == (int((draw_bins() > 3).sum()), 7)
+    assert model.attention_columns(draw_bins()).shape == (3, 2, 4, 40)
+
+
+def test_a_classifier_reads_expressed_genes_from_their_tokens_and_not_from_a_later_layer(classifier, bins):
+    of_all_genes = classifier(bins)
+    classifier.encoder.config = replace(classifier.config, expressed_only=True)
+    logits = classifier(bins)
+    assert torch.equal(logits, classifier.head(classifier.encoder.encode(bins)))
+    assert (logits - of_all_genes).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="all layers must run"):
+        classifier(classifier.encoder.embed(bins), 1)
 
 
 LITTLE = ScBertConfig(n_genes=24, dim=8, depth=2, heads=2, dim_head=4)
@@ -277,6 +427,7 @@ def test_another_number_of_gene_names_is_refused(config):
         ({"dim": 9}, r"dim \(9\) must be a multiple of heads \(2\)"),
         ({"gene_embedding": "gene2vec"}, "'frozen', 'learned' or 'none', not 'gene2vec'"),
         ({"key_stabiliser": "cell"}, "'head' or 'batch', not 'cell'"),
+        ({"expressed_only": True, "gene_embedding": "none"}, "expressed_only needs a gene embedding"),
     ],
 )
 def test_a_config_that_makes_no_model_is_refused(change, message):
@@ -341,6 +492,26 @@ def test_a_bundle_remembers_the_key_stabiliser(tmp_path, bins, classifier):
     back = scbert.load(tmp_path / "published")
     assert torch.equal(back(bins), classifier(bins))
     assert back.config.key_stabiliser == "batch"
+
+
+def test_a_bundle_remembers_whether_only_expressed_genes_enter(tmp_path, bins, config):
+    model = ScBert(replace(config, expressed_only=True), genes=GENES)
+    model.save(tmp_path / "encoder")
+    back = scbert.load(tmp_path / "encoder")
+    assert back.config.expressed_only
+    assert torch.equal(back(bins), model(bins))
+    assert "expressed genes only" in (tmp_path / "encoder" / "README.md").read_text()
+
+
+def test_in_a_bundle_from_before_there_was_a_choice_all_genes_enter(tmp_path, bins, encoder):
+    encoder.genes = GENES
+    encoder.save(tmp_path / "encoder")
+    about = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    assert about.pop("expressed_only") is False
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(about))
+    back = scbert.load(tmp_path / "encoder")
+    assert back.config == encoder.config
+    assert torch.equal(back(bins), encoder(bins))
 
 
 def test_a_bundle_replaces_an_older_one(tmp_path, config):
