@@ -69,7 +69,9 @@ def join_sets(
     """
     learn, held_out, earlier = [], [], {}
     for name, adata in sets.items():
-        others = {other: datasets.load(other) for other in datasets.CATALOGUE.get(name, {}).get("shares_cells_with", [])}
+        others = {
+            other: datasets.load(other) for other in datasets.CATALOGUE.get(name, {}).get("shares_cells_with", [])
+        }
         for other, cells in (others | earlier).items():
             adata = drop_duplicates(adata, cells, other)
         earlier[name] = adata

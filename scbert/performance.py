@@ -1,9 +1,11 @@
-"""What a model costs: multiplies counted from its shape, and seconds and bytes measured beside the alternatives."""
+"""What a model costs: multiplies counted, seconds and bytes measured, and from both an estimate for GPUs."""
 
+import itertools
+import math
 import multiprocessing
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from performer_pytorch import FastAttention
 from torch import nn
 
+from .attention import KEPT_CHUNKS, split_chunks
 from .model import ScBert, ScBertConfig
 from .record import measure_peak_memory_mb
 
@@ -59,6 +62,176 @@ def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) 
         for part, (multiplies, numbers, backward, again) in parts.items()
     ]
     return pd.DataFrame(rows).set_index("part")
+
+
+def count_parameters(config: ScBertConfig) -> tuple[int, int]:
+    """Count the encoder's parameters with its masked-expression head: all, and those that pretraining changes."""
+    width, dim, bins = config.heads * config.dim_head, config.dim, config.n_bins + 2
+    layer = 4 * dim * width + dim + 8 * dim * dim + 5 * dim + 4 * dim  # attention, feed-forward, two norms
+    learned = config.depth * layer + 2 * bins * dim + bins + 2 * dim  # tokens in and out, and the last norm
+    genes = 0 if config.gene_embedding == "none" else (config.n_genes + 1) * dim
+    return learned + genes, learned + (genes if config.gene_embedding == "learned" else 0)
+
+
+def estimate_memory(config: ScBertConfig, tokens: int, cells: int) -> float:
+    """Estimate the GB (10^9 bytes) of a GPU that a training step on `cells` cells takes, in float32.
+
+    Weights, gradients, Adam's two moments, and what the backward pass needs: of up to `scbert.attention.KEPT_CHUNKS`
+    chunks what autograd saves in all layers; of more, each layer's input and one chunk, computed again. In both cases
+    two tensors of a chunk's features on top, for their gradients. Without weights and moments, torch allocated 63 to
+    95 % of this on a CPU; what CUDA itself takes, and what an allocator leaves unused, is not in it.
+    """
+    chunks, chunk = _count_chunks(config, tokens, cells)
+    width, features, dim = config.heads * config.dim_head, config.heads * config.n_features, config.dim
+    kept = 2 * features + 5 * width + 13 * dim  # numbers that autograd saves of a position in a layer
+    if chunks > KEPT_CHUNKS:
+        activations = (config.depth + 1) * cells * tokens * dim + chunk * kept
+    else:
+        activations = config.depth * cells * tokens * kept
+    weights, trainable = count_parameters(config)
+    return 4e-9 * (weights + 3 * trainable + activations + 2 * chunk * features)
+
+
+def _count_chunks(config, tokens, cells):
+    """Return into how many chunks a GPU's layer cuts its input, and the positions of one, over cells."""
+    groups = split_chunks((torch.empty(cells, tokens, 0, device="meta"),), config.heads, config.n_features)
+    return sum(map(len, groups)), groups[0][0][0].shape[:2].numel()
+
+
+def estimate_pretraining(
+    config: ScBertConfig,
+    n_cells: int,
+    devices: Sequence[int] = (1, 8, 64),
+    *,
+    n_epochs: int,
+    cards: Mapping[str, tuple[float, float]],
+    shares: Mapping[str, float],
+    tokens: Sequence[int] | None = None,
+    cells_per_step: int = 180,
+    batch_size: int = 3,
+    link_bandwidth: float = 10e9,
+    latency: float = 20e-6,
+    efficiencies: Mapping[int, float] | None = None,
+) -> pd.DataFrame:
+    """Estimate how long pretraining would take on GPUs, from multiplies counted and a share of the peak assumed.
+
+    An estimate, not a measurement: no GPU needs to be there. Reading cells, masking, the optimiser's arithmetic,
+    validation and whatever is no matrix multiply cost nothing here but through `shares`.
+
+    Parameters
+    ----------
+    config, n_cells, n_epochs
+        What is trained, on how many cells, how often. Neither the paper nor the script's maximum of 100 says how many
+        epochs were run.
+    devices
+        Numbers of GPUs, alike, that share the cells of each optimiser step.
+    cards
+        Name -> peak multiply rate (FLOP/s) and memory bandwidth (bytes/s) of one GPU, from its data sheet. Each part
+        of the encoder takes the longer of its multiplies and its transfers; a tensor core's peak is out of reach of
+        parts that do a few dozen multiplies for each byte.
+    shares
+        Scenario -> share of those peaks that training reaches, as `measure` defines it: no multiply counted twice,
+        what the backward pass computes again is time lost.
+    tokens
+        Lengths of the sequence: genes + 1 if None, about 900 where only expressed genes enter the encoder.
+    cells_per_step
+        Cells of an optimiser step on all GPUs together; the same for any number of them, so that the training is too.
+        The GPU with most cells sets the pace: 180 cells on 64 GPUs take as long as 192.
+    batch_size
+        Cells a forward pass, at most; matters for memory only. 3 and 180 are those of the script on one GPU.
+    link_bandwidth, latency
+        Bytes/s between neighbours of the ring that sums gradients, and seconds a message: 10 GB/s is what a network
+        of 100 Gb/s may give. A ring passes 2 (W - 1) messages in turn and 2 (W - 1) / W times the gradients of the
+        trainable weights, in float32, once an optimiser step; none of it while something is computed.
+    efficiencies
+        Number of devices -> scaling efficiency that was measured; there, it stands in for the ring.
+
+    Returns
+    -------
+    Indexed by tokens, card, scenario and devices: `share`; `gflop`, and `gflop_recomputed` where chunks are computed
+    again, of a cell's training step; seconds an epoch of computing (`compute_s`) and of summing gradients
+    (`synchronise_s`); `hours_per_epoch`; of all epochs `days` and `gpu_hours`; `efficiency`, one GPU's time / (W x
+    that of W), and whether its `scaling` is "modelled" or "measured"; `memory_gb` of a GPU (`estimate_memory`); the
+    assumptions `n_cells`, `n_epochs`, `cells_per_step`; `basis`, always "estimate".
+
+    Raises
+    ------
+    ValueError
+        A number that cannot be, a share or efficiency outside (0, 1], fewer cells in a step than devices.
+
+    Paper: not in it; it has no timings.
+    """
+    tokens = [config.n_genes + 1] if tokens is None else list(tokens)
+    devices, efficiencies = list(devices), efficiencies or {}
+    _check_estimate(
+        {"depth": config.depth, "n_cells": n_cells, "n_epochs": n_epochs, "batch_size": batch_size,
+         "link_bandwidth": link_bandwidth, "the fewest tokens": min(tokens, default=0),
+         "the fewest devices": min(devices, default=0),
+         "the lowest peak": min((min(peaks) for peaks in cards.values()), default=0)},
+        {"shares": shares, "efficiencies": efficiencies},
+    )  # fmt: skip
+    if not latency >= 0:
+        raise ValueError(f"latency must not be negative, but is {latency} s.")
+    if not shares:
+        raise ValueError("shares must name at least one scenario, such as {'low': 0.05}.")
+    if cells_per_step < max(devices):
+        raise ValueError(
+            f"cells_per_step ({cells_per_step}) is less than {max(devices)} devices, and some would have nothing to "
+            "do: raise it, or take fewer devices."
+        )
+    gradients = 4 * count_parameters(config)[1]  # bytes
+    rows = []
+    for length, (card, (flops_per_second, bytes_per_second)) in itertools.product(tokens, cards.items()):
+        once, again = (count_multiplies(config, length, recompute=recompute) for recompute in (False, True))
+        computing = once["training"] * 1e9 / flops_per_second
+        moving = once["moved_mb"] * 1e6 / bytes_per_second * once["training"] / once["forward"]
+        at_peak = float(np.maximum(computing, moving).sum())  # seconds a cell
+        for (scenario, share), n_devices in itertools.product(shares.items(), devices):
+            alone = n_cells * at_peak / share  # seconds an epoch on one device
+            own = math.ceil(cells_per_step / n_devices)  # cells of a step on the device that has most
+            efficiency = efficiencies.get(n_devices)
+            if efficiency is None:
+                compute = alone * own / cells_per_step
+                message = gradients / n_devices / link_bandwidth + latency
+                synchronise = n_cells / cells_per_step * 2 * (n_devices - 1) * message
+            else:
+                compute = alone / n_devices
+                synchronise = compute / efficiency - compute
+            seconds = compute + synchronise
+            rows.append(
+                {
+                    "tokens": length,
+                    "card": card,
+                    "scenario": scenario,
+                    "devices": n_devices,
+                    "share": share,
+                    "gflop": once["training"].sum(),
+                    "gflop_recomputed": again["training"].sum(),
+                    "compute_s": compute,
+                    "synchronise_s": synchronise,
+                    "hours_per_epoch": seconds / 3600,
+                    "days": n_epochs * seconds / 86400,
+                    "gpu_hours": n_epochs * n_devices * seconds / 3600,
+                    "efficiency": alone / (n_devices * seconds),
+                    "scaling": "modelled" if efficiency is None else "measured",
+                    "memory_gb": estimate_memory(config, length, min(batch_size, own)),
+                    "n_cells": n_cells,
+                    "n_epochs": n_epochs,
+                    "cells_per_step": cells_per_step,
+                    "basis": "estimate",
+                }
+            )
+    return pd.DataFrame(rows).set_index(["tokens", "card", "scenario", "devices"])
+
+
+def _check_estimate(sizes, shares):
+    for name, value in sizes.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be more than 0 for an estimate, not {value}.")
+    for name, values in shares.items():
+        for key, value in values.items():
+            if not 0 < value <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], but that of {key!r} is {value}.")
 
 
 def make_multiply(size: int = 2048, dtype: str = "float32", device: str = "cpu") -> tuple[Callable, float]:
@@ -144,6 +317,25 @@ def compare(runs: dict[str, Callable], n_pairs: int = 5, device: str = "cpu") ->
     for run in runs.values():
         run()
     return pd.DataFrame([{name: _time(run, device) for name, run in runs.items()} for _ in range(n_pairs)])
+
+
+def summarise_turns(times: pd.DataFrame, gflop: float, multiply_gflop: float) -> dict[str, float]:
+    """Summarise turns of ours, performer-pytorch's attention and a square multiply, which did so many GFLOP.
+
+    Returns
+    -------
+    Median seconds of both; how many times faster ours is, and the share of the multiply's rate that it reaches: each
+    the median over turns, with the least and the most.
+    """
+    ratio = times["performer_pytorch"] / times["scbert"]
+    share = (gflop / times["scbert"]) / (multiply_gflop / times["multiply"])
+    summary = {
+        "seconds, ours": times["scbert"].median(),
+        "seconds, performer-pytorch": times["performer_pytorch"].median(),
+    }
+    for name, values in (("ratio", ratio), ("share of the rate", share)):
+        summary |= {name: values.median(), f"{name}, least": values.min(), f"{name}, most": values.max()}
+    return summary
 
 
 def measure(

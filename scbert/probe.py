@@ -106,7 +106,7 @@ def score_masks(
       are. It says the commonest; a gene that the table never saw has the shares of all genes. (The shares of all
       genes have one count added to each token.)
     - `both`: p(token | gene) p(token | cell) / p(token), normalised, of the three shares above. It is what gene and
-      cell say if they have their say apart; what a model has beyond it comes from genes together.
+      cell say apart; genes that tell of each other, or a finer use of the cell's depth, are what can go beyond it.
 
     Raises
     ------

@@ -1,5 +1,6 @@
 """Several processes that train one model: started here, by torchrun, or by srun, they run the same code."""
 
+import logging
 import os
 import pickle
 import socket
@@ -44,7 +45,9 @@ def check_devices(devices: int, nodes: int, strategy: str) -> None:
         )
     found = torch.cuda.device_count()
     if launched == 1 and 0 < found < devices:
-        raise ValueError(f"devices={devices}, but this machine has {found} GPUs: ask for {found}, or accelerator='cpu'.")
+        raise ValueError(
+            f"devices={devices}, but this machine has {found} GPUs: ask for {found}, or accelerator='cpu'."
+        )
 
 
 def make_fabric(accelerator: str, strategy: str, precision: str) -> Fabric:
@@ -62,11 +65,12 @@ def make_fabric(accelerator: str, strategy: str, precision: str) -> Fabric:
         raise ValueError("strategy='fsdp' needs GPUs: use strategy='ddp' on CPUs.")
     n_nodes = int(os.environ.get("SLURM_NNODES") or 1)
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or n_processes // n_nodes)
-    # Random features are the only buffers, and alike in all processes: nothing to broadcast.
-    chosen = FSDPStrategy(state_dict_type="full") if strategy == "fsdp" else DDPStrategy(broadcast_buffers=False)
-    return Fabric(
+    chosen = FSDPStrategy(state_dict_type="full") if strategy == "fsdp" else DDPStrategy()
+    fabric = Fabric(
         accelerator=accelerator, devices=local, num_nodes=n_processes // local, strategy=chosen, precision=precision
     )
+    fabric.launch()
+    return fabric
 
 
 def add_up(fabric: Fabric, numbers: torch.Tensor) -> torch.Tensor:
@@ -159,6 +163,7 @@ def _run(rank, call, n_processes, port, results):
     }
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // n_processes))
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if rank:
         warnings.simplefilter("ignore")  # the first says it for all
     function, arguments = pickle.loads(call)

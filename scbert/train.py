@@ -526,9 +526,7 @@ def _set_gradients(module, gradients):
 
 
 def _progress_bar(what, done, total, progress):
-    return tqdm(
-        desc=what, total=total, initial=done, unit="cell", file=sys.stdout, mininterval=1, disable=not progress
-    )
+    return tqdm(desc=what, total=total, initial=done, unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
 
 
 def _identify(module, data, *arguments):

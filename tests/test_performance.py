@@ -128,3 +128,160 @@ def test_exponents_are_fitted_where_there_are_three_lengths():
     exponents = performance.fit_exponents(sweep)
     assert exponents.index.tolist() == [("forward", "a")]
     assert exponents.loc[("forward", "a")].tolist() == pytest.approx([1, 2])
+
+
+PLAN = {"n_epochs": 2, "cards": {"card": (1e12, 1e15)}, "shares": {"half": 0.5}, "tokens": [40]}
+
+
+def estimate(devices, n_cells=3600, **changes):
+    """Estimate the rows of one card and scenario, indexed by devices."""
+    config = scbert.ScBertConfig(n_genes=39, gene_embedding="frozen", **SHAPE)
+    return performance.estimate_pretraining(config, n_cells, devices, **(PLAN | changes)).droplevel([0, 1, 2])
+
+
+def test_parameters_are_those_of_the_published_layout_and_of_a_model():
+    assert performance.count_parameters(scbert.ScBertConfig.published()) == (8_388_607, 5_007_207)
+    for kind in ("learned", "none"):
+        model = scbert.ScBert(scbert.ScBertConfig(n_genes=39, gene_embedding=kind, **SHAPE))
+        counted = sum(parameter.numel() for parameter in model.parameters())
+        assert performance.count_parameters(model.config) == (counted, counted)
+
+
+def test_one_device_takes_the_multiplies_over_the_rate_that_it_reaches():
+    row = estimate([1]).loc[1]
+    # A position of a layer: 3 forward passes of projections and feed-forward, and of both sums over 2 heads x 16
+    # features; 2 of the random features, which are no weights. dim 16, heads 2 x 8.
+    multiplies = 3 * (4 * 16 * 16 + 8 * 16 * 16) + 3 * 2 * (2 * 16 * 8 + 2 * 16) + 2 * 2 * 2 * 16 * 8
+    assert row["gflop"] == pytest.approx(2e-9 * 2 * 40 * multiplies)
+    assert row["gflop_recomputed"] > row["gflop"]
+    assert row["compute_s"] == pytest.approx(3600 * row["gflop"] * 1e9 / 0.5e12)
+    assert row["synchronise_s"] == 0
+    assert row["efficiency"] == pytest.approx(1)
+    assert row["gpu_hours"] == pytest.approx(2 * row["compute_s"] / 3600)
+    assert row["days"] == pytest.approx(row["gpu_hours"] / 24)
+    assert row["basis"] == "estimate"
+
+
+def test_eight_devices_compute_an_eighth_and_send_their_gradients_around_a_ring():
+    one, eight = estimate([1, 8], cells_per_step=80, link_bandwidth=1e6, latency=1e-3).to_dict("index").values()
+    trainable = 2 * (4 * 16 * 16 + 16 + 8 * 16 * 16 + 5 * 16 + 4 * 16) + 2 * 7 * 16 + 7 + 2 * 16
+    a_step = 2 * 7 / 8 * 4 * trainable / 1e6 + 2 * 7 * 1e-3
+    assert eight["compute_s"] == pytest.approx(one["compute_s"] / 8)
+    assert eight["synchronise_s"] == pytest.approx(3600 / 80 * a_step)
+    seconds = eight["compute_s"] + eight["synchronise_s"]
+    assert eight["hours_per_epoch"] == pytest.approx(seconds / 3600)
+    assert eight["efficiency"] == pytest.approx(one["compute_s"] / (8 * seconds))
+    assert eight["gpu_hours"] == pytest.approx(2 * 8 * seconds / 3600)
+
+
+def test_a_step_waits_for_the_device_with_most_cells():
+    free = {"link_bandwidth": float("inf"), "latency": 0}
+    efficiency = estimate([1, 60, 64, 90], cells_per_step=180, **free)["efficiency"]
+    assert efficiency.tolist() == pytest.approx([1, 1, 180 / 192, 1])
+
+
+def test_efficiency_is_one_for_one_device_and_falls_with_more():
+    efficiency = estimate([1, 2, 4, 8, 16], cells_per_step=16)["efficiency"].to_numpy()
+    assert efficiency[0] == pytest.approx(1)
+    assert (np.diff(efficiency) < 0).all()
+
+
+def test_twice_the_cells_or_half_the_share_take_twice_the_time():
+    devices = [1, 8, 64]
+    whole = estimate(devices)
+    cost = ["compute_s", "synchronise_s", "hours_per_epoch", "days", "gpu_hours"]
+    pd.testing.assert_frame_equal(estimate(devices, n_cells=7200)[cost], 2 * whole[cost])
+    slow = estimate(devices, shares={"quarter": 0.25})["compute_s"]
+    pd.testing.assert_series_equal(slow, 2 * whole["compute_s"])
+
+
+def test_a_part_that_moves_its_numbers_more_slowly_than_it_multiplies_takes_that_long():
+    config = scbert.ScBertConfig(n_genes=39, **SHAPE)
+    counted = performance.count_multiplies(config, 40, recompute=False)
+    moved = (counted["moved_mb"] * counted["training"] / counted["forward"]).sum()
+    row = estimate([1], cards={"card": (1e15, 1e9)}).loc[1]
+    assert row["compute_s"] == pytest.approx(3600 * moved * 1e6 / 0.5e9)
+
+
+def test_measured_efficiency_stands_in_for_the_ring():
+    table = estimate([1, 2, 8], efficiencies={2: 0.8})
+    assert table["scaling"].tolist() == ["modelled", "measured", "modelled"]
+    assert table.loc[2, "efficiency"] == pytest.approx(0.8)
+    assert table.loc[2, "hours_per_epoch"] == pytest.approx(table.loc[1, "hours_per_epoch"] / 2 / 0.8)
+    pd.testing.assert_series_equal(table.loc[8], estimate([8]).loc[8])
+
+
+def test_each_length_card_and_scenario_has_its_rows():
+    config = scbert.ScBertConfig.published()
+    cards, shares = {"slow": (1e12, 1e12), "fast": (2e12, 1e12)}, {"low": 0.1, "high": 0.5}
+    table = performance.estimate_pretraining(
+        config, 1000, n_epochs=1, cards=cards, shares=shares, tokens=[config.n_genes + 1, 900]
+    )
+    assert table.index.names == ["tokens", "card", "scenario", "devices"]
+    assert len(table) == 2 * 2 * 2 * 3
+    slow = table.xs(("slow", "low", 1), level=["card", "scenario", "devices"])
+    assert slow.loc[16_907, "gflop"] == pytest.approx(855.0, abs=0.1)
+    assert slow.loc[16_907, "compute_s"] == pytest.approx(1000 * 855.03 / 100, rel=1e-5)
+    assert slow.loc[900, "gflop"] / slow.loc[16_907, "gflop"] == pytest.approx(900 / 16_907)
+    default = performance.estimate_pretraining(config, 1000, n_epochs=1, cards=cards, shares=shares)
+    pd.testing.assert_frame_equal(default, table.xs(16_907, drop_level=False))
+
+
+def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves():
+    config = scbert.ScBertConfig(n_genes=399, gene_embedding="none", depth=2)  # the published width: one chunk a cell
+    model, saved = scbert.ScBert(config), {}
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict(keep_vars=True).values()}
+
+    def note(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            saved[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.encode(torch.zeros(1, 400, dtype=torch.long))
+    weights, trainable = performance.count_parameters(config)
+    gradients = 2 * config.heads * config.n_features * 400
+    kept = performance.estimate_memory(config, 400, 1) - 4e-9 * (weights + 3 * trainable + gradients)
+    summaries = 2 * config.heads * (config.dim_head + 1) * config.n_features  # of the keys, whatever the length
+    n_bytes = sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) - 4 * summaries
+    assert n_bytes == pytest.approx(1e9 * kept, rel=0.04)
+
+
+def test_memory_grows_with_cells_until_chunks_are_computed_again():
+    config = scbert.ScBertConfig.published()
+    one, two, three, four = (performance.estimate_memory(config, 16_907, cells) for cells in (1, 2, 3, 4))
+    assert two - one > 4
+    assert three < one
+    assert four - three == pytest.approx(4e-9 * 7 * 16_907 * 200)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"n_cells": 0}, "n_cells must be more than 0"),
+        ({"n_epochs": 0}, "n_epochs must be more than 0"),
+        ({"devices": [0, 1]}, "the fewest devices must be more than 0"),
+        ({"devices": []}, "the fewest devices must be more than 0"),
+        ({"tokens": []}, "the fewest tokens must be more than 0"),
+        ({"cards": {"card": (1e12, 0)}}, "the lowest peak must be more than 0"),
+        ({"batch_size": 0}, "batch_size must be more than 0"),
+        ({"link_bandwidth": 0}, "link_bandwidth must be more than 0"),
+        ({"latency": -1}, "latency must not be negative"),
+        ({"shares": {}}, "shares must name at least one"),
+        ({"shares": {"high": 1.5}}, r"shares must lie in \(0, 1\], but that of 'high' is 1.5"),
+        ({"efficiencies": {8: 0}}, r"efficiencies must lie in \(0, 1\], but that of 8 is 0"),
+        ({"cells_per_step": 7}, r"cells_per_step \(7\) is less than 8 devices"),
+    ],
+)
+def test_an_estimate_from_impossible_numbers_is_refused(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        estimate(**({"devices": [1, 8]} | changes))
+
+
+def test_turns_are_summarised_pair_by_pair():
+    times = pd.DataFrame({"scbert": [1.0, 2.0, 4.0], "performer_pytorch": [2.0, 6.0, 4.0], "multiply": [1.0, 1.0, 1.0]})
+    summary = performance.summarise_turns(times, gflop=8, multiply_gflop=16)
+    assert summary == {
+        "seconds, ours": 2, "seconds, performer-pytorch": 4, "ratio": 2, "ratio, least": 1, "ratio, most": 3,
+        "share of the rate": 0.25, "share of the rate, least": 0.125, "share of the rate, most": 0.5,
+    }  # fmt: skip
