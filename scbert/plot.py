@@ -22,17 +22,23 @@ def color_labels(labels: Sequence[str]) -> dict[str, tuple | str]:
     return colors | {"Unassigned": GREY} if "Unassigned" in set(labels) else colors
 
 
-def place_cells(adata: anndata.AnnData, seed: int = 0) -> None:
-    """Give cells without ``obsm["X_umap"]`` one: UMAP of 30 principal components of log-normalised counts."""
-    if "X_umap" in adata.obsm:
+def place_cells(adata: anndata.AnnData, seed: int = 0, *, basis: str | None = None) -> None:
+    """Give cells without ``obsm["X_umap"]`` one: UMAP of 30 principal components of log-normalised counts.
+
+    With `basis`, such as "X_scbert", UMAP of these columns of ``obsm``, in place of any there is.
+    """
+    if "X_umap" in adata.obsm and basis is None:
         return
     import scanpy
 
     from .preprocess import lognormalize
 
     light = anndata.AnnData(lognormalize(adata), obs=adata.obs[[]].copy())
-    scanpy.pp.pca(light, n_comps=min(30, min(light.shape) - 1), random_state=seed)
-    scanpy.pp.neighbors(light, random_state=seed)
+    if basis is None:
+        scanpy.pp.pca(light, n_comps=min(30, min(light.shape) - 1), random_state=seed)
+    else:
+        light.obsm["X_pca"] = adata.obsm[basis]
+    scanpy.pp.neighbors(light, use_rep="X_pca", random_state=seed)
     scanpy.tl.umap(light, random_state=seed)
     adata.obsm["X_umap"] = light.obsm["X_umap"]
 
@@ -149,6 +155,18 @@ def history(table: pd.DataFrame, columns: dict[str, str], *, ylabel: str, ax: Ax
         ax.plot(table["epoch"], table[column], style, ms=3, label=name)
     ax.set(xlabel="epoch", ylabel=ylabel)
     ax.legend(frameon=False, fontsize=8)
+    sns.despine(ax=ax)
+    return ax
+
+
+def by_token(table: pd.DataFrame, names: dict[str, str], ax: Axes | None = None) -> Axes:
+    """Draw masked accuracy against the true token, one line a method; `names` says which columns, and their labels."""
+    ax = ax or plt.subplots(figsize=(5.5, 3.2))[1]
+    for (column, label), marker in zip(names.items(), "oSDv^"[: len(names)].lower(), strict=True):
+        ax.plot(table.index.astype(str), table[column], marker=marker, label=label, lw=2 if marker == "o" else 1)
+    ax.set_xticks(range(len(table)), [f"{token}\n(n = {n:,})" for token, n in table["n_masked"].items()], fontsize=8)
+    ax.set(xlabel="true token (masks)", ylabel="masked accuracy", ylim=(-0.03, 1.03))
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
     return ax
 

@@ -23,6 +23,9 @@ N_GENES = ScBertConfig.published().n_genes
 LICENCE = "GPL-3.0"
 """Of the published weights: the official LICENSE covers "both the source code and model weights"."""
 
+ENCODERS = Path(__file__).parent / "encoders"
+"""Bundles that ship with the package: trained here, on public data."""
+
 TOKENS, GENES = "token_emb.weight", "pos_emb.emb.weight"
 COUNTER = "performer.calls_since_last_redraw"  # of the published redraw schedule; ours has its own
 QUERIES = "performer.net.layers.0.0.fn.to_q.weight"
@@ -288,8 +291,9 @@ def load_encoder(source: str | Path) -> ScBert:
     Parameters
     ----------
     source
-        A name of the catalogue ("scbert_checkpoint"), fetched if need be; a bundle directory, of an encoder or of a
-        classifier, whose encoder is taken; or a file of published weights.
+        A name that ships with the package ("pbmc-small": our own, pretrained on public PBMC in notebook 02, see its
+        card); a name of the catalogue ("scbert_checkpoint"), fetched if need be; a bundle directory, of an encoder or
+        of a classifier, whose encoder is taken; or a file of published weights.
 
     Raises
     ------
@@ -300,12 +304,16 @@ def load_encoder(source: str | Path) -> ScBert:
     from .model import load
     from .record import find_file
 
+    shipped = sorted(path.parent.name for path in ENCODERS.glob("*/config.json"))
     weights = [name for name, entry in CATALOGUE.items() if entry["kind"] == "weights"]
+    if str(source) in shipped:
+        return load(ENCODERS / str(source))
     if str(source) in weights:
         return read_published(fetch(str(source))[0])
     path = find_file(source)
     if not path.exists():
-        raise ValueError(f"There is no bundle or file {path}, and no weights of that name ({', '.join(weights)}).")
+        names = ", ".join([*shipped, *weights])
+        raise ValueError(f"There is no bundle or file {path}, and no weights of that name ({names}).")
     if path.is_file():
         return read_published(path)
     model = load(path)

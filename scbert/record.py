@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -151,14 +152,16 @@ class Run:
             raise ValueError(f"{name} is {numbers}: not a number to put on record.")
         self.metrics[name] = numbers | {"n": int(n), "unit": unit}
 
-    def write_card(self, title: str, licence: str = "") -> str:
-        """Return a model card in markdown: data, parameters, the metrics on record so far, licence.
+    def write_card(self, title: str, licence: str = "", notes: Sequence[str] = ()) -> str:
+        """Return a model card in markdown: data, parameters, notes, the metrics on record so far, licence.
 
-        `licence` is that of weights which training started from, where they are published ones: `encoder.licence`.
+        `licence` is that of weights which training started from, where they are published ones: `encoder.licence`;
+        `notes` are lines on how it was trained.
         """
         lines = [f"# {title}", "", f"Trained by scbert-companion, notebook {self.notebook}, {self.profile} profile."]
         lines += ["", "Data:", *(f"- {name}, sha256 {digest}" for name, digest in self.data.items())]
         lines += ["", "Parameters:", *(f"- {name}: {value}" for name, value in self.parameters.items())]
+        lines += ["", "Training:", *(f"- {note}" for note in notes)] if notes else []
         lines += ["", "Metrics, each with its 95 % interval:"]
         lines += [
             f"- {k}: {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}], n = {m['n']}" for k, m in self.metrics.items()
