@@ -104,6 +104,6 @@ def _concatenate(parts, names):
         genes = genes[genes.isin(part.var_names)]
     if not len(genes):
         raise ValueError(f"The sets {', '.join(names)} share no gene name: use the same kind of symbols in all.")
-    joined = anndata.concat([part[:, genes] for part in parts])
+    joined = anndata.concat([part[:, genes] for part in parts], join="outer")  # of obs: cells without labels stay
     joined.obs_names_make_unique()
     return joined

@@ -115,6 +115,7 @@ class Run:
         (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
         self.data, self.metrics, self.checks = {}, {}, []
         self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+        self.earlier_seconds = 0.0  # of an interrupted run that this one continues
         self._start = time.monotonic()
         random.seed(self.seed)
         np.random.seed(self.seed)
@@ -235,7 +236,7 @@ class Run:
             "git_commit": _git_commit(),
             "versions": self.versions,
             "data": self.data,
-            "seconds": round(time.monotonic() - self._start, 1),
+            "seconds": round(time.monotonic() - self._start + self.earlier_seconds, 1),
             "peak_memory_mb": measure_peak_memory_mb(),
             "metrics": self.metrics,
             "checks": self.checks,

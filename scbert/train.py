@@ -107,7 +107,7 @@ def pretrain(
     One row an epoch: learning rate, optimiser steps so far, cells seen, training loss and masked accuracy and, with
     validation cells, `val_loss`, `val_accuracy` and `val_mode_accuracy` (always the cell's commonest bin, see
     `scbert.probe.score_masks`). ``.attrs["seconds"]`` and ``.attrs["validation_seconds"]`` say how long training and
-    measuring took, interruptions left out.
+    measuring took, interruptions left out, ``.attrs["earlier_seconds"]`` how much of both was before the last one.
 
     Raises
     ------
@@ -167,6 +167,7 @@ def _pretrain(
     n_batches = math.ceil(len(cells) / batch_size)
     state = _resume(fabric, module, optimizer, checkpoint, identity)
     history, step, rate, seconds, skip = (state[name] for name in ("history", "step", "rate", "seconds", "batch"))
+    earlier = sum(seconds.values())
     # Summed loss, hits, masks and cells of the epoch so far, of this process; after an interruption the first has all.
     totals = torch.tensor(state["totals"], dtype=torch.float64) * is_first
     clock = time.monotonic()
@@ -239,7 +240,9 @@ def _pretrain(
                 keep(epoch + 1, 0)
             if is_first:
                 _write_log(log, history)
-    attributes = {"seconds": seconds["training"], "validation_seconds": seconds["validation"]}
+    attributes = {
+        "seconds": seconds["training"], "validation_seconds": seconds["validation"], "earlier_seconds": earlier
+    }  # fmt: skip
     return history, attributes, gather_weights(trained, module, is_sharded=strategy == "fsdp")
 
 
