@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -40,11 +42,24 @@ def run(context, notebook, pairs, profile, anyway, wants_help):
             click.echo(f"  -p {name} {kind.upper()}".ljust(34) + f"{text}  [{default}]")
         return
     parameters = choose_parameters(source, offered, profile, dict(pairs))
+    if record.find_rank():
+        run_beside(source, parameters)
+        return
     check_room(profile, [source], parameters, anyway=anyway)
     output = record.run_directory(profile, source.stem) / f"{source.stem}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     execute(source, output, parameters)
     click.echo(f"Wrote {output.parent}")
+
+
+def run_beside(source: Path, parameters: dict) -> None:
+    """Run a notebook in another than the first process of torchrun or srun: it joins in training and leaves nothing.
+
+    Its kernel inherits the rank, so that `scbert.pretrain` finds the others.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SCBERT_RUNS"] = folder
+        execute(source, Path(folder) / source.name, parameters, progress=False)
 
 
 def check_room(profile, notebooks=None, parameters=None, *, jobs=1, anyway=False):
@@ -128,7 +143,7 @@ def parse_value(name: str, value, kind: str):
         ) from None
 
 
-def execute(source: Path, output: Path, parameters: dict) -> None:
+def execute(source: Path, output: Path, parameters: dict, progress: bool = True) -> None:
     """Run a notebook from the caller's folder; what was executed stands in `output`, also after an error."""
     import nbformat
     import papermill
@@ -136,7 +151,8 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
 
     try:
         papermill.execute_notebook(
-            str(source), str(output), parameters, kernel_name="python3", progress_bar={"file": sys.stdout},
+            str(source), str(output), parameters, kernel_name="python3",
+            progress_bar={"file": sys.stdout} if progress else False,
             extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:

@@ -14,16 +14,7 @@ from lightning_fabric.strategies import DDPStrategy, FSDPStrategy
 from torch import nn
 
 from .checkpoint import write_checkpoint
-
-
-def count_processes() -> int:
-    """Return how many processes torchrun or srun started for this program, this one included: 1 without them."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
-
-
-def find_rank() -> int:
-    """Return the number of this process among those of `count_processes`."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) if count_processes() > 1 else 0
+from .record import count_processes
 
 
 def check_devices(devices: int, nodes: int, strategy: str) -> None:

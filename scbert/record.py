@@ -36,6 +36,16 @@ def find_file(path: str | Path) -> Path:
     return Path(path) if Path(path).exists() or not (find_root() / path).exists() else find_root() / path
 
 
+def count_processes() -> int:
+    """Return how many processes torchrun or srun started for this program, this one included: 1 without them."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+
+
+def find_rank() -> int:
+    """Return the number of this process among those of `count_processes`."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) if count_processes() > 1 else 0
+
+
 def run_directory(profile: str, notebook: str) -> Path:
     """Return where a notebook's results go: ``runs/<profile>/<notebook>`` below the root, or below $SCBERT_RUNS."""
     return Path(os.environ.get("SCBERT_RUNS") or find_root() / "runs") / profile / notebook

@@ -29,7 +29,6 @@ from .probe import score_masks
 from .processes import (
     add_up,
     check_devices,
-    count_processes,
     gather_random_state,
     gather_weights,
     launch,
@@ -38,6 +37,7 @@ from .processes import (
     set_random_state,
 )
 from .recipe import Recipe, learning_rate_at, make_optimizer
+from .record import count_processes
 from .stream import CellStore
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import sparse
 
+import scbert
 from scbert import genes
 from scbert.genes import read_gene2vec, read_gene_table, rename_genes, resolve, train_gene2vec
 
@@ -204,12 +205,23 @@ def test_the_most_variable_genes_are_chosen_and_stay_in_order(make_cells):
     assert len(genes.choose_genes(adata, "10")) == 10
 
 
+def test_the_genes_of_a_named_set_come_first_and_the_most_variable_fill_up(make_cells, monkeypatch):
+    adata, panel = make_cells(), make_cells(6)[:, [20, 23, 21]].copy()
+    panel.var_names = ["gene20", "elsewhere", "gene21"]
+    monkeypatch.setattr(scbert.datasets, "load", lambda name: {"panel": panel}[name])
+    chosen = genes.choose_genes(adata, "panel 6")
+    assert {"gene20", "gene21"} < set(chosen)
+    assert set(chosen) - {"gene20", "gene21"} <= set(genes.choose_genes(adata, "6"))
+    assert chosen == [name for name in adata.var_names if name in chosen]  # in the data's order
+    assert set(genes.choose_genes(adata, "panel 1")) < {"gene20", "gene21"}
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("many", "genes must be all, a number, or published, not 'many'"),
-        ("0", "genes must be all, a number, or published, not '0'"),
-        ("-3", "genes must be all, a number, or published, not '-3'"),
+        ("many", "genes must be all, a number, a set and a number, or published, not 'many'"),
+        ("0", "genes must be all, a number, a set and a number, or published, not '0'"),
+        ("-3", "genes must be all, a number, a set and a number, or published, not '-3'"),
         ("25", "genes = 25 asks for more than the 24 genes of the data: take all, or fewer"),
     ],
 )

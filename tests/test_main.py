@@ -117,6 +117,20 @@ def test_a_notebook_gets_the_profiles_and_the_given_values(scbert_cli, tmp_path)
     assert "Wrote" in output
 
 
+def test_beside_the_first_process_a_notebook_runs_and_leaves_nothing(scbert_cli, tmp_path, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "SCBERT_RUNS": str(tmp_path / "runs")}.items():
+        monkeypatch.setenv(name, value)
+    code, output = scbert_cli("run", "03", "-p", "n_epochs", "5")
+    assert (code, output) == (0, "")
+    assert json.loads((tmp_path / "seen.json").read_text())[1] == 5
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("SCBERT_RUNS", str(tmp_path / "runs"))
+    code, output = scbert_cli("run", "03")
+    assert code == 0
+    assert (tmp_path / "runs" / "demo" / "03_test" / "03_test.ipynb").exists()
+
+
 def test_a_failing_notebook_says_where_and_why(scbert_cli, tmp_path):
     code, output = scbert_cli("run", "03", "-p", "n_epochs", "13")
     assert code != 0

@@ -87,3 +87,23 @@ def test_gene_names_are_drawn_as_genes_and_as_share_of_counts():
     assert [text.get_text() for text in left.texts] == ["1,200", "3"]
     assert [text.get_text() for text in right.texts] == ["90.0%", "10.0%"]
     assert left.get_ylim()[0] > left.get_ylim()[1]  # the first row is on top
+
+
+def test_by_token_draws_a_line_a_method_over_the_tokens_and_how_many_masks_they_have():
+    table = pd.DataFrame({"n_masked": [1200, 3], "scbert": [0.9, 0.1], "rival": [1.0, 0.0]}, index=[1, 2])
+    ax = plot.by_token(table, {"scbert": "scBERT", "rival": "a rival"})
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.9, 0.1], [1.0, 0.0]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1\n(n = 1,200)", "2\n(n = 3)"]
+
+
+def test_cells_are_placed_by_what_is_named_in_place_of_what_is_there():
+    random = np.random.default_rng(0)
+    adata = anndata.AnnData(random.poisson(3, (40, 8)).astype(np.float32))
+    plot.place_cells(adata)
+    first = adata.obsm["X_umap"]
+    plot.place_cells(adata)
+    assert adata.obsm["X_umap"] is first
+    adata.obsm["X_own"] = np.repeat([[0.0, 0.0], [9.0, 9.0]], 20, axis=0) + random.normal(0, 0.1, (40, 2))
+    plot.place_cells(adata, basis="X_own")
+    halves = adata.obsm["X_umap"][:20], adata.obsm["X_umap"][20:]
+    assert np.linalg.norm(halves[0].mean(0) - halves[1].mean(0)) > 2 * max(half.std() for half in halves)

@@ -159,7 +159,7 @@ def test_the_file_is_beside_the_checkpoint_and_gone_afterwards(fit, monkeypatch,
     monkeypatch.setattr(prefix.tempfile, "TemporaryFile", lambda dir: (folders.append(dir), temporary_file(dir=dir))[1])
     fit(**IN_A_FILE, checkpoint=tmp_path / "new" / "a.pt")
     assert folders == [tmp_path / "new"] * 2
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.pt"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.before.pt", "a.pt"]
 
 
 def test_both_sets_share_the_memory(fit, monkeypatch):

@@ -10,7 +10,8 @@ import scbert
 from scbert import pretrain, processes
 from scbert.cells import CellDataset, take_share
 from scbert.preprocess import tokenize
-from scbert.processes import check_devices, count_processes, find_rank, launch, make_fabric
+from scbert.processes import check_devices, launch, make_fabric
+from scbert.record import count_processes, find_rank
 
 OPTIONS = {"n_epochs": 7, "batch_size": 16, "learning_rate": 1e-2, "redraw_every": 5, "progress": False,
            "accelerator": "cpu"}  # fmt: skip

@@ -482,3 +482,23 @@ def test_an_encoder_that_is_nowhere_is_one_sentence(tmp_path):
         ValueError, match=r"There is no bundle or file .*none, and no weights of that name \(scbert_che"
     ):
         scbert.load_encoder(tmp_path / "none")
+
+
+def test_the_encoder_that_ships_is_small_loads_by_name_and_reads_the_demo():
+    encoder = scbert.load_encoder("pbmc-small")
+    folder = published.ENCODERS / "pbmc-small"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 400_000
+    assert len(encoder.genes) == 1000
+    assert encoder.licence == ""
+    adata = scbert.datasets.load("pbmc68k_reduced")
+    tokens = scbert.preprocess.tokenize(adata, genes=encoder.genes)
+    assert tokens.uns["scbert"]["tokenize"]["genes_matched"] == 763
+    scores = scbert.probe.score_masks(encoder, tokens[:60].copy())
+    # It has met none of these cells, and knows more than the commonest bin of each.
+    assert scores["correct"].sum() > scores["cell_correct"].sum()
+
+
+def test_the_card_of_the_encoder_that_ships_says_what_it_was_trained_on_and_how_well_it_does():
+    card = (published.ENCODERS / "pbmc-small" / "README.md").read_text()
+    for words in ("pbmc_pool", "zheng_facs", "gene_and_cell_tokens/masked_accuracy", "cells seen", "BSD-3-Clause"):
+        assert words in card
