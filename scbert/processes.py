@@ -24,7 +24,13 @@ def check_devices(devices: int, nodes: int, strategy: str) -> None:
     if devices < 1 or nodes < 1:
         raise ValueError(f"devices and nodes must be at least 1, not {devices} and {nodes}.")
     launched = count_processes()
-    if launched > 1 and devices * nodes not in (1, launched):
+    # A notebook knows the devices of a machine, and leaves it to torchrun and srun how many machines there are.
+    if (
+        launched > 1
+        and (devices, nodes) != (1, 1)
+        and devices * nodes != launched
+        and (devices, nodes) != (_local(), 1)
+    ):
         raise ValueError(
             f"{launched} processes were started, but devices={devices} and nodes={nodes} ask for {devices * nodes}: "
             "leave them out under torchrun and srun."
@@ -54,14 +60,18 @@ def make_fabric(accelerator: str, strategy: str, precision: str) -> Fabric:
         return Fabric(accelerator=accelerator, devices=1, precision=precision)
     if strategy == "fsdp" and not torch.cuda.is_available():
         raise ValueError("strategy='fsdp' needs GPUs: use strategy='ddp' on CPUs.")
-    n_nodes = int(os.environ.get("SLURM_NNODES") or 1)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or n_processes // n_nodes)
+    local = _local()
     chosen = FSDPStrategy(state_dict_type="full") if strategy == "fsdp" else DDPStrategy()
     fabric = Fabric(
         accelerator=accelerator, devices=local, num_nodes=n_processes // local, strategy=chosen, precision=precision
     )
     fabric.launch()
     return fabric
+
+
+def _local():
+    """Return how many of the processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or count_processes() // int(os.environ.get("SLURM_NNODES") or 1))
 
 
 def add_up(fabric: Fabric, numbers: torch.Tensor) -> torch.Tensor:

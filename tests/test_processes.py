@@ -149,6 +149,8 @@ def test_processes_are_counted_as_they_were_started(environment, n_processes, ra
     check_devices(1, 1, "auto")
     if n_processes > 1:
         check_devices(n_processes // 2, 2, "auto")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        check_devices(4, 1, "auto")  # of each machine
         with pytest.raises(ValueError, match=f"{n_processes} processes were started, but devices=3 and nodes=1"):
             check_devices(3, 1, "auto")
 
