@@ -1,7 +1,7 @@
 # One job a notebook, in a profile: `make reproduce`, or by hand
 #   snakemake --cores 2 --config profile=small
 #   snakemake --workflow-profile notebooks/profiles/slurm --config profile=paper threads=8
-# devices=N nodes=M give notebook 02 so many GPUs on so many machines; with several machines srun starts a process each.
+# devices="8 bf16-mixed" nodes=2 give notebook 02 so many GPUs on each of so many machines, in place of its section's.
 # A job runs again when its notebook, the package, its bands or its section of the profile changed.
 
 import os
@@ -14,8 +14,8 @@ from snakemake.exceptions import WorkflowError
 SCOREBOARD = "11_scoreboard"
 PROFILE = config.get("profile", "demo")
 RUNS = os.environ.get("SCBERT_RUNS", "runs")  # as scbert.record does
+THREADS = int(config.get("threads", 1))  # of each process
 ANYWAY = "--anyway" if config.get("anyway") else ""  # run where memory, disk or a download is short
-DEVICES, NODES = int(config.get("devices", 1)), int(config.get("nodes", 1))
 PRETRAINS = "02_pretrain"  # the notebook that trains on several devices
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -34,6 +34,17 @@ else:
         raise WorkflowError(f"No notebook has a {PROFILE} profile yet: {file} is empty.")
 
 
+# Of each machine; a precision may stand behind, as in the notebook's parameter.
+devices = str(config.get("devices", (sections.get(PRETRAINS) or {}).get("devices", "1")))
+try:
+    DEVICES, NODES = int(devices.split()[0]), int(config.get("nodes", 1))
+except (IndexError, ValueError):
+    raise WorkflowError(f"devices must be a number, and may name a precision (8 bf16-mixed), not {devices!r}.")
+if min(DEVICES, NODES) < 1:
+    raise WorkflowError(f"devices and nodes must be at least 1, not {DEVICES} and {NODES}.")
+if {"devices", "nodes"} & set(config) and PRETRAINS not in sections:
+    raise WorkflowError(f"devices and nodes are for {PRETRAINS}, which has no {PROFILE} profile: leave them out.")
+
 needs = yaml.safe_load(Path("notebooks/profiles/needs.yaml").read_text()).get(PROFILE) or {}
 
 
@@ -43,11 +54,30 @@ def need(name, what, otherwise):
 
 def command(name):
     """One process a notebook, which starts one for each of several GPUs itself; on several machines srun does."""
-    if name != PRETRAINS or DEVICES * NODES == 1:
+    if name != PRETRAINS:
         return f"scbert run {name}"
+    chosen = f" -p devices '{devices}'" if "devices" in config else ""
     if NODES == 1:
-        return f"scbert run {name} -p devices {DEVICES}"
-    return f"srun --nodes {NODES} --ntasks-per-node {DEVICES} scbert run {name} -p devices {DEVICES}"
+        return f"scbert run {name}{chosen}"
+    # srun does not take over the processor cores of its job, and would wait for the others where one fails.
+    srun = f"srun --nodes {NODES} --ntasks-per-node {DEVICES} --cpus-per-task {THREADS} --kill-on-bad-exit=1"
+    return f"{srun} scbert run {name}{chosen}"
+
+
+def on_devices(one_machine=None, machines=None, otherwise=None):
+    """A resource of the notebook that trains on several devices of one machine, or of several, and of all others.
+
+    One that is None is left out. The SLURM plug-in reads these as: gpu, of the job; gres, of each machine; tasks, of the
+    job, but for each GPU if tasks_per_gpu does not say otherwise; mpi, that the command starts its processes by srun
+    itself, which the plug-in would do once more.
+    """
+
+    def choose(wildcards):
+        if wildcards.name != PRETRAINS or DEVICES * NODES == 1:
+            return otherwise(wildcards.name) if callable(otherwise) else otherwise
+        return one_machine if NODES == 1 else machines
+
+    return choose
 
 
 def record(name):
@@ -75,22 +105,21 @@ rule notebook:
     params:
         section=lambda wildcards: sections[wildcards.name],
         command=lambda wildcards: command(wildcards.name),
-    # Read by executors of clusters: what the notebook needs, with a third to spare.
+    # Read by executors of clusters: what the notebook needs, with a third to spare; each device's process holds the cells.
     resources:
         runtime=lambda wildcards: int(need(wildcards.name, "minutes", 60) * 4 / 3) + 10,
-        mem_mb=lambda wildcards: int(need(wildcards.name, "memory_gb", 4) * 4000 / 3),
-        nodes=lambda wildcards: NODES if wildcards.name == PRETRAINS else 1,
-        tasks=lambda wildcards: DEVICES * NODES if wildcards.name == PRETRAINS and NODES > 1 else 1,
-        gpu=lambda wildcards: (
-            DEVICES
-            if wildcards.name == PRETRAINS and DEVICES * NODES > 1
-            else int(need(wildcards.name, "gpu_memory_gb", 0) > 0)
-        ),
-        # The SLURM plug-in otherwise wraps a job into a srun of its own, in which ours could not start.
-        **({"mpi": "srun"} if NODES > 1 else {}),
+        mem_mb=lambda wildcards: int(need(wildcards.name, "memory_gb", 4) * 4000 / 3)
+        * (DEVICES if wildcards.name == PRETRAINS else 1),
+        gpu=on_devices(DEVICES, None, lambda name: int(need(name, "gpu_memory_gb", 0) > 0) or None),
+        gres=on_devices(None, f"gpu:{DEVICES}"),
+        nodes=on_devices(1, NODES),
+        tasks=on_devices(None, DEVICES * NODES),
+        tasks_per_gpu=on_devices(None, 0),
+        cpus_per_task=on_devices(DEVICES * THREADS),
+        mpi=on_devices(None, "srun"),
     wildcard_constraints:
         name="|".join(sections),
     # Snakemake sets OMP_NUM_THREADS and its like to this.
-    threads: int(config.get("threads", 1))
+    threads: THREADS
     shell:
         "echo {wildcards.name}; {params.command} --profile {PROFILE} {ANYWAY}"

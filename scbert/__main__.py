@@ -156,8 +156,9 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
             extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
+        kept = "" if record.find_rank() else f"\nAs far as it came: {output}"
         raise click.ClickException(
-            f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}\nAs far as it came: {output}"
+            f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}{kept}"
         ) from None
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(
         nbformat.read(output, as_version=4), {}

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import anndata
 import nbformat
@@ -124,6 +126,10 @@ def test_beside_the_first_process_a_notebook_runs_and_leaves_nothing(scbert_cli,
     assert (code, output) == (0, "")
     assert json.loads((tmp_path / "seen.json").read_text())[1] == 5
     assert not (tmp_path / "runs").exists()
+    code, output = scbert_cli("run", "03", "-p", "n_epochs", "13")
+    assert code == 1
+    assert output == "Error: 03_test stopped at cell 3: AssertionError: thirteen epochs bring bad luck\n"
+    assert not Path(os.environ["SCBERT_RUNS"]).exists()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("SCBERT_RUNS", str(tmp_path / "runs"))
     code, output = scbert_cli("run", "03")
