@@ -67,6 +67,8 @@ def write_checkpoint(path: str | Path | None, write: Callable[[Path], None]) -> 
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a writer that was killed
+            left.unlink(missing_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # on the disk, before it takes a name that is trusted

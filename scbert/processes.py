@@ -62,6 +62,8 @@ def make_fabric(accelerator: str, strategy: str, precision: str) -> Fabric:
         raise ValueError("strategy='fsdp' needs GPUs: use strategy='ddp' on CPUs.")
     local = _local()
     chosen = FSDPStrategy(state_dict_type="full") if strategy == "fsdp" else DDPStrategy()
+    # The processes are there: Fabric has none to start, and would refuse to in the kernel of a notebook.
+    chosen._configure_launcher = lambda: None
     fabric = Fabric(
         accelerator=accelerator, devices=local, num_nodes=n_processes // local, strategy=chosen, precision=precision
     )
@@ -111,9 +113,10 @@ def set_random_state(fabric: Fabric, states: list[torch.Tensor]) -> None:
     """Set what `gather_random_state` returned, where as many processes run; training itself draws from seeds."""
     if len(states[0]) != fabric.world_size:
         return
-    torch.set_rng_state(states[0][fabric.global_rank].contiguous())
+    # Cloned: PyTorch 2.13 crashes on a view that begins inside its storage.
+    torch.set_rng_state(states[0][fabric.global_rank].clone())
     if fabric.device.type == "cuda" and len(states) > 1:
-        torch.cuda.set_rng_state(states[1][fabric.global_rank].contiguous(), fabric.device)
+        torch.cuda.set_rng_state(states[1][fabric.global_rank].clone(), fabric.device)
 
 
 def gather_weights(model: nn.Module, module: nn.Module, is_sharded: bool) -> dict[str, torch.Tensor]:

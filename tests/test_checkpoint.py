@@ -21,6 +21,12 @@ def test_the_newest_is_read_and_the_one_before_is_kept(tmp_path):
     assert sorted(os.listdir(path.parent)) == ["a.before.pt", "a.pt"]
 
 
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / "a.pt.12345.tmp").write_text("half")
+    keep(tmp_path / "a.pt", 0)
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
 def test_after_a_kill_between_the_two_names_the_one_before_is_read_without_a_warning(tmp_path):
     path = tmp_path / "a.pt"
     keep(path, 0)

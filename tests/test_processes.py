@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 import scbert
 from scbert import pretrain, processes
@@ -67,6 +68,9 @@ def test_a_run_of_one_process_goes_on_with_two_and_accumulates_as_one_does(confi
     assert differ(expected, model) < 1e-5
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
     assert torch.load(tmp_path / "a.pt", weights_only=True)["random"][0].shape[0] == 2  # a state for each process
+    again = scbert.ScBert(config)
+    assert pretrain(again, cells, devices=2, **options).equals(history)  # read by both
+    assert differ(again, model) == 0
 
 
 def fail(text):
@@ -130,6 +134,15 @@ def test_sharding_needs_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="strategy='fsdp' needs GPUs: use strategy='ddp' on CPUs"):
         make_fabric("cpu", "fsdp", "32-true")
+
+
+def test_processes_that_were_started_join_from_a_notebook_too(monkeypatch):
+    started = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("lightning_fabric.connector._IS_INTERACTIVE", True)  # as in a kernel
+    monkeypatch.setattr(Fabric, "launch", lambda fabric: None)  # would wait for the other process
+    assert make_fabric("cpu", "ddp", "32-true").world_size == 2
 
 
 @pytest.mark.parametrize(
