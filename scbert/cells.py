@@ -107,11 +107,16 @@ def to_tokens(bins: sparse.csr_matrix) -> torch.Tensor:
     return torch.from_numpy(tokens)
 
 
+def check_tokenized(cells: "CellDataset | CellStore") -> None:
+    """Raise a ValueError unless it is known into how many bins the cells are tokenized."""
+    if cells.n_bins is None:
+        raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
+
+
 def check_cells(model: "ScBert | Classifier", adata: "anndata.AnnData | CellDataset | CellStore") -> None:
     """Raise a ValueError unless the cells are tokenized, for this model's vocabulary and bins."""
     cells = open_cells(adata)
-    if cells.n_bins is None:
-        raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
+    check_tokenized(cells)
     if cells.n_bins != model.config.n_bins:
         raise ValueError(
             f"The cells are tokenized into {cells.n_bins} bins, but the model reads {model.config.n_bins}: tokenize them, "

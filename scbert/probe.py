@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from .cells import check_cells, find_commonest_bin, mask_bins, open_cells
+from .cells import check_cells, check_tokenized, find_commonest_bin, mask_bins, open_cells
 from .datasets import fetch
 from .preprocess import check_unique
 
@@ -46,7 +46,7 @@ def count_tokens(adata: "anndata.AnnData | CellStore") -> np.ndarray:
         The cells are not tokenized.
     """
     cells = open_cells(adata)
-    _check_tokenized(cells)
+    check_tokenized(cells)
     shape = (len(cells.genes) + 1, cells.n_bins)
     table = np.zeros(shape, np.int64)
     for _, bins in cells.in_order(CELLS_AT_ONCE):
@@ -54,11 +54,6 @@ def count_tokens(adata: "anndata.AnnData | CellStore") -> np.ndarray:
         cell, gene = np.nonzero(bins)
         table += np.bincount(gene * cells.n_bins + bins[cell, gene] - 1, minlength=table.size).reshape(shape)
     return table
-
-
-def _check_tokenized(cells):
-    if cells.n_bins is None:
-        raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
 
 
 @torch.no_grad()  # not inference_mode: sharded weights gathered under it could not be trained afterwards
@@ -301,7 +296,7 @@ def correlate_genes(adata: "anndata.AnnData | CellStore") -> np.ndarray:
         The cells are not tokenized.
     """
     cells = open_cells(adata)
-    _check_tokenized(cells)
+    check_tokenized(cells)
     n_genes = len(cells.genes)
     sums, products = np.zeros(n_genes), np.zeros((n_genes, n_genes))
     for _, bins in cells.in_order(CELLS_AT_ONCE):
