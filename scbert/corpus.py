@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from . import datasets
-from .evaluate import split_cells
 from .hygiene import drop_duplicates
 from .preprocess import library_size
+from .protocols import split_cells
 
 
 def load_sets(names: str, *, label_key: str | None = None, batch_key: str | None = None) -> dict[str, anndata.AnnData]:
@@ -53,7 +53,7 @@ def join_sets(
 
     Returns
     -------
-    Cells to learn from, and cells to measure on: of a labelled set the test cells of `scbert.evaluate.split_cells`,
+    Cells to learn from, and cells to measure on: of a labelled set the test cells of `scbert.protocols.split_cells`,
     which the other notebooks test on, of an unlabelled one a twentieth. ``obs["set"]`` says where a cell is from,
     ``obs["n_counts"]`` its total over all genes of its own set; labels are those of the sets that have any.
 

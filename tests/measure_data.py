@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from scbert import datasets, evaluate, genes, hygiene, preprocess
+from scbert import datasets, evaluate, genes, hygiene, preprocess, protocols
 from scbert.performance import measure_peak
 from scbert.record import measure_peak_memory_mb
 
@@ -110,7 +110,7 @@ def measure_cross():
     """Train on zheng_facs, test on its saved test cells and on other sets, on the genes and labels that both share."""
     vocabulary, reference = genes.load_vocabulary(), datasets.load("zheng_facs")
     reference = genes.rename_genes(reference, vocabulary)
-    train, validation, test = evaluate.split_cells(reference, "zheng_facs")[0]
+    train, validation, test = protocols.split_cells(reference, "zheng_facs")[0]
     for name, label_key in {
         "zheng_facs": "cell_type",
         "pbmc68k_reduced": "cell_type",

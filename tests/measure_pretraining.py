@@ -30,8 +30,9 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from torch.nn import functional as F
 
 import scbert
-from scbert import corpus, evaluate, probe
+from scbert import benchmark, corpus, evaluate, probe, protocols
 from scbert.cells import CellDataset, mask_bins
+from scbert.methods import fit_logistic_regression, fit_majority, fit_scbert
 from scbert.performance import compare, measure_peak
 
 SIZES, N_SEEDS, LABEL, BATCH_SIZE = (10, 25, 100), 5, "cell_type", 16
@@ -62,7 +63,7 @@ def make_method(encoder, layers="all"):
     """Return a method of `cross_validate` that fine-tunes an encoder, or one of random weights if given a config."""
 
     def fit(train, validation, label_key, seed):
-        return evaluate.fit_scbert(
+        return fit_scbert(
             train, validation, label_key=label_key, seed=seed, encoder=encoder,
             n_epochs=max(15, math.ceil(100 / math.ceil(train.n_obs / BATCH_SIZE))),
             recipe=scbert.Recipe(trainable_layers=layers), progress=False,
@@ -83,7 +84,7 @@ def run_few_shot(methods, genes, sizes, seeds, file):
     for seed in seeds:
         for size in sizes:
             train, validation = draw_few(adata.obs[LABEL], candidates, size, seed)
-            evaluate.check_disjoint(*(adata.obs_names[part] for part in (train, validation, test)))
+            protocols.check_disjoint(*(adata.obs_names[part] for part in (train, validation, test)))
             for name in (name for name in methods if (size, seed, name) not in known):
                 start, cpu = time.monotonic(), time.process_time()
                 parts = (adata[train].copy(), adata[validation].copy())
@@ -95,7 +96,7 @@ def run_few_shot(methods, genes, sizes, seeds, file):
                     history = predict.classifier.history
                     row |= {"epochs": len(history), "best_epoch": int(history.loc[history["best"], "epoch"].iloc[0])}
                     row["steps"] = len(history) * math.ceil(len(train) / BATCH_SIZE)
-                found = evaluate.predict_cells(name, predict, adata[test].copy(), label_key=LABEL)
+                found = benchmark.predict_cells(name, predict, adata[test].copy(), label_key=LABEL)
                 found = found[["cell", "method", "truth", "predicted"]].assign(size=size, seed=seed)
                 add_rows(found, file)
                 add_rows(pd.DataFrame([row]), about)
@@ -215,8 +216,8 @@ def few_shot(out, encoder, seeds, sizes):
     out.mkdir(parents=True, exist_ok=True)
     encoder = scbert.load_encoder(encoder)
     methods = {
-        "majority": evaluate.fit_majority,
-        "logistic_regression": evaluate.fit_logistic_regression,
+        "majority": fit_majority,
+        "logistic_regression": fit_logistic_regression,
         "scbert": make_method(encoder),
         "pretrained_frozen": make_method(encoder, "head"),
         "random_frozen": make_method(encoder.config, "head"),

@@ -49,7 +49,7 @@ def test_library_sizes_are_of_all_genes_of_a_cells_own_set(two_sets):
 
 
 def test_the_cells_held_out_of_one_labelled_set_are_those_that_other_notebooks_test_on(two_sets):
-    from scbert.evaluate import split_cells
+    from scbert.protocols import split_cells
 
     adata = two_sets["one"]
     learn, held_out = join_sets({"one": adata}, seed=5)
