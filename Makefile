@@ -4,6 +4,8 @@ PROFILE ?= demo
 # How many notebooks run at once, and how many threads each of them gets.
 JOBS ?= 1
 THREADS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(8, os.cpu_count()) // $(JOBS)))")
+# Over how many processes the jobs of each benchmark notebook are shared out; JOBS of them run at once.
+PARTS ?= 1
 # On Linux, PyPI's torch is a CUDA build of some GB: TORCH_INDEX=https://download.pytorch.org/whl/cpu avoids it.
 # Empty by default, because an index that cannot be reached slows every install.
 TORCH_INDEX ?=
@@ -24,7 +26,7 @@ STRIP := $(BIN)/nbstripout --keep-count --keep-output --keep-id \
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "Variables: PROFILE=demo|small|paper JOBS=1 TORCH_INDEX= PYTHON=python3.11 ANYWAY="
+	@echo "Variables: PROFILE=demo|small|paper JOBS=1 PARTS=1 TORCH_INDEX= PYTHON=python3.11 ANYWAY="
 
 # One stamp for each extra that was installed, inside .venv, so that removing .venv removes them too.
 # An install that was killed can leave half a package behind which pip takes for whole. Its mark stays, and the
@@ -42,10 +44,10 @@ help:  ## List the targets
 # written atomically, so that two runs at once cost time but damage nothing.
 # The report is made after a failure too: it shows how far each notebook came.
 reproduce: .venv/workflow.installed  ## Run the notebooks of a profile, write report/index.html, print the scoreboard
-	@$(BIN)/scbert preflight --profile $(PROFILE) --jobs $(JOBS) $(if $(ANYWAY),--anyway)
+	@$(BIN)/scbert preflight --profile $(PROFILE) --jobs $(JOBS) --parts $(PARTS) $(if $(ANYWAY),--anyway)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $$(($(JOBS) * $(THREADS))) --nolock --rerun-incomplete \
 		--keep-going --quiet host reason rules \
-		--config profile=$(PROFILE) threads=$(THREADS) $(if $(ANYWAY),anyway=1); \
+		--config profile=$(PROFILE) threads=$(THREADS) parts=$(PARTS) $(if $(ANYWAY),anyway=1); \
 	status=$$?; $(BIN)/scbert report --profile $(PROFILE) && exit $$status
 
 report: .venv/workflow.installed  ## Write report/index.html from the runs there are

@@ -1,6 +1,7 @@
 # One job a notebook, in a profile: `make reproduce`, or by hand
 #   snakemake --cores 2 --config profile=small
 #   snakemake --workflow-profile notebooks/profiles/slurm --config profile=paper threads=8
+# parts=8 shares the jobs of each benchmark out over eight processes, or jobs of the cluster.
 # devices="8 bf16-mixed" nodes=2 give notebook 02 so many GPUs on each of so many machines, in place of its section's.
 # A job runs again when its notebook, the package, its bands or its section of the profile changed.
 
@@ -17,6 +18,7 @@ RUNS = os.environ.get("SCBERT_RUNS", "runs")  # as scbert.record does
 THREADS = int(config.get("threads", 1))  # of each process
 ANYWAY = "--anyway" if config.get("anyway") else ""  # run where memory, disk or a download is short
 PRETRAINS = "02_pretrain"  # the notebook that trains on several devices
+PARTED = ("04_benchmark", "05_cross_dataset")  # those whose jobs can be shared out: `scbert run 04 --part 2/8`
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 # The demo profile is the defaults of the notebooks. The others hold a section for each notebook that has them.
@@ -45,11 +47,31 @@ if min(DEVICES, NODES) < 1:
 if {"devices", "nodes"} & set(config) and PRETRAINS not in sections:
     raise WorkflowError(f"devices and nodes are for {PRETRAINS}, which has no {PROFILE} profile: leave them out.")
 
+try:
+    PARTS = int(config.get("parts", 1))
+except ValueError:
+    PARTS = 0
+if PARTS < 1:
+    raise WorkflowError(f"parts must be a number of at least 1, not {config['parts']!r}.")
+parted = [name for name in PARTED if name in sections and PARTS > 1]
+if PARTS > 1 and not parted:
+    raise WorkflowError(f"parts are for {' and '.join(PARTED)}, which have no {PROFILE} profile: leave them out.")
+
 needs = yaml.safe_load(Path("notebooks/profiles/needs.yaml").read_text()).get(PROFILE) or {}
 
 
 def need(name, what, otherwise):
     return (needs.get(name) or {}).get(what, otherwise)
+
+
+def need_minutes(name):
+    """A third to spare; of a benchmark in parts it is that of each: the notebook finds their results."""
+    return int(need(name, "minutes", 60) * 4 / 3 / (PARTS if name in parted else 1)) + 10
+
+
+def need_memory(name):
+    """In MB, with a third to spare; each device's process holds the cells."""
+    return int(need(name, "memory_gb", 4) * 4000 / 3) * (DEVICES if name == PRETRAINS else 1)
 
 
 def command(name):
@@ -84,6 +106,18 @@ def record(name):
     return f"{RUNS}/{PROFILE}/{name}/record.json"
 
 
+def done(name, part):
+    return f"{RUNS}/{PROFILE}/{name}/parts/{part}of{PARTS}.done"
+
+
+# The package, with the encoder that comes with it.
+PACKAGE = [
+    file
+    for kind in ("*.py", "*.yaml", "labels/*", "splits/*", "encoders/*/*")
+    for file in sorted(glob(f"scbert/{kind}"))
+]
+
+
 measured = [record(name) for name in sections if name != SCOREBOARD]
 
 
@@ -96,8 +130,9 @@ rule all:
 rule notebook:
     input:
         notebook="notebooks/{name}.ipynb",
-        package=[file for part in ("*.py", "*.yaml", "labels/*", "splits/*") for file in glob(f"scbert/{part}")],
+        package=PACKAGE,
         bands=lambda wildcards: glob(f"tests/expected/{wildcards.name}.json"),
+        parts=lambda wildcards: [done(wildcards.name, part + 1) for part in range(PARTS) if wildcards.name in parted],
         # The scoreboard holds what all the others measured against the paper's numbers.
         others=lambda wildcards: measured + glob("tests/expected/paper.csv") if wildcards.name == SCOREBOARD else [],
     output:
@@ -105,11 +140,10 @@ rule notebook:
     params:
         section=lambda wildcards: sections[wildcards.name],
         command=lambda wildcards: command(wildcards.name),
-    # Read by executors of clusters: what the notebook needs, with a third to spare; each device's process holds the cells.
+    # Read by executors of clusters: what the notebook needs.
     resources:
-        runtime=lambda wildcards: int(need(wildcards.name, "minutes", 60) * 4 / 3) + 10,
-        mem_mb=lambda wildcards: int(need(wildcards.name, "memory_gb", 4) * 4000 / 3)
-        * (DEVICES if wildcards.name == PRETRAINS else 1),
+        runtime=lambda wildcards: need_minutes(wildcards.name),
+        mem_mb=lambda wildcards: need_memory(wildcards.name),
         gpu=on_devices(DEVICES, None, lambda name: int(need(name, "gpu_memory_gb", 0) > 0) or None),
         gres=on_devices(None, f"gpu:{DEVICES}"),
         nodes=on_devices(1, NODES),
@@ -123,3 +157,28 @@ rule notebook:
     threads: THREADS
     shell:
         "echo {wildcards.name}; {params.command} --profile {PROFILE} {ANYWAY}"
+
+
+if parted:
+
+    # A share of a benchmark's jobs. Each result is a file as soon as it is there: a part that was killed loses one job.
+    rule part:
+        input:
+            notebook="notebooks/{name}.ipynb",
+            package=PACKAGE,
+            bands=lambda wildcards: glob(f"tests/expected/{wildcards.name}.json"),
+        output:
+            done("{name}", "{part}"),
+        params:
+            section=lambda wildcards: sections[wildcards.name],
+        resources:
+            runtime=lambda wildcards: need_minutes(wildcards.name),
+            mem_mb=lambda wildcards: need_memory(wildcards.name),
+            gpu=lambda wildcards: int(need(wildcards.name, "gpu_memory_gb", 0) > 0) or None,
+        wildcard_constraints:
+            name="|".join(parted),
+            part="[0-9]+",
+        threads: THREADS
+        shell:
+            "echo {wildcards.name}, part {wildcards.part} of {PARTS}; "
+            "scbert run {wildcards.name} --part {wildcards.part}/{PARTS} --profile {PROFILE} {ANYWAY}"

@@ -42,6 +42,7 @@ _MODULES = (
     "train",
     "protocols",
     "evaluate",
+    "significance",
     "methods",
     "benchmark",
     "corpus",

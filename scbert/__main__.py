@@ -25,10 +25,15 @@ def main():
 @click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; repeatable.")
 @click.option("--profile", default="demo", show_default=True, help="demo, small or paper.")
 @click.option("--anyway", is_flag=True, help="Run even where memory, disk or a download is short.")
+@click.option("--part", metavar="2/8", help="Of a benchmark, compute the second of eight shares of its jobs only.")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="With a notebook: print its parameters.")
 @click.pass_context
-def run(context, notebook, pairs, profile, anyway, wants_help):
-    """Run a notebook, named by its number or stem, such as: scbert run 03 -p n_folds 5."""
+def run(context, notebook, pairs, profile, anyway, part, wants_help):
+    """Run a notebook, named by its number or stem, such as: scbert run 03 -p n_folds 5.
+
+    With --part, parts of a benchmark run at once, on one machine or several; the notebook, run without it after
+    them, finds their results.
+    """
     if notebook is None:
         click.echo(context.get_help())
         return
@@ -42,14 +47,53 @@ def run(context, notebook, pairs, profile, anyway, wants_help):
             click.echo(f"  -p {name} {kind.upper()}".ljust(34) + f"{text}  [{default}]")
         return
     parameters = choose_parameters(source, offered, profile, dict(pairs))
+    share = choose_part(source, part)
     if record.find_rank():
         run_beside(source, parameters)
         return
     check_room(profile, [source], parameters, anyway=anyway)
-    output = record.run_directory(profile, source.stem) / f"{source.stem}.ipynb"
+    folder = record.run_directory(profile, source.stem)
+    if share:
+        run_part(source, folder / "parts" / f"{share[0]}of{share[1]}.ipynb", parameters)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    execute(source, folder / f"{source.stem}.ipynb", parameters)
+    click.echo(f"Wrote {folder}")
+
+
+def choose_part(source: Path, given: str | None) -> tuple[int, int] | None:
+    """Return the part of the benchmark that was asked for, by --part or $SCBERT_PART, checked; None for the whole."""
+    if given is not None:
+        os.environ["SCBERT_PART"] = given or "nothing"  # inherited by the kernel
+    try:
+        part = record.find_part()
+    except ValueError as error:
+        raise click.ClickException(f"{error} Nothing was run.") from None
+    if part is None:
+        return None
+    from . import preflight
+
+    if not preflight.has_benchmark(source):
+        raise click.ClickException(f"{source.stem} has no benchmark to share out: leave out --part. Nothing was run.")
+    if record.count_processes() > 1:
+        raise click.ClickException(
+            "A part is a single process: start it without torchrun, or by srun --ntasks 1. Nothing was run."
+        )
+    return part
+
+
+def run_part(source: Path, output: Path, parameters: dict) -> None:
+    """Run a notebook until its part of the benchmark is computed, and say so in a file beside `output`, for Snakemake."""
+    done = output.with_suffix(".done")
+    done.unlink(missing_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    execute(source, output, parameters)
-    click.echo(f"Wrote {output.parent}")
+    message = execute(source, output, parameters)
+    if message is None:
+        raise click.ClickException(
+            f"{source.stem} ran to its end without a benchmark to share out: run it without --part. Nothing is lost."
+        )
+    record.write_text(done, f"{message}\n")
+    click.echo(message)
 
 
 def run_beside(source: Path, parameters: dict) -> None:
@@ -62,7 +106,7 @@ def run_beside(source: Path, parameters: dict) -> None:
         execute(source, Path(folder) / source.name, parameters, progress=False)
 
 
-def check_room(profile, notebooks=None, parameters=None, *, jobs=1, anyway=False):
+def check_room(profile, notebooks=None, parameters=None, *, jobs=1, parts=1, anyway=False):
     """Print what is needed, but for a demo, and stop in a sentence if this machine is short of it."""
     from . import preflight
 
@@ -72,7 +116,7 @@ def check_room(profile, notebooks=None, parameters=None, *, jobs=1, anyway=False
         raise click.ClickException(str(error)) from None
     if profile != "demo" or notebooks is None:
         click.echo(preflight.describe_needs(needs))
-    shortages = preflight.find_shortages(needs, profile, jobs=jobs)
+    shortages = preflight.find_shortages(needs, profile, jobs=jobs, parts=parts)
     if shortages and not anyway:
         raise click.ClickException(" ".join([*shortages, "Nothing was run; --anyway runs it all the same."]))
 
@@ -80,10 +124,11 @@ def check_room(profile, notebooks=None, parameters=None, *, jobs=1, anyway=False
 @main.command()
 @click.option("--profile", default="demo", show_default=True, help="demo, small or paper.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Notebooks that run at once.")
+@click.option("--parts", type=click.IntRange(1), default=1, show_default=True, help="Shares of a benchmark.")
 @click.option("--anyway", is_flag=True, help="Only list; do not fail where something is short.")
-def preflight(profile, jobs, anyway):
+def preflight(profile, jobs, parts, anyway):
     """List what the notebooks of a profile need, and compare it with what this machine has."""
-    check_room(profile, jobs=jobs, anyway=anyway)
+    check_room(profile, jobs=jobs, parts=parts, anyway=anyway)
 
 
 def find_notebook(name: str) -> Path:
@@ -143,12 +188,16 @@ def parse_value(name: str, value, kind: str):
         ) from None
 
 
-def execute(source: Path, output: Path, parameters: dict, progress: bool = True) -> None:
-    """Run a notebook from the caller's folder; what was executed stands in `output`, also after an error."""
+def execute(source: Path, output: Path, parameters: dict, progress: bool = True) -> str | None:
+    """Run a notebook from the caller's folder; what was executed stands in `output`, also after an error.
+
+    Returns what a part of a benchmark said when it was done; None if the notebook ran to its end.
+    """
     import nbformat
     import papermill
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+    message = None
     try:
         papermill.execute_notebook(
             str(source), str(output), parameters, kernel_name="python3",
@@ -156,14 +205,20 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
             extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        kept = "" if record.find_rank() else f"\nAs far as it came: {output}"
-        raise click.ClickException(
-            f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}{kept}"
-        ) from None
+        if not (error.ename == record.PartDone.__name__ and record.find_part()):
+            kept = "" if record.find_rank() else f"\nAs far as it came: {output}"
+            raise click.ClickException(
+                f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}{kept}"
+            ) from None
+        message = error.evalue
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(
         nbformat.read(output, as_version=4), {}
     )  # finished bars only
+    if message:  # papermill writes a warning above a cell that raised
+        marked = "papermill-error-cell-tag"
+        notebook.cells = [cell for cell in notebook.cells if marked not in cell.metadata.get("tags", ())]
     record.write_text(output, nbformat.writes(notebook))
+    return message
 
 
 @main.command()

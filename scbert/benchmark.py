@@ -1,12 +1,423 @@
-"""Each method on each split: the same cells for all."""
+"""Methods on splits: planned, computed once, kept, continued, and shared out to several processes."""
 
-from collections.abc import Callable
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import shutil
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import NamedTuple
 
 import anndata
+import numpy as np
 import pandas as pd
+import psutil
+import torch
+from scipy import stats
+from tqdm import tqdm
 
-from .protocols import Split, check_disjoint, stratified_splits
+from . import record
+from .evaluate import accuracy, macro_f1
+from .genes import choose_genes
+from .preprocess import tokenize
+from .protocols import Parts, Split, check_disjoint, find_unseen, stratified_splits
 from .recipe import Recipe
+
+# What a method's result depends on besides its own source: a change there makes kept results void.
+CODE = ("genes", "preprocess")
+CODE_OF_SCBERT = ("attention", "cells", "model", "prefix", "recipe", "train")
+
+
+class Job(NamedTuple):
+    """One method on one split of one data set."""
+
+    data: str
+    adata: anndata.AnnData
+    genes: str | tuple[str, ...]
+    n_bins: int
+    split: Split
+    method: str
+    fit: Callable
+    label_key: str
+    seed: int
+    identity: str
+    """What the result depends on, hashed: the name of its file."""
+    cell_steps: int
+    """Training cells that pass through a network at most; 0 for other methods."""
+
+
+def plan(
+    adata: anndata.AnnData,
+    splits: Sequence[Split],
+    methods: dict[str, Callable],
+    *,
+    data: str,
+    label_key: str = "cell_type",
+    genes: str | Sequence[str] = "all",
+    n_bins: int = 5,
+    seed: int = 0,
+) -> list[Job]:
+    """Return one job for each split and method, the methods of a split together.
+
+    Parameters
+    ----------
+    adata
+        Counts of all cells of the splits.
+    splits
+        From `scbert.protocols`.
+    methods
+        Name -> ``fit(train, validation, label_key=, seed=)``, see `scbert.methods`; `functools.partial` carries options.
+    data
+        The name under which results are reported.
+    genes
+        Names, in the order of the model; or a choice of `scbert.genes.choose_genes`, made on each split's training and
+        validation cells.
+    seed
+        Of a split's trainings, plus its repeat.
+
+    Raises
+    ------
+    ValueError
+        A cell on two sides of a split.
+    """
+    labels = adata.obs[label_key].astype(str)
+    genes = genes if isinstance(genes, str) else tuple(genes)
+    adata_hash = record.hash_data(adata)
+    described = {name: describe_method(fit) for name, fit in methods.items()}
+    jobs = []
+    for split in splits:
+        parts = (split.train, split.validation, split.test)
+        check_disjoint(*parts)
+        cells = hashlib.sha256(repr([list(labels[part].items()) for part in parts]).encode()).hexdigest()
+        for name, fit in methods.items():
+            own_seed = seed + split.repeat
+            what = repr((adata_hash, cells, genes, n_bins, described[name], own_seed))
+            identity = hashlib.sha256(what.encode()).hexdigest()[:24]
+            steps = count_cell_steps(fit, len(split.train))
+            jobs.append(Job(data, adata, genes, n_bins, split, name, fit, label_key, own_seed, identity, steps))
+    return jobs
+
+
+def count_cell_steps(fit: Callable, n_cells: int) -> int:
+    """Return how many cells pass through a network at most while a method trains on `n_cells`; 0 if it has no epochs."""
+    options = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
+    if callable(options.get("fit")):
+        return count_cell_steps(options["fit"], n_cells)
+    if "n_epochs" not in options:
+        return 0
+    steps_an_epoch = math.ceil(n_cells / options["batch_size"])
+    n_epochs = max(options["n_epochs"], math.ceil(options["min_steps"] / steps_an_epoch))
+    return n_cells * (n_epochs + options["pretrain_epochs"])
+
+
+def describe_method(fit: Callable) -> str:
+    """Return all that a method's results depend on: its source and options, weights by their hash, versions of packages."""
+    if isinstance(fit, functools.partial):
+        own = {key: value for key, value in sorted(fit.keywords.items()) if key not in ("checkpoints", "progress")}
+        return f"{describe_method(fit.func)} {[(key, _describe(value)) for key, value in own.items()]}"
+    source, home = inspect.getsource(fit), vars(inspect.getmodule(fit))
+    helpers = [
+        part for name, part in home.items() if name.startswith("_") and inspect.isfunction(part) and name in source
+    ]
+    modules = CODE + (CODE_OF_SCBERT if "encoder" in inspect.signature(fit).parameters else ())
+    parts = [fit, *helpers, *(importlib.import_module(f"{__package__}.{name}") for name in modules)]
+    versions = [metadata.version(name) for name in ("torch", "scikit-learn", "numpy")]
+    return f"{fit.__module__}.{fit.__qualname__} {hash_code(*map(inspect.getsource, parts))} {versions}"
+
+
+def _describe(value):
+    if isinstance(value, torch.nn.Module):
+        digest = hashlib.sha256()
+        for name, tensor in value.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        return f"{value.config} {digest.hexdigest()}"
+    return describe_method(value) if callable(value) else repr(value)
+
+
+def hash_code(*sources: str) -> str:
+    """Return a hash of what Python sources do: comments, layout and docstrings do not count."""
+    digest = hashlib.sha256()
+    for source in sources:
+        tree = ast.parse(textwrap.dedent(source))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [part for part in body if not _is_docstring(part)]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def _is_docstring(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def run(jobs: Sequence[Job], run: record.Run, *, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compute the jobs that have no result yet, and return the results of all.
+
+    A result is a file of the folder ``jobs`` of the run, named by all that it depends on: what was done is not done
+    again, after an interruption or beside new jobs, and what depends on a changed parameter is. Under ``scbert run
+    --part 2/8`` only a share of the jobs is computed.
+
+    Parameters
+    ----------
+    jobs
+        From `plan`, of any number of data sets and protocols.
+    run
+        The notebook's run.
+    progress
+        Say how long it may take, and show a progress bar.
+
+    Returns
+    -------
+    Predictions, a row a job and test cell: data, protocol, repeat, fold, method, cell, truth, predicted, confidence, and
+    seen (some training cell has its true label).
+    Costs, a row a job: data, protocol, repeat, fold, method, training_cells, seconds, cpu_seconds, memory_mb (most that the
+    process took beyond what it held, sampled 50 times a second), cell_steps, chosen (on validation cells), accuracy and macro_f1 on
+    validation cells and on test cells whose label was seen.
+
+    Raises
+    ------
+    RuntimeError
+        Jobs failed, each named with its reason; the results of all others are kept.
+    scbert.record.PartDone
+        In a part, when its share is done.
+    """
+    folder = run.path("jobs")
+    part = record.find_part()
+    mine = list(jobs) if part is None else share_out(jobs, *part)
+    missing = [job for job in mine if not _file(folder, job).exists()]
+    _announce(jobs, mine, missing, progress)
+    failed = _compute(missing, run, progress)
+    if failed:
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise RuntimeError(
+            f"{len(failed)} of {len(missing)} jobs failed; all others are kept, and the same command tries these again. "
+            f"{'; '.join(failed[:3])}{more}"
+        )
+    if part is not None:
+        raise record.PartDone(f"Part {part[0]}/{part[1]} is done: {len(mine)} jobs, {len(missing)} of them computed.")
+    results = [json.loads(_file(folder, job).read_text()) for job in jobs]
+    here = {job.identity for job in missing}
+    run.earlier_seconds += sum(
+        done["seconds"] for job, done in zip(jobs, results, strict=True) if job.identity not in here
+    )
+    return _gather(jobs, results)
+
+
+def share_out(jobs: Sequence[Job], part: int, n_parts: int) -> list[Job]:
+    """Return the jobs of one part, from 1: the largest first, each to the part that has least; a split's data may repeat."""
+    loads, mine = [0.0] * n_parts, []
+    for job in sorted(jobs, key=lambda job: (-_weight(job), job.identity)):
+        least = loads.index(min(loads))
+        loads[least] += _weight(job)
+        if least == part - 1:
+            mine.append(job)
+    order = {job.identity: number for number, job in enumerate(jobs)}
+    return sorted(mine, key=lambda job: order[job.identity])
+
+
+def _weight(job):
+    """Return a job's size for the progress bar, in cells: those that pass a network, or those that train."""
+    return job.cell_steps or len(job.split.train)
+
+
+def _file(folder, job):
+    return folder / f"{job.identity}.json"
+
+
+def _announce(jobs, mine, missing, progress):
+    share = "" if len(mine) == len(jobs) else f", {len(mine)} of them this part's"
+    print(f"{len(jobs)} jobs (method x split){share}; {len(mine) - len(missing)} are there, {len(missing)} to compute")
+    trained = [job for job in missing if "n_epochs" in inspect.signature(job.fit).parameters]
+    if trained and progress:
+        steps = sum(job.cell_steps for job in missing)
+        minutes = steps * _time_cell(max(trained, key=lambda job: job.cell_steps)) / 60
+        print(
+            f"scBERT: at most {steps:,} cell-steps, about {minutes:.1f} minutes at this machine's pace; others: seconds each"
+        )
+
+
+def _time_cell(job):
+    """Return seconds of training a cell: one epoch over up to 64 training cells, after another that warms up."""
+    prepared = _prepare(job)
+    train, validation = (
+        prepared[
+            pd.Series(cells).groupby(prepared.obs.loc[cells, job.label_key].astype(str).to_numpy()).head(8)[:64]
+        ].copy()
+        for cells in (job.split.train, job.split.validation)
+    )
+    known = validation.obs[job.label_key].isin(set(train.obs[job.label_key]))
+    options = {"n_epochs": 1, "pretrain_epochs": 0, "min_steps": 0, "progress": False}
+    seconds = []
+    for _ in range(2):
+        start = time.monotonic()
+        job.fit(train, validation[known.to_numpy()].copy(), label_key=job.label_key, seed=0, **options)
+        seconds.append(time.monotonic() - start)
+    return min(seconds) / train.n_obs
+
+
+def _compute(jobs, run, progress):
+    """Compute jobs, each kept as soon as it is there; return those that failed, in words."""
+    failed, last, prepared = [], None, None
+    bar = tqdm(
+        total=sum(map(_weight, jobs)), unit="cell", desc="jobs", mininterval=1, disable=not progress, file=sys.stdout
+    )
+    with bar:
+        for job in jobs:
+            bar.set_postfix_str(f"{job.data} {job.split.protocol} {job.method}".replace("  ", " "), refresh=False)
+            try:
+                if (key := (id(job.adata), id(job.split), job.genes, job.n_bins)) != last:
+                    prepared, last = _prepare(job), key
+                done = _compute_job(job, prepared, run.path("checkpoints"))
+                record.write_text(_file(run.path("jobs"), job), json.dumps(done) + "\n")
+            except Exception as error:  # all other jobs of a long night are computed all the same
+                reason = f"{type(error).__name__}: {record.first_line(error)}"
+                failed.append(f"{job.method} on {job.data} {job.split.protocol}, repeat {job.split.repeat}: {reason}")
+            bar.update(_weight(job))
+    return failed
+
+
+def _prepare(job):
+    """Return the cells of a split with the genes that its methods read, tokenized."""
+    split = job.split
+    adata = job.adata[np.concatenate([split.train, split.validation, split.test])]
+    genes = job.genes
+    if isinstance(genes, str):
+        genes = choose_genes(adata[: len(split.train) + len(split.validation)], genes)
+    return tokenize(adata.copy(), genes=list(genes), n_bins=job.n_bins)
+
+
+def _compute_job(job, prepared, checkpoints):
+    """Train and predict; return what is kept of it."""
+    train, validation, test = (prepared[list(cells)].copy() for cells in job.split[-3:])
+    offered = inspect.signature(job.fit).parameters
+    options = {"checkpoints": checkpoints / job.identity} if "checkpoints" in offered else {}
+    options |= {"progress": False} if "progress" in offered else {}
+    with watch_memory() as memory:
+        start, cpu_start = time.monotonic(), time.process_time()
+        predict = job.fit(train, validation, label_key=job.label_key, seed=job.seed, **options)
+        rows = predict_cells(job.method, predict, test, label_key=job.label_key)
+        seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
+    chosen_by = predict_cells(job.method, predict, validation, label_key=job.label_key)
+    labels = sorted(set(rows["predicted"]))
+    seen = rows[~find_unseen(job.adata, job.split, job.label_key)]
+    done = {
+        "data": job.data, "protocol": job.split.protocol, "repeat": job.split.repeat, "fold": job.split.fold,
+        "method": job.method, "training_cells": train.n_obs, "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu_seconds, 3), "memory_mb": round(memory["peak_mb"], 1),
+        "cell_steps": int(getattr(predict, "cell_steps", 0)), "chosen": getattr(predict, "chosen", ""),
+    }  # fmt: skip
+    for name, cells in (("validation", chosen_by), ("test", seen)):
+        truth, predicted = cells["truth"].to_numpy(), cells["predicted"].to_numpy()
+        done[f"{name}_accuracy"] = float(accuracy(truth, predicted)) if len(cells) else None
+        done[f"{name}_macro_f1"] = float(macro_f1(truth, predicted)) if len(cells) else None
+    shutil.rmtree(checkpoints / job.identity, ignore_errors=True)
+    return done | {
+        "labels": labels,
+        "predicted": [int(number) for number in pd.Index(labels).get_indexer(rows["predicted"])],
+        "confidence": [round(float(value), 4) for value in rows["confidence"]],
+    }
+
+
+@contextlib.contextmanager
+def watch_memory():
+    """Yield a dict whose "peak_mb" is, afterwards, the most memory the process took beyond what it held before."""
+    process, peak, stop = psutil.Process(), {"peak_mb": 0.0}, threading.Event()
+    before = process.memory_info().rss
+
+    def sample():
+        while True:
+            peak["peak_mb"] = max(peak["peak_mb"], (process.memory_info().rss - before) / 2**20)
+            if stop.wait(0.02):
+                return
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _gather(jobs, results):
+    """Return the predictions and costs of all jobs."""
+    predictions, costs = [], []
+    for job, done in zip(jobs, results, strict=True):
+        own = {"data": job.data, "protocol": job.split.protocol, "repeat": job.split.repeat, "fold": job.split.fold,
+               "method": job.method}  # fmt: skip
+        truth = job.adata.obs.loc[list(job.split.test), job.label_key].astype(str).to_numpy()
+        predictions.append(
+            pd.DataFrame(
+                own
+                | {
+                    "cell": job.split.test,
+                    "truth": truth,
+                    "predicted": np.asarray(done["labels"], dtype=object)[done["predicted"]],
+                    "confidence": done["confidence"],
+                    "seen": ~find_unseen(job.adata, job.split, job.label_key),
+                }
+            )
+        )
+        kept = ("labels", "predicted", "confidence", *own)
+        costs.append(own | {key: value for key, value in done.items() if key not in kept})
+    return pd.concat(predictions, ignore_index=True), pd.DataFrame(costs)
+
+
+def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
+    """Return what each method took: medians a training, and sums over all jobs.
+
+    Parameters
+    ----------
+    costs
+        From `run`.
+    protocol
+        Whose trainings the medians are of; all if None.
+
+    Returns
+    -------
+    A row a method: seconds, cpu_seconds and memory_mb (medians a training), cpu_hours_in_all and cell_steps_in_all.
+    """
+    trainings = costs if protocol is None else costs[costs["protocol"] == protocol]
+    table = trainings.groupby("method", sort=False)[["seconds", "cpu_seconds", "memory_mb"]].median()
+    in_all = costs.assign(cpu_hours=costs["cpu_seconds"] / 3600).groupby("method")[["cpu_hours", "cell_steps"]].sum()
+    return table.join(in_all.add_suffix("_in_all"))
+
+
+def measure_optimism(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return how much better each method looks on the cells that chose among its fits than on test cells.
+
+    Parameters
+    ----------
+    costs
+        From `run`, of one protocol.
+
+    Returns
+    -------
+    A row for each method and metric, accuracy and macro_f1: mean over trainings of validation minus test score, low and
+    high (95 % by Student's t over trainings; lowest and highest of two), n (trainings).
+
+    The published code reports validation scores.
+    """
+    rows = []
+    for method, own in costs.groupby("method", sort=False):
+        for metric in ("accuracy", "macro_f1"):
+            difference = (own[f"validation_{metric}"] - own[f"test_{metric}"]).dropna()
+            n, mean = len(difference), difference.mean()
+            half = stats.t.ppf(0.975, n - 1) * difference.std() / math.sqrt(n) if n > 2 else np.ptp(difference) / 2
+            rows.append(
+                {"method": method, "metric": metric, "value": mean, "low": mean - half, "high": mean + half, "n": n}
+            )
+    return pd.DataFrame(rows).set_index(["method", "metric"])
 
 
 def cross_validate(
@@ -15,7 +426,7 @@ def cross_validate(
     *,
     label_key: str = "cell_type",
     n_folds: int = 5,
-    splits: list[Split] | None = None,
+    splits: list[Parts] | None = None,
     recipe: Recipe = Recipe(),
     seed: int = 0,
 ) -> pd.DataFrame:

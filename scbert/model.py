@@ -229,6 +229,10 @@ class ScBert(nn.Module):
             layer[0].fn.fast_attention.key_stabiliser = key_stabiliser
         self.config = replace(self.config, key_stabiliser=key_stabiliser)  # a bundle must remember it
 
+    def set_expressed_only(self, expressed_only: bool) -> None:
+        """Switch the mode, see `ScBertConfig.expressed_only`: weights of one have to be trained on in the other."""
+        self.config = replace(self.config, expressed_only=expressed_only)
+
     def encode(self, bins: torch.Tensor) -> torch.Tensor:
         """Encode expression tokens.
 

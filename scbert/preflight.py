@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +82,11 @@ def read_defaults(source: Path) -> dict:
                 with contextlib.suppress(ValueError, AttributeError):  # no literal, or no `name: type = value`
                     values[line.target.id] = ast.literal_eval(line.value)
     return values
+
+
+def has_benchmark(source: Path) -> bool:
+    """Say whether a notebook calls `scbert.benchmark.run`, whose jobs can be shared out over processes."""
+    return source.is_file() and "benchmark.run(" in source.read_text()
 
 
 def _read_yaml(path):
@@ -167,27 +173,32 @@ def _find_existing(folder):
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
-def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1) -> list[str]:
+def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: int = 1) -> list[str]:
     """Say in a sentence each what `list_needs` asks for and this machine has not; what is not known is not counted.
 
     Parameters
     ----------
     jobs
         Notebooks that run at once: the memory of the largest is added up.
+    parts
+        Processes that the jobs of each benchmark are shared out over; each holds what the notebook needs.
     """
     from .download import cache_directory, format_bytes
 
     wants_gpu = needs["gpu_memory_gb"].max() > 0
     free = measure_resources(profile, gpu=wants_gpu)
     found = []
+    folder = record.find_root() / "notebooks"
+    processes = [name for name in needs.index for _ in range(parts if has_benchmark(folder / f"{name}.ipynb") else 1)]
     remedies = {
         "memory_gb": ("memory", "close other programs, or take a larger machine or a smaller profile"),
         "gpu_memory_gb": ("GPU memory", "free the GPU, or take a larger one or a smaller profile"),
     }
     for column, (what, remedy) in remedies.items():
-        largest = needs[column].dropna().nlargest(jobs)
+        largest = needs.loc[processes, column].dropna().nlargest(jobs)
         if column in free and largest.sum() > free[column]:
-            names = " and ".join(f"{name} ({needs.loc[name, 'basis']})" for name in largest.index)
+            times = {name: f"{n} parts of {name}" if n > 1 else name for name, n in Counter(largest.index).items()}
+            names = " and ".join(f"{text} ({needs.loc[name, 'basis']})" for name, text in times.items())
             verb = "need" if len(largest) > 1 else "needs"
             there = f"{free[column]:.1f} GB are free" if free[column] else "there is none"
             found.append(f"{names} {verb} {largest.sum():.1f} GB of {what}, and {there}: {remedy}.")

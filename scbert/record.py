@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,33 @@ def count_processes() -> int:
 def find_rank() -> int:
     """Return the number of this process among those of `count_processes`."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) if count_processes() > 1 else 0
+
+
+class PartDone(Exception):
+    """What ends the notebook of a part of a benchmark: its share of the jobs is computed, as its one line says."""
+
+    def _render_traceback_(self):  # asked for by IPython: no traceback, since nothing failed
+        return [f"PartDone: {self}"]
+
+
+def find_part() -> tuple[int, int] | None:
+    """Return which part of a benchmark's jobs this process computes and of how many, from $SCBERT_PART; None if all.
+
+    (2, 8) for "2/8", the second of eight: `scbert run 04 --part 2/8`.
+
+    Raises
+    ------
+    ValueError
+        The variable is no such part.
+    """
+    text = os.environ.get("SCBERT_PART")
+    if not text:
+        return None
+    found = re.fullmatch("([0-9]+)/([0-9]+)", text)
+    part, n_parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= part <= n_parts:
+        raise ValueError(f"A part is written as 2/8 (the second of eight, at most 8/8), not {text!r}.")
+    return part, n_parts
 
 
 def run_directory(profile: str, notebook: str) -> Path:
@@ -111,7 +139,8 @@ class Run:
         ``globals()`` of the notebook: its annotated names, ``name: type = value``, are the parameters. ``profile``
         and ``seed`` must be among them.
 
-    It seeds Python, numpy and torch, and prints versions and device.
+    It seeds Python, numpy and torch, and prints versions and device. In a part of a benchmark (`find_part`) it leaves
+    the record as it is, since other parts run at the same time.
     """
 
     def __init__(self, notebook: str, namespace: dict):
@@ -122,10 +151,12 @@ class Run:
         self.profile, self.seed = self.parameters["profile"], self.parameters["seed"]
         self.directory = run_directory(self.profile, notebook)
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
+        if not find_part():
+            (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
         self.data, self.metrics, self.checks = {}, {}, []
         self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-        self.earlier_seconds = 0.0  # of an interrupted run that this one continues
+        self.earlier_seconds = 0.0  # of an interrupted run that this one continues, and of its parts
+        self.earlier_memory_mb = 0.0  # the most that one of their processes held
         self._start = time.monotonic()
         random.seed(self.seed)
         np.random.seed(self.seed)
@@ -162,6 +193,11 @@ class Run:
         if not np.isfinite(list(numbers.values())).all():
             raise ValueError(f"{name} is {numbers}: not a number to put on record.")
         self.metrics[name] = numbers | {"n": int(n), "unit": unit}
+
+    def note_scores(self, data: str, scores: pd.DataFrame) -> None:
+        """Put a table of `scbert.evaluate.score` on record, each number as ``<data>/<method>/<metric>``."""
+        for (method, metric), row in scores.iterrows():
+            self.note_metric(f"{data}/{method}/{metric}", *row[["value", "low", "high", "n"]])
 
     def write_card(self, title: str, licence: str = "", notes: Sequence[str] = ()) -> str:
         """Return a model card in markdown: data, parameters, notes, the metrics on record so far, licence.
@@ -234,10 +270,13 @@ class Run:
         return band["value"] - band["tolerance"], band["value"] + band["tolerance"]
 
     def finish(self) -> None:
-        """Write ``record.json`` and remove the checkpoints; raise an AssertionError if a check has failed."""
+        """Write ``record.json`` and remove the checkpoints, but in a part; raise an AssertionError if a check failed."""
         failed = [check["name"] for check in self.checks if not check["passed"]]
         if failed:  # a notebook's later cells may have been run all the same
             raise AssertionError(f"No record is written: {', '.join(failed)} failed.")
+        if find_part():
+            print("No record is written: this process was to compute a part of a benchmark.")
+            return
         record = {
             "notebook": self.notebook,
             "profile": self.profile,
@@ -247,7 +286,7 @@ class Run:
             "versions": self.versions,
             "data": self.data,
             "seconds": round(time.monotonic() - self._start + self.earlier_seconds, 1),
-            "peak_memory_mb": measure_peak_memory_mb(),
+            "peak_memory_mb": max(measure_peak_memory_mb(), self.earlier_memory_mb),
             "metrics": self.metrics,
             "checks": self.checks,
         }

@@ -147,6 +147,114 @@ def test_a_failing_notebook_says_where_and_why(scbert_cli, tmp_path):
     assert not (tmp_path / "seen.json").exists()
 
 
+# scbert run --part
+
+BENCHMARK = """
+from scbert import record
+from scbert.record import Run
+class benchmark:  # computes a job for each part, and fails where the fast ones are asked for
+    def run(jobs, run):
+        assert rate < 9, "too fast"
+        part = record.find_part()
+        record.write_text(run.path(f"jobs/{part}.json"), dataset)
+        if part and use_labels:
+            raise record.PartDone(f"part {part[0]}/{part[1]} is done: 1 jobs, 1 computed")
+run = Run("05_benchmark", globals())
+benchmark.run([], run)
+run.finish()
+"""
+EARLIER = '{"notebook": "05_benchmark", "parameters": {}, "seconds": 1, "peak_memory_mb": 1}'
+
+
+@pytest.fixture
+def benchmark(scbert_cli, tmp_path, monkeypatch):
+    """Add a notebook with a benchmark and a record of it; return its folder of results."""
+    for name in ("SCBERT_PART", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.setenv(name, "")  # and as it was, after the test
+    cells = [
+        nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(BENCHMARK),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks" / "05_benchmark.ipynb"
+    )
+    folder = tmp_path / "runs" / "demo" / "05_benchmark"
+    scbert.record.write_text(folder / "record.json", EARLIER)
+    return folder
+
+
+def test_a_part_computes_its_share_and_leaves_the_record_to_the_notebook(scbert_cli, benchmark):
+    code, output = scbert_cli("run", "05", "--part", "2/8", "-p", "dataset", "mine")
+    assert code == 0, output
+    message = "part 2/8 is done: 1 jobs, 1 computed\n"
+    assert output.endswith(message)
+    assert "Wrote" not in output
+    assert (benchmark / "parts" / "2of8.done").read_text() == message
+    assert (benchmark / "jobs" / "(2, 8).json").read_text() == "mine"
+    assert (benchmark / "record.json").read_text() == EARLIER
+    executed = nbformat.read(benchmark / "parts" / "2of8.ipynb", as_version=4)
+    assert [cell.cell_type for cell in executed.cells] == ["code"] * 3  # and no warning above them
+    assert executed.cells[-1].outputs[-1].traceback == [f"PartDone: {message.strip()}"]
+    assert not (benchmark / "05_benchmark.ipynb").exists()
+
+
+def test_a_part_that_fails_says_so_and_is_not_done(scbert_cli, benchmark):
+    scbert.record.write_text(benchmark / "parts" / "2of8.done", "of an earlier run")
+    code, output = scbert_cli("run", "05", "--part", "2/8", "-p", "rate", "9")
+    assert code == 1
+    assert "05_benchmark stopped at cell 3: AssertionError: too fast" in output
+    assert str(benchmark / "parts" / "2of8.ipynb") in output
+    assert not (benchmark / "parts" / "2of8.done").exists()
+    assert (benchmark / "record.json").read_text() == EARLIER
+
+
+def test_a_part_that_runs_to_the_end_of_its_notebook_is_an_error_and_leaves_the_record(scbert_cli, benchmark):
+    code, output = scbert_cli("run", "05", "--part", "2/8", "-p", "use_labels", "false")
+    assert code == 1
+    assert "Error: 05_benchmark ran to its end without a benchmark to share out: run it without --part." in output
+    assert not (benchmark / "parts" / "2of8.done").exists()
+    assert (benchmark / "record.json").read_text() == EARLIER
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["05", "--part", "9/8"], "A part is written as 2/8 (the second of eight, at most 8/8), not '9/8'. Nothing"),
+        (["05", "--part", ""], "A part is written as 2/8 (the second of eight, at most 8/8), not 'nothing'. Nothing"),
+        (["03", "--part", "1/2"], "03_test has no benchmark to share out: leave out --part. Nothing was run."),
+        (["05", "--part", "1/2", "-p", "epochs", "2"], "05_benchmark has no parameter epochs."),
+        (["05", "--part", "1/2", "--profile", "small"], "05_benchmark has no small profile yet"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused_before_anything_runs(scbert_cli, benchmark, words, message):
+    code, output = scbert_cli("run", *words)
+    assert code == 1
+    assert message in output
+    assert [path.name for path in benchmark.rglob("*")] == ["record.json"]
+
+
+def test_parts_are_not_started_as_processes_of_one_training(scbert_cli, benchmark, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "3")
+    code, output = scbert_cli("run", "05", "--part", "4/8")
+    assert code == 1
+    assert "A part is a single process: start it without torchrun, or by srun --ntasks 1. Nothing was run." in output
+
+
+def test_preflight_counts_the_parts_that_run_at_once(scbert_cli, benchmark, short_of_memory, tmp_path):
+    profiles = tmp_path / "notebooks" / "profiles"
+    (profiles / "small.yaml").write_text("03_test: {}\n05_benchmark: {}\n")
+    (profiles / "needs.yaml").write_text("small:\n  03_test: {memory_gb: 0.01}\n  05_benchmark: {memory_gb: 0.04}\n")
+    assert scbert_cli("preflight", "--profile", "small", "--jobs", "3")[0] == 0
+    assert scbert_cli("preflight", "--profile", "small", "--jobs", "2", "--parts", "8")[0] == 0
+    code, output = scbert_cli("preflight", "--profile", "small", "--jobs", "3", "--parts", "8")
+    assert code == 1
+    assert "Error: 3 parts of 05_benchmark (not known) need 0.1 GB of memory, and 0.1 GB are free" in output
+    code, output = scbert_cli("preflight", "--profile", "small", "--jobs", "9", "--parts", "2")
+    assert code == 0
+
+
 # scbert annotate
 
 

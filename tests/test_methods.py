@@ -1,18 +1,39 @@
 """Methods that behave: they learn what can be learnt and nothing else."""
 
+import logging
+import warnings
 from functools import partial
+from importlib.util import find_spec
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 
 import scbert
 from scbert import methods
+
+METHODS = ["logistic_regression", "nearest_centroid", "celltypist", "singler", "scanvi"]
+ODD = {"B": "B/plasma | 50 %", "Monocyte": " CD14+ 'mono', naïve", "T/NK": "_1.0"}
 
 
 @pytest.fixture
 def parts(make_cells):
     """Training, validation and test cells of labels that are easily told apart."""
     return [scbert.preprocess.tokenize(make_cells(n, seed=seed)) for seed, n in enumerate((60, 24, 30))]
+
+
+@pytest.fixture(params=METHODS)
+def fit(request):
+    """Each method that learns; CI has none of the optional packages."""
+    module, package, _ = methods.NEEDS.get(request.param, ("sklearn", "scikit-learn", ""))
+    if find_spec(module) is None:
+        pytest.skip(f"{package} is not installed")
+    options = {
+        "logistic_regression": {"strengths": (0.1, 1.0)},
+        "scanvi": {"max_epochs": (30, 30)},
+    }.get(request.param, {})
+    return partial(methods.FITS[request.param], label_key="cell_type", **options)
 
 
 def accuracy_of(predict, adata):
@@ -40,12 +61,303 @@ def test_logistic_regression_learns_labels_that_can_be_told_apart(parts):
     assert predict.chosen.split(", C=")[0] in ("l1", "l2")
 
 
-def test_logistic_regression_does_not_learn_labels_drawn_by_lot(parts):
-    for adata in parts:
-        adata.obs["cell_type"] = np.random.default_rng(0).permutation(adata.obs["cell_type"].to_numpy())
+def test_each_method_learns_labels_that_can_be_told_apart(parts, fit):
     train, validation, test = parts
-    predict = methods.fit_logistic_regression(train, validation, label_key="cell_type", strengths=(0.1,))
-    assert accuracy_of(predict, test) < 0.6
+    probabilities = fit(train, validation)(test)
+    assert list(probabilities.columns) == ["B", "Monocyte", "T/NK"]
+    assert list(probabilities.index) == list(test.obs_names)
+    assert (probabilities.idxmax(axis=1).to_numpy() == test.obs["cell_type"].to_numpy()).mean() > 0.9
+
+
+def test_no_method_learns_labels_drawn_by_lot(make_cells, fit):
+    parts = [scbert.preprocess.tokenize(make_cells(n, seed=seed)) for seed, n in enumerate((60, 24, 150))]
+    for seed, adata in enumerate(parts):
+        adata.obs["cell_type"] = np.random.default_rng(seed).permutation(adata.obs["cell_type"].to_numpy())
+    train, validation, test = parts
+    assert 0.2 < accuracy_of(fit(train, validation), test) < 0.47  # a third, and 3.5 standard errors
+
+
+def test_probabilities_of_each_method_are_some_and_sum_to_one_even_of_a_cell_without_counts(parts, fit):
+    train, validation, test = parts
+    test.X = test.X.toarray() * (np.arange(30) != 3)[:, None]
+    probabilities = fit(train, validation)(test).to_numpy()
+    assert (probabilities >= 0).all()
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(30), abs=1e-9)
+
+
+def test_each_method_comes_to_the_same_probabilities_with_the_same_seed(parts, fit):
+    train, validation, test = parts
+    first = fit(train.copy(), validation, seed=3)(test)
+    np.random.random(5)
+    pd.testing.assert_frame_equal(first, fit(train, validation, seed=3)(test))
+
+
+def test_each_method_leaves_the_cells_it_is_given_as_they_were(parts, fit):
+    train, validation, test = parts
+    before = [adata.copy() for adata in parts]
+    fit(train, validation)(test)
+    for adata, was in zip(parts, before, strict=True):
+        pd.testing.assert_frame_equal(adata.obs, was.obs)
+        assert (adata.X != was.X).nnz == 0
+        assert list(adata.uns) == list(was.uns)
+        assert list(adata.var) == list(was.var)
+
+
+def test_each_method_still_names_a_label_that_no_validation_cell_has(parts, fit):
+    train, validation, test = parts
+    predict = fit(train, validation[(validation.obs["cell_type"] != "B").to_numpy()].copy())
+    assert accuracy_of(predict, test) > 0.9
+
+
+def test_each_method_can_do_with_a_single_training_cell_of_a_label(parts, fit):
+    train, validation, test = parts
+    is_b = (train.obs["cell_type"] == "B").to_numpy()
+    probabilities = fit(train[~is_b | (is_b.cumsum() == 1)].copy(), validation)(test)
+    assert list(probabilities.columns) == ["B", "Monocyte", "T/NK"]
+    known = (test.obs["cell_type"] != "B").to_numpy()
+    guess = probabilities.idxmax(axis=1).to_numpy()
+    assert (guess == test.obs["cell_type"].to_numpy())[known].mean() > 0.8
+
+
+def test_each_method_can_do_with_a_gene_that_only_test_cells_express(parts, fit):
+    train, validation, test = parts
+    for adata in (train, validation):
+        adata.X = adata.X.toarray() * (np.arange(24) != 7)
+    assert accuracy_of(fit(train, validation), test) > 0.9
+
+
+def test_each_method_gives_labels_with_odd_characters_back_as_they_are(parts, fit):
+    for adata in parts:
+        adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).map(ODD)
+    train, validation, test = parts
+    probabilities = fit(train, validation)(test)
+    assert list(probabilities.columns) == sorted(ODD.values())
+    assert (probabilities.idxmax(axis=1).to_numpy() == test.obs["cell_type"].to_numpy()).mean() > 0.9
+
+
+def test_each_method_tells_two_labels_apart(parts, fit):
+    train, validation, test = (adata[(adata.obs["cell_type"] != "B").to_numpy()].copy() for adata in parts)
+    predict = fit(train, validation)
+    assert list(predict(test).columns) == ["Monocyte", "T/NK"]
+    assert accuracy_of(predict, test) > 0.9
+
+
+def test_each_method_says_what_is_wrong_with_labels(parts, fit):
+    train, validation, _ = parts
+    with pytest.raises(ValueError, match="The training set has no column 'celltype' in obs"):
+        fit(train, validation, label_key="celltype")
+    with pytest.raises(ValueError, match=r"has one value only \(B\): there is nothing to tell apart"):
+        fit(train[(train.obs["cell_type"] == "B").to_numpy()], validation)
+
+
+@pytest.mark.parametrize("name", ["logistic_regression", "nearest_centroid"])
+def test_validation_cells_that_cannot_choose_are_refused(parts, name):
+    train, validation, _ = parts
+    fit = partial(methods.FITS[name], label_key="cell_type")
+    with pytest.raises(ValueError, match="Validation cells have labels that no training cell has: B"):
+        fit(train[(train.obs["cell_type"] != "B").to_numpy()], validation)
+    with pytest.raises(ValueError, match="There are no validation cells"):
+        fit(train, validation[:0])
+
+
+def test_balanced_logistic_regression_finds_more_of_the_rare_label(make_cells):
+    train, validation, test = (make_cells(n, seed=seed, labels=("rare", "common")) for seed, n in enumerate((80,) * 3))
+    for adata in (train, validation, test):
+        adata.X = np.random.default_rng(0).binomial(adata.X.toarray().astype(int), 0.05)  # hard to tell apart
+    train = train[(train.obs["cell_type"] == "common").to_numpy() | (np.arange(80) < 16)]
+    for penalty in ("l1", "l2"):
+        fit = partial(
+            methods.fit_logistic_regression, train, validation, label_key="cell_type", penalties=[penalty],
+            strengths=[0.1],
+        )  # fmt: skip
+        found = [(fit(class_weight=weight)(test).idxmax(axis=1) == "rare").sum() for weight in (None, "balanced")]
+        assert found[0] < 0.6 * found[1]
+
+
+def test_nearest_centroid_measures_the_cosine_with_the_mean_profile(parts):
+    train, validation, test = parts
+    predict = methods.fit_nearest_centroid(train, validation, label_key="cell_type", temperatures=[0.1])
+    x, label = np.log1p(train.X.toarray() * 5.0, dtype=np.float64), train.obs["cell_type"].to_numpy()
+    cell = np.log1p(test.X[0].toarray().ravel() * 5.0, dtype=np.float64)
+    means = [x[label == name].mean(0) for name in ("B", "Monocyte", "T/NK")]
+    cosines = np.array([cell @ mean / np.linalg.norm(cell) / np.linalg.norm(mean) for mean in means])
+    expected = np.exp(cosines / 0.1) / np.exp(cosines / 0.1).sum()
+    assert predict(test).iloc[0].to_numpy() == pytest.approx(expected)
+
+
+def test_the_temperature_is_the_one_of_least_log_loss_on_validation_cells(parts):
+    train, validation, test = parts
+    fit = partial(methods.fit_nearest_centroid, train, validation, label_key="cell_type")
+    column = pd.Index(["B", "Monocyte", "T/NK"]).get_indexer(validation.obs["cell_type"])
+    losses, labels = {}, []
+    for temperature in methods.TEMPERATURES:
+        predict = fit(temperatures=[temperature])
+        losses[temperature] = -np.log(predict(validation).to_numpy()[np.arange(24), column]).mean()
+        labels.append(list(predict(test).idxmax(axis=1)))
+    assert fit().chosen == f"temperature={min(losses, key=losses.get)}"
+    assert fit(temperatures=methods.TEMPERATURES[::-1]).chosen == fit().chosen
+    assert all(other == labels[0] for other in labels)  # it moves no cell to another label
+
+
+def test_labels_drawn_by_lot_choose_the_temperature_that_is_least_sure(parts):
+    train, validation, _ = parts
+    validation.obs["cell_type"] = np.random.default_rng(0).permutation(validation.obs["cell_type"].to_numpy())
+    predict = methods.fit_nearest_centroid(train, validation, label_key="cell_type")
+    assert predict.chosen == "temperature=1"
+
+
+def test_celltypist_is_celltypists_own_model_with_probabilities_that_share_one(parts):
+    pytest.importorskip("celltypist")
+    import celltypist
+
+    train, validation, test = parts
+    predict = methods.fit_celltypist(train, validation, label_key="cell_type")
+    cells = [anndata.AnnData(np.log1p(adata.X.toarray() * 5), adata.obs[["cell_type"]]) for adata in (train, test)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = celltypist.train(cells[0], labels="cell_type", check_expression=False, random_state=0)
+        own = celltypist.annotate(cells[1], model=model).probability_matrix
+    assert predict(test).to_numpy() == pytest.approx(own.div(own.sum(axis=1), axis=0).to_numpy(), abs=1e-4)
+
+
+def test_the_most_probable_label_is_singlers_own_after_fine_tuning(make_cells):
+    singler = pytest.importorskip("singler")
+    train, validation, test = (make_cells(n, n_genes=60, seed=seed) for seed, n in enumerate((60, 24, 200)))
+    for adata in (train, validation, test):
+        adata.X = np.random.default_rng(0).binomial(adata.X.toarray().astype(int), 0.15).astype(float)
+    predict = methods.fit_singler(train, validation, label_key="cell_type")
+    x = [np.asfortranarray(scbert.preprocess.lognormalize(adata).toarray().T) for adata in (train, test)]
+    reference = singler.train_single(x[0], list(train.obs["cell_type"]), list(train.var_names))
+    result = singler.classify_single(x[1], reference)
+    scores = np.column_stack([result["scores"][label] for label in reference.labels])
+    first = np.array(list(reference.labels))[scores.argmax(1)]
+    assert (first != np.array(list(result["best"]))).any()  # fine-tuning changes some
+    assert list(predict(test).idxmax(axis=1)) == list(result["best"])
+
+
+def test_scanvi_refuses_fractional_counts(parts):
+    if find_spec("scvi") is None:
+        pytest.skip("scvi-tools is not installed")
+    train, validation, _ = parts
+    train.X = train.X * 0.5
+    with pytest.raises(ValueError, match="scANVI models whole counts, and X holds fractional values"):
+        methods.fit_scanvi(train, validation, label_key="cell_type")
+
+
+def test_a_package_that_is_not_installed_is_one_sentence_before_any_work(monkeypatch):
+    monkeypatch.setattr(methods, "find_spec", lambda name: None)
+    for name, package, extra in [
+        ("celltypist", "celltypist", "baselines"), ("singler", "singler", "baselines"), ("scanvi", "scvi-tools", "scvi"),
+    ]:  # fmt: skip
+        sentence = f"{package} is not installed: pip install -c requirements.lock 'scbert-companion[{extra}]'."
+        for call in (partial(methods.FITS[name], None, None, label_key=""), partial(methods.check_methods, [name])):
+            with pytest.raises(ValueError) as error:
+                call()
+            assert str(error.value) == sentence
+    methods.check_methods(["majority", "logistic_regression", "nearest_centroid"])
+
+
+def test_the_extras_named_for_a_missing_package_hold_it():
+    from importlib.metadata import requires
+
+    for _, package, extra in methods.NEEDS.values():
+        assert any(line.startswith(package) and f'extra == "{extra}"' in line for line in requires("scbert-companion"))
+
+
+def test_an_unknown_method_is_refused_with_those_there_are():
+    with pytest.raises(ValueError) as error:
+        methods.check_methods(["majority", "scbert", "svm"], also=["scbert"])
+    assert str(error.value) == (
+        "There is no method 'svm': choose from majority, logistic_regression, nearest_centroid, celltypist, singler, "
+        "scanvi, scbert."
+    )
+    with pytest.raises(ValueError, match="no method 'scbert'"):
+        methods.check_methods(["scbert"])
+
+
+def test_silencing_a_package_leaves_warnings_and_logging_of_others_alone():
+    root, own = logging.getLogger(), logging.getLogger("a_package")
+    before = root.level, list(root.handlers), own.level, list(warnings.filters)
+    with pytest.raises(KeyError), methods._silenced("a_package"):
+        assert not own.isEnabledFor(logging.WARNING)
+        root.setLevel(logging.DEBUG)
+        root.addHandler(logging.NullHandler())
+        warnings.simplefilter("ignore", UserWarning)
+        raise KeyError
+    assert (root.level, list(root.handlers), own.level, list(warnings.filters)) == before
+
+
+@pytest.fixture
+def uneven(make_cells):
+    """Tokenized cells: 20 B, 8 monocytes, 2 T/NK."""
+    cells = scbert.preprocess.tokenize(make_cells())
+    number = cells.obs.groupby("cell_type", observed=True).cumcount().to_numpy()
+    most = cells.obs["cell_type"].astype(str).map({"B": 20, "Monocyte": 8, "T/NK": 2}).to_numpy()
+    return cells[number < most].copy()
+
+
+def count_labels(adata):
+    return adata.obs["cell_type"].value_counts().to_dict()
+
+
+def test_subsampling_leaves_as_many_cells_of_each_label_as_the_smallest_has(uneven):
+    less = methods.rebalance(uneven, label_key="cell_type", how="subsample")
+    assert count_labels(less) == {"B": 2, "Monocyte": 2, "T/NK": 2}
+    assert less.obs_names.is_unique
+    assert (
+        (less.X != uneven[less.obs_names].X).nnz
+        == (less.layers["bins"] != uneven[less.obs_names].layers["bins"]).nnz
+        == 0
+    )
+    some = methods.rebalance(uneven, label_key="cell_type", how="subsample", size=5)
+    assert count_labels(some) == {"B": 5, "Monocyte": 5, "T/NK": 2}
+
+
+def test_oversampling_keeps_all_cells_and_draws_more_of_small_labels(uneven):
+    more = methods.rebalance(uneven, label_key="cell_type", how="oversample")
+    assert count_labels(more) == {"B": 20, "Monocyte": 20, "T/NK": 20}
+    assert list(more.obs_names[:30]) == list(uneven.obs_names)
+    assert more.obs_names.is_unique
+    origin = more.obs_names.str.replace(r"-copy\d+$", "", regex=True)
+    assert set(origin[30:]) <= set(uneven.obs_names[(uneven.obs["cell_type"] != "B").to_numpy()])
+    assert (more.X.toarray() == uneven[origin].X.toarray()).all()
+    assert (more.layers["bins"].toarray() == uneven[origin].layers["bins"].toarray()).all()
+    assert list(more.obs["n_counts"]) == [2000] * 60
+    some = methods.rebalance(uneven, label_key="cell_type", how="oversample", size=5)
+    assert count_labels(some) == {"B": 20, "Monocyte": 8, "T/NK": 5}
+
+
+@pytest.mark.parametrize("how", ["subsample", "oversample"])
+def test_the_seed_fixes_what_rebalancing_draws(uneven, how):
+    before = uneven.copy()
+    names = [list(methods.rebalance(uneven, label_key="cell_type", how=how, seed=seed).obs_names) for seed in (1, 1, 2)]
+    assert names[0] == names[1] != names[2]
+    pd.testing.assert_frame_equal(uneven.obs, before.obs)
+
+
+def test_rebalancing_says_what_it_cannot_do(uneven):
+    with pytest.raises(ValueError, match="how must be 'subsample' or 'oversample', not 'smote'"):
+        methods.rebalance(uneven, label_key="cell_type", how="smote")
+    with pytest.raises(ValueError, match="size must be at least 1, not 0"):
+        methods.rebalance(uneven, label_key="cell_type", how="subsample", size=0)
+    with pytest.raises(ValueError, match="The training set has no column 'label' in obs"):
+        methods.rebalance(uneven, label_key="label", how="subsample")
+
+
+@pytest.mark.parametrize(("how", "n_cells"), [("subsample", 6), ("oversample", 60)])
+def test_any_method_can_be_fitted_on_rebalanced_cells(uneven, more_cells, how, n_cells):
+    seen = []
+
+    def fit_spy(train, validation, *, label_key, seed):
+        seen.append((train.n_obs, count_labels(train).values(), validation, seed))
+        return methods.fit_nearest_centroid(train, validation, label_key=label_key, seed=seed)
+
+    fit = partial(methods.fit_rebalanced, fit=fit_spy, how=how)
+    predict = fit(uneven, more_cells, label_key="cell_type", seed=4)
+    assert predict.chosen.startswith("temperature=")
+    [(n_seen, counts, validation, seed)] = seen
+    assert (n_seen, len(set(counts)), seed) == (n_cells, 1, 4)
+    assert validation is more_cells
 
 
 @pytest.mark.parametrize("penalty", ["l1", "l2"])
@@ -94,3 +406,30 @@ def test_fit_scbert_continues_from_its_checkpoints(parts, config, tmp_path):
     first, again = fit().classifier.state_dict(), fit().classifier.state_dict()
     assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == ["finetune.pt", "pretrain.pt"]
     assert all((tensor == again[name]).all() for name, tensor in first.items())
+
+
+def test_fit_scbert_hands_its_options_to_finetune(parts, config):
+    train, validation, _ = parts
+    options = {
+        "n_epochs": 3, "patience": 2, "batch_size": 3, "accumulate": 5, "learning_rate": 3e-3, "progress": False
+    }  # fmt: skip
+    fit = partial(methods.fit_scbert, train, validation, label_key="cell_type", encoder=config, seed=1)
+    predict = fit(**options)
+    expected = scbert.finetune(
+        scbert.ScBert(config, seed=1), train, label_key="cell_type", validation=validation, seed=1, **options
+    )
+    assert all(
+        (tensor == predict.classifier.state_dict()[name]).all() for name, tensor in expected.state_dict().items()
+    )
+    pd.testing.assert_frame_equal(predict.history, expected.history)
+
+
+def test_fit_scbert_counts_the_cells_it_learnt_from(parts, config):
+    train, validation, _ = parts
+    fit = partial(
+        methods.fit_scbert, train, validation, label_key="cell_type", encoder=config, n_epochs=9, progress=False
+    )
+    stopped = fit(learning_rate=1e-12, patience=2, pretrain_epochs=1)  # no epoch is better than the first
+    assert len(stopped.history) == 3
+    assert stopped.cell_steps == 60 * (3 + 1)
+    assert fit(learning_rate=1e-12, patience=1).cell_steps == 60 * 2

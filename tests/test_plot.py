@@ -54,6 +54,111 @@ def test_scores_are_drawn_best_on_top_with_their_intervals():
         plot.scores(table, "macro_f1")
 
 
+def test_a_method_has_one_colour_and_marker_in_all_figures_and_no_two_share_both():
+    known = plot.style_methods(plot.STYLES)
+    assert plot.style_methods(["scbert"])["scbert"] == known["scbert"] == {"color": "#0173b2", "marker": "o"}
+    assert len({tuple(style.values()) for style in known.values()}) == len(known)
+    more = plot.style_methods(["own", "scbert", "other", "own"])
+    assert list(more) == ["own", "scbert", "other"]
+    assert len({style["color"] for style in [*known.values(), more["own"], more["other"]]}) == len(known) + 2
+
+
+def test_confusions_share_labels_and_scale_and_only_the_first_names_the_true_types():
+    rows = {"truth": ["a", "a", "b"] * 2, "predicted": ["a", "b", "b", "a", "a", "Unassigned"]}
+    predictions = pd.DataFrame({"method": ["x"] * 3 + ["own_one"] * 3} | rows)
+    axes = plot.confusions(predictions, ["own_one", "x"])
+    assert [ax.get_title() for ax in axes] == ["own one", "x"]
+    for ax in axes:
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["Unassigned", "a", "b"]
+        assert ax.collections[0].get_clim() == (0, 1)
+    np.testing.assert_allclose(axes[0].collections[0].get_array().reshape(2, 3), [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_allclose(axes[1].collections[0].get_array().reshape(2, 3), [[0, 0.5, 0.5], [0, 0, 1]])
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["a (2)", "b (1)"]
+    assert axes[1].get_yticklabels() == []
+    assert len(axes[0].figure.axes) == 3  # one colour bar
+
+
+def test_boxes_show_every_training_in_a_panel_a_data_set_best_on_top():
+    table = pd.DataFrame({"data": ["one"] * 6 + ["two"] * 2, "method": ["low", "scbert"] * 4})
+    table["macro_f1"] = [0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6]
+    left, right = plot.boxes(table, "macro_f1")
+    assert [label.get_text() for label in left.get_yticklabels()] == ["scbert", "low"]
+    assert left.get_ylim()[0] > left.get_ylim()[1]
+    assert [points.get_offsets()[:, 0].tolist() for points in left.collections] == [[0.9, 0.8, 0.7], [0.1, 0.2, 0.3]]
+    assert [points.get_offsets()[:, 0].tolist() for points in right.collections] == [[0.6], [0.4]]
+    assert (left.get_title(), right.get_title(), left.get_xlabel()) == ("one", "two", "macro F1")
+    assert left.lines and not right.lines  # no box of a single training
+    (ax,) = plot.boxes(table, "macro_f1", order=["low", "scbert"], by="data")[:1]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["low", "scbert"]
+
+
+@pytest.fixture
+def by_size():
+    """Scores of two methods at three sizes, b the better at last, in an index as `concat` makes it."""
+    keys = pd.MultiIndex.from_product(
+        [[2, 17, 170], ["a", "b"], ["accuracy", "mcc"]], names=["cells", "method", "metric"]
+    )
+    values = np.repeat([0.5, 0.4, 0.6, 0.7, 0.7, 0.9], 2)
+    return pd.DataFrame({"value": values, "low": values - 0.2, "high": values + 0.1}, index=keys)
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_a_curve_has_a_line_a_method_with_its_intervals_in_the_order_of_the_last_values(by_size, logarithmic):
+    ax = plot.curve(by_size, "cells", "accuracy", logarithmic=logarithmic)
+    assert [text.get_text() for text in ax.get_legend().texts] == ["b", "a"]
+    line, _, (bars,) = ax.containers[0]
+    assert line.get_ydata().tolist() == [0.4, 0.7, 0.9]
+    np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[0.2, 0.5], [0.5, 0.8], [0.7, 1]])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "17", "170"]
+    np.testing.assert_allclose(line.get_xdata(), [2, 17, 170], rtol=0.5 if logarithmic else 0, atol=3)
+    assert ax.get_xscale() == ("log" if logarithmic else "linear")
+    assert ax.get_legend_handles_labels()[1] == ["b", "a"]
+    (only,) = plot.curve(by_size.reset_index(), "cells", "mcc", methods=["a"]).get_legend().texts
+    assert only.get_text() == "a"
+
+
+def test_studies_have_a_slot_each_in_which_methods_stand_side_by_side(by_size):
+    ax = plot.studies(by_size, "accuracy", by="cells", methods=["b", "a"])
+    b, a = (container[0] for container in ax.containers)
+    assert b.get_ydata().tolist() == [0.4, 0.7, 0.9]
+    np.testing.assert_allclose((b.get_xdata() + a.get_xdata()) / 2, [0, 1, 2])
+    assert (b.get_xdata() < a.get_xdata()).all()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "17", "170"]
+    with pytest.raises(ValueError, match="The table has no recall"):
+        plot.studies(by_size, "recall", by="cells")
+
+
+def test_bars_of_ranks_overlap_where_the_difference_is_below_the_critical_one():
+    table = pd.DataFrame({"mean_rank": [1.0, 1.8, 3.2]}, index=["scbert", "a", "b"])
+    table.attrs = {"blocks": 9, "friedman_p": 0.01, "friedman_p_smallest": 1e-4, "critical_difference": 1.1}
+    table.attrs["largest_difference"] = 2
+    ax = plot.ranks(table)
+    (_, first), (second, end), (third, _) = (line.get_xdata() for line in ax.lines[::2])
+    assert second < first and end < third
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["scbert", "a", "b"]
+    assert ax.get_title() == (
+        "9 blocks: critical difference 1.10, largest possible 2\nFriedman p = 0.01 (smallest possible 0.0001)"
+    )
+    table.attrs["friedman_p"] = float("nan")
+    assert "Friedman" not in plot.ranks(table).get_title()
+
+
+def test_named_cells_have_a_panel_for_batch_truth_and_each_method_in_the_same_colours():
+    obs = pd.DataFrame({"kind": ["a", "b", "b"], "study": ["s1", "s2", "s2"]}, index=["c1", "c2", "c3"])
+    adata = anndata.AnnData(np.ones((3, 1)), obs=obs, obsm={"X_umap": np.eye(3)[:, :2]})
+    predictions = pd.DataFrame({"method": "own_one", "cell": ["c2", "c1", "c2"], "predicted": ["b", "b", "a"]})
+    axes = plot.named_cells(adata, predictions, ["own_one"], "kind", "study")
+    assert [ax.get_title() for ax in axes] == ["study", "true label", "own one"]
+    place = {points.get_label(): points for points in axes[2].collections}
+    np.testing.assert_array_equal(place["b"].get_offsets(), [[1, 0], [0, 1]])  # the first row of c2; c3 has none
+    assert len(place["a"].get_offsets()) == 0
+    names = [text.get_text() for text in axes[0].figure.legends[0].texts]
+    assert names == ["cell type", "a", "b", "study", "s1", "s2"]
+    assert len(plot.named_cells(adata, predictions, ["own_one"], "kind")) == 2
+    with pytest.raises(ValueError, match="predictions of 'other' name none of these cells"):
+        plot.named_cells(adata, predictions, ["other"], "kind")
+
+
 def test_cells_with_a_umap_keep_it():
     adata = anndata.AnnData(np.ones((3, 2)), obsm={"X_umap": np.eye(3)[:, :2]})
     plot.place_cells(adata)

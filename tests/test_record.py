@@ -18,7 +18,7 @@ def root(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "Snakefile").write_text("")
     monkeypatch.chdir(tmp_path)
-    for name in ("SCBERT_RUNS", "SCBERT_BANDS"):
+    for name in ("SCBERT_RUNS", "SCBERT_BANDS", "SCBERT_PART"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -162,6 +162,35 @@ def test_checkpoints_live_until_the_run_is_finished():
     assert not again.checkpoint("pretrain").exists()
 
 
+def test_the_part_is_read_from_the_environment(monkeypatch):
+    assert record.find_part() is None
+    for text, part in {"": None, "2/8": (2, 8), "1/1": (1, 1), "12/12": (12, 12)}.items():
+        monkeypatch.setenv("SCBERT_PART", text)
+        assert record.find_part() == part
+
+
+@pytest.mark.parametrize("text", ["9/8", "x", "0/4", "2", "1/0", "-1/4", "1/2/3", "1 / 2"])
+def test_what_is_no_part_is_refused_in_one_sentence(text, monkeypatch):
+    monkeypatch.setenv("SCBERT_PART", text)
+    with pytest.raises(ValueError, match=f"A part is written as 2/8 .* not '{text}'"):
+        record.find_part()
+    with pytest.raises(ValueError, match="A part is written as 2/8"):
+        start()
+
+
+def test_a_part_leaves_record_and_checkpoints_to_others(monkeypatch, capsys):
+    start(n_epochs=9).finish()
+    write_text(start(n_epochs=9).checkpoint("job"), "of another part")
+    start(n_epochs=9).path("record.json").write_text("whole")
+    monkeypatch.setenv("SCBERT_PART", "2/8")
+    run = start()
+    assert run.path("record.json").read_text() == "whole"
+    run.finish()
+    assert run.path("record.json").read_text() == "whole"
+    assert run.checkpoint("job").read_text() == "of another part"
+    assert "No record is written" in capsys.readouterr().out
+
+
 def test_runs_go_below_scbert_runs_if_that_is_set(root, monkeypatch):
     assert start().directory == root / "runs" / "demo" / "03_test"
     monkeypatch.setenv("SCBERT_RUNS", str(root / "elsewhere"))
@@ -236,6 +265,13 @@ def test_a_figure_is_stamped_with_its_profile_and_comes_with_its_data():
     assert [text.get_text() for text in figure.texts] == ["small profile"]
     assert pd.read_csv(run.path("fig1.csv"))["x"].tolist() == [1, 2]
     assert b"<dc:date>" not in run.path("fig1.svg").read_bytes()
+
+
+def test_the_memory_of_a_run_is_the_most_of_its_processes():
+    run = start()
+    run.earlier_memory_mb = 1e6
+    run.finish()
+    assert json.loads(run.path("record.json").read_text())["peak_memory_mb"] == 1e6
 
 
 def test_the_seconds_of_an_interrupted_run_are_all_of_them(tmp_path, monkeypatch):
