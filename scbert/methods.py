@@ -387,7 +387,8 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     names
         Any of `FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training cells if only a shape is;
         "scbert_scratch", of the same shape, from random weights; "scbert_published", as "scbert" under
-        `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise.
+        `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise; from the published
+        weights with the script's batches, rate, epochs and patience too.
     encoder
         See `choose_encoder`.
     n_epochs
@@ -405,6 +406,11 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     )
     train = partial(fit_scbert, n_epochs=n_epochs, min_steps=30 * n_epochs)
     published = partial(fit_scbert, n_epochs=max(n_epochs, 15), recipe=Recipe.published())
+    if encoder is not config and is_published(encoder.genes):
+        train = partial(train, learning_rate=1e-4)  # what the published weights were tuned at
+        published = partial(
+            published, n_epochs=100, patience=10, batch_size=3, accumulate=60, learning_rate=1e-4
+        )  # to the letter
     own = {
         "scbert": partial(train, **start),
         "scbert_scratch": partial(train, encoder=scratch),

@@ -36,10 +36,23 @@ def color_labels(labels: Sequence[str]) -> dict[str, tuple | str]:
 
 
 def style_methods(methods: Sequence[str]) -> dict[str, dict]:
-    """Return colour and marker of each method, as matplotlib's keywords: its own one in all figures, if it has one."""
-    others = (method for method in dict.fromkeys(methods) if method not in STYLES)
+    """Return colour, marker and filling of each method, as matplotlib's keywords: its own one in all figures, if it has one.
+
+    A variant, such as "scbert:oversample", has the colour of its method, and a marker of its own that is not filled.
+    """
+    names = list(dict.fromkeys(methods))
+    others = [name for name in dict.fromkeys(name.split(":")[0] for name in names) if name not in STYLES]
     styles = STYLES | dict(zip(others, itertools.cycle(MORE_STYLES), strict=False))
-    return {method: dict(zip(("color", "marker"), styles[method], strict=True)) for method in dict.fromkeys(methods)}
+    variants = dict(
+        zip(sorted({name.partition(":")[2] for name in names} - {""}), itertools.cycle("<>^dvp"), strict=False)
+    )
+    chosen = {}
+    for name in names:
+        color, marker = styles[name.split(":")[0]]
+        variant = name.partition(":")[2]
+        chosen[name] = {"color": color, "marker": variants.get(variant, marker)}
+        chosen[name] |= {"markerfacecolor": "white"} if variant else {}
+    return chosen
 
 
 def _spell(name):
@@ -345,7 +358,7 @@ def curve(
     gap = np.diff(place(sizes)).min() if len(sizes) > 1 else 1.0
     last = rows.sort_values(x).groupby("method")["value"].last().sort_values(ascending=False)
     styles = style_methods(rows["method"])
-    for shift, method in zip(np.linspace(-0.16, 0.16, len(last)) * gap, last.index, strict=True):
+    for shift, method in zip(np.linspace(-0.07, 0.07, len(last)) * gap, last.index, strict=True):
         line = rows[rows["method"] == method].sort_values(x)
         at = place(line[x].to_numpy(float)) + shift  # side by side, so that no interval hides another
         _draw_intervals(ax, 10**at if logarithmic else at, line, "-", label=_spell(method), **styles[method])
@@ -406,7 +419,8 @@ def _draw_intervals(ax, x, rows, line, **style):
     """Draw values with low and high at the given places; an interval need not be symmetrical."""
     errors = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
     errors = np.clip(errors, 0, None)  # a percentile interval may leave out the value by a hair
-    ax.errorbar(x, rows["value"], errors, linestyle=line, lw=1.4, elinewidth=1.2, ms=6.5, mec="white", mew=0.3, **style)
+    edge = {"mec": style["color"], "mew": 1.2}
+    ax.errorbar(x, rows["value"], errors, linestyle=line, lw=1.4, elinewidth=1.2, ms=6, **edge, **style)
 
 
 def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:

@@ -4,7 +4,7 @@ Stand-ins for sbatch, sacct and the other commands that Snakemake's SLURM plug-i
 a time, and refuse what is not in `OFFERED`. The Snakefile and its SLURM profile are those of the project; the notebooks
 are toys: one benchmark of eight jobs in four parts, one other. Shown: the jobs that are submitted and with what options;
 a part that fails; Snakemake interrupted, and killed, halfway and called again. No job that has a result is computed
-again. Exit status 1 if anything differs; six minutes on a busy machine with two cores.
+again. Exit status 1 if anything differs; nine minutes on a busy machine with two cores.
 
 What an imitation can't show: limits of time and memory, other machines and the file system between them, GPUs, accounts.
 """
