@@ -210,6 +210,8 @@ def run(jobs: Sequence[Job], run: record.Run, *, progress: bool = True) -> tuple
     run.earlier_seconds += sum(
         done["seconds"] for job, done in zip(jobs, results, strict=True) if job.identity not in here
     )
+    largest = max((done["memory_mb"] for done in results), default=0)
+    run.earlier_memory_mb = max(run.earlier_memory_mb, record.measure_peak_memory_mb() + largest)  # for preflight
     return _gather(jobs, results)
 
 
@@ -301,10 +303,9 @@ def _compute_job(job, prepared, checkpoints):
     train, validation, test = (prepared[list(cells)].copy() for cells in job.split[-3:])
     offered = inspect.signature(job.fit).parameters
     options = {"checkpoints": checkpoints / job.identity} if "checkpoints" in offered else {}
-    options |= {"progress": False} if "progress" in offered else {}
     with watch_memory() as memory:
         start, cpu_start = time.monotonic(), time.process_time()
-        predict = job.fit(train, validation, label_key=job.label_key, seed=job.seed, **options)
+        predict = _silence(job.fit)(train, validation, label_key=job.label_key, seed=job.seed, **options)
         rows = predict_cells(job.method, predict, test, label_key=job.label_key)
         seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
     chosen_by = predict_cells(job.method, predict, validation, label_key=job.label_key)
@@ -326,6 +327,15 @@ def _compute_job(job, prepared, checkpoints):
         "predicted": [int(number) for number in pd.Index(labels).get_indexer(rows["predicted"])],
         "confidence": [round(float(value), 4) for value in rows["confidence"]],
     }
+
+
+def _silence(fit):
+    """Return the fit without a progress bar of its own, nor one of a fit that it calls: the jobs have one."""
+    if not isinstance(fit, functools.partial):
+        return functools.partial(fit, progress=False) if "progress" in inspect.signature(fit).parameters else fit
+    inner = {name: _silence(value) if inspect.isroutine(value) or isinstance(value, functools.partial) else value
+             for name, value in fit.keywords.items()}  # fmt: skip
+    return functools.partial(_silence(fit.func), *fit.args, **inner)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from sklearn.preprocessing import normalize
 from .annotate import predict_proba
 from .datasets import check_column
 from .evaluate import macro_f1
-from .genes import hash_genes, is_published
+from .genes import hash_genes, is_published, rename_genes
 from .model import ScBert, ScBertConfig
 from .preprocess import is_whole, lognormalize
 from .published import load_encoder
@@ -345,8 +345,8 @@ FITS: dict[str, Callable] = {
 
 def choose_encoder(
     encoder: str, adata: anndata.AnnData, *, least: float = 0.5
-) -> tuple[ScBert | ScBertConfig, str | list]:
-    """Return where scBERT starts on these data, and the genes that all methods then read.
+) -> tuple[anndata.AnnData, ScBert | ScBertConfig, str | list]:
+    """Return the data, where scBERT starts on them, and the genes that all methods then read.
 
     Parameters
     ----------
@@ -359,28 +359,34 @@ def choose_encoder(
 
     Returns
     -------
-    The encoder and its genes. Else the shape of a small one, to be pretrained on the training cells of each split, and the
-    choice of at most 1,000 most variable genes, see `scbert.genes.choose_genes`.
+    The data (for published weights with their genes' names traced to the published ones), the encoder and its genes. Where
+    there is none, the shape of a small one, to be pretrained on the training cells of each split, and the choice of the
+    1,000 most variable genes, or all if there are fewer, see `scbert.genes.choose_genes`.
 
     Either reads the genes that a cell expresses only (`ScBertConfig.expressed_only`), which takes half the time; an encoder
     of the published genes reads all, as published.
     """
     if encoder:
         pretrained = load_encoder(encoder)
+        if is_published(pretrained.genes):
+            adata = rename_genes(adata, pretrained.genes)
         share = adata.var_names.isin(pretrained.genes).sum() / len(pretrained.genes)
         print(f"{share:.0%} of the {len(pretrained.genes):,} genes of {encoder} are in the data", end="")
         if share >= least:
             print()
             if not is_published(pretrained.genes):
                 pretrained.set_expressed_only(True)
-            return pretrained, list(pretrained.genes)
+            return adata, pretrained, list(pretrained.genes)
         print(": too few, so scBERT is pretrained on the training cells of each split instead")
     n_genes = min(1000, adata.n_vars)
-    return ScBertConfig(n_genes, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True), str(n_genes)
+    config = ScBertConfig(n_genes, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
+    return adata, config, str(n_genes)
 
 
 def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int = 6) -> dict[str, Callable]:
     """Return name -> fit of the methods named, with blanks between: a notebook's parameter `methods`.
+
+    Majority, logistic regression and scBERT are among them, named or not: a table without them says little.
 
     Parameters
     ----------
@@ -416,8 +422,10 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
         "scbert_scratch": partial(train, encoder=scratch),
         "scbert_published": partial(published, **start),
     }
-    check_methods(names.split(), also=tuple(own))
-    return {name: (FITS | own)[name] for name in names.split()}
+    chosen = list(dict.fromkeys(names.split()))
+    chosen = [name for name in ("majority", "logistic_regression", "scbert") if name not in chosen] + chosen
+    check_methods(chosen, also=tuple(own))
+    return {name: (FITS | own)[name] for name in chosen}
 
 
 def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:

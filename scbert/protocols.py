@@ -115,6 +115,27 @@ def check_disjoint(*parts: Sequence[str]) -> None:
         )
 
 
+def drop_rare(adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: int = 5) -> anndata.AnnData:
+    """Return the cells whose label has at least so many, and print which labels were left out.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two labels remain.
+    """
+    sizes = adata.obs[label_key].astype(str).value_counts()
+    rare = sizes[sizes < minimum]
+    if len(sizes) - len(rare) < 2:
+        raise ValueError(
+            f"Fewer than two labels of obs[{label_key!r}] have {minimum} cells: there is nothing to tell apart."
+        )
+    if not len(rare):
+        return adata
+    names = ", ".join(f"{label} ({n})" for label, n in rare.items())
+    print(f"Left out, fewer than {minimum} cells: {names}")
+    return adata[(~adata.obs[label_key].astype(str).isin(rare.index)).to_numpy()].copy()
+
+
 def choose_pool(
     adata: anndata.AnnData, dataset: str, *, label_key: str = "cell_type", seed: int = 0
 ) -> tuple[pd.Index, pd.Index]:

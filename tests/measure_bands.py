@@ -22,13 +22,27 @@ METRICS = {
     "02_pretrain": ["scbert/masked_accuracy_minus_cell_tokens", "scbert/predicted_mode_share"],
     "03_finetune_and_annotate": ["scbert/accuracy_minus_majority"]
     + [f"{method}/accuracy" for method in ("scbert", "scbert_scratch", "head_on_tokens", "head_on_random_encoder")],
+    "04_benchmark": ["scbert/accuracy_minus_majority", "scbert/accuracy", "scbert_scratch/accuracy"],
+    "05_cross_dataset": [
+        f":leave_one_study_out/{metric}"
+        for metric in ("scbert/accuracy_minus_majority", "scbert/accuracy", "scbert_scratch/accuracy")
+    ],
 }
+# Left out of these runs, since no band depends on it; a band holds whatever they are.
+WITHOUT = {"04_benchmark": {"references": "", "imbalance": ""}}
 LOAD = "adata = scbert.datasets.load(dataset, label_key=label_key, batch_key=batch_key or None)"
 SHUFFLE = f"{LOAD}\nadata.obs[label_key] = adata.obs[label_key].sample(frac=1, random_state=seed).to_numpy()"
 CONTROLS = {
     "00_quickstart": ("labels shuffled", LOAD, SHUFFLE),
     "02_pretrain": ("learning rate 0", "learning_rate: float = 0.003", "learning_rate: float = 0.0"),
     "03_finetune_and_annotate": ("labels shuffled", LOAD, SHUFFLE),
+    "04_benchmark": ("labels shuffled", LOAD, SHUFFLE),
+    "05_cross_dataset": (
+        "labels shuffled",
+        "    run.note_data(name, adata)",
+        "    run.note_data(name, adata)\n"
+        "    adata.obs[label_key] = adata.obs[label_key].sample(frac=1, random_state=seed).to_numpy()",
+    ),
 }
 
 
@@ -36,6 +50,8 @@ def run(source, seed, folder):
     """Run a notebook once, on one core; return its metrics, which a failed check does not take away."""
     environment = os.environ | {"SCBERT_RUNS": str(folder), "SCBERT_BANDS": "off", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "scbert", "run", str(source), "-p", "seed", str(seed)]
+    for name, value in WITHOUT.get(source.stem, {}).items():
+        command += ["-p", name, value]
     subprocess.run(command, env=environment, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return json.loads((folder / "demo" / source.stem / "record.json").read_text())["metrics"]
 
@@ -56,7 +72,9 @@ def measure(notebook):
         jobs.append(pool.submit(run, control, 0, folder / "control"))
         *runs, without = [job.result() for job in jobs]
     metrics = {}
-    for name in (f"pbmc68k_reduced/{metric}" for metric in METRICS[notebook]):
+    for name in (
+        "pbmc68k_reduced" + metric if metric[0] == ":" else f"pbmc68k_reduced/{metric}" for metric in METRICS[notebook]
+    ):
         values = [metrics_of_run[name]["value"] for metrics_of_run in runs]
         metrics[name] = {
             "value": round(statistics.mean(values), 4),
@@ -69,7 +87,7 @@ def measure(notebook):
 
     kinds = {"int": int, "float": float, "str": lambda text: text.strip("\"'"), "bool": lambda text: text == "True"}
     parameters = {name: kinds[kind](default) for name, (kind, default, _) in read_parameters(source).items()}
-    for free in ("seed", "unassigned_below"):
+    for free in ("seed", "unassigned_below", *WITHOUT.get(notebook, {})):
         parameters.pop(free, None)
     return {
         "measured": "mean of ten seeds, plus or minus four standard deviations",

@@ -1,11 +1,23 @@
-"""Each method on each split: the same cells for all."""
+"""Each method on each split: the same cells for all, computed once, kept, and computed anew where need be."""
+
+import importlib.util
+import json
+import math
+import sys
+import threading
+import time
+from functools import partial
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import sparse
+from sklearn.metrics import f1_score
 
 import scbert
-from scbert import benchmark, methods, protocols
+from scbert import benchmark, methods, protocols, record
+from scbert import train as training
 
 SIZES = {"common": 60, "middle": 25, "rare": 5}
 
@@ -60,3 +72,592 @@ def test_cross_validation_takes_splits_that_were_made_before(make_cells):
     splits = [(np.arange(10), np.arange(10, 20), np.arange(20, 30))]
     predictions = benchmark.cross_validate(adata, {"majority": methods.fit_majority}, splits=splits)
     assert list(predictions["cell"]) == list(adata.obs_names[20:])
+
+
+# Jobs
+
+CALLS = []  # of `fit_fake`: (name, training cells, validation cells, seed)
+FAILURES = {}  # number of a call, from 0 -> what it raises
+
+
+def fit_fake(train, validation, *, label_key, seed=0, name="one", strength=1.0):
+    """Say the commonest label."""
+    CALLS.append((name, train.copy(), validation.copy(), seed))
+    if len(CALLS) - 1 in FAILURES:
+        raise FAILURES[len(CALLS) - 1]
+    predict = methods.fit_majority(train, validation, label_key=label_key)
+
+    def predict_and_say(adata):
+        return predict(adata)
+
+    predict_and_say.chosen = f"strength {strength:g}"
+    return predict_and_say
+
+
+def fit_first_gene(train, validation, *, label_key, seed=0):
+    """Say B where the first gene has many counts, else T/NK."""
+
+    def predict(adata):
+        high = adata.X.toarray()[:, 0] > 4
+        return pd.DataFrame({"T/NK": 0.9 - 0.7 * high, "B": 0.1 + 0.7 * high}, index=adata.obs_names)
+
+    return predict
+
+
+FAKES = {"one": fit_fake, "two": partial(fit_fake, name="two")}
+
+
+@pytest.fixture(autouse=True)
+def no_calls(monkeypatch, tmp_path):
+    CALLS.clear()
+    FAILURES.clear()
+    monkeypatch.delenv("SCBERT_PART", raising=False)
+    monkeypatch.setenv("SCBERT_RUNS", str(tmp_path))
+
+
+def start(notebook="04_test"):
+    parameters = {"profile": "demo", "seed": 0}
+    return record.Run(notebook, {**parameters, "__annotations__": dict.fromkeys(parameters)})
+
+
+def run_quietly(jobs, run):
+    return benchmark.run(jobs, run, progress=False)
+
+
+def called():
+    """Return the names of the methods called since the last time."""
+    names = [name for name, *_ in CALLS]
+    CALLS.clear()
+    return names
+
+
+def split_by_number(adata, protocol, train, validation, test, repeat=0, fold=0):
+    return protocols.Split(protocol, repeat, fold, *(adata.obs_names[part] for part in (train, validation, test)))
+
+
+@pytest.fixture
+def toy(make_cells):
+    return make_cells(60)
+
+
+@pytest.fixture
+def halves(toy):
+    """Two splits of different cells."""
+    return [
+        split_by_number(toy, "first", slice(0, 15), slice(15, 21), slice(21, 30)),
+        split_by_number(toy, "second", slice(30, 45), slice(45, 51), slice(51, 60)),
+    ]
+
+
+def test_there_is_a_job_for_each_split_and_method_the_methods_of_a_split_together(toy, halves):
+    jobs = benchmark.plan(toy, halves, FAKES, data="toy")
+    assert [(job.split.protocol, job.method) for job in jobs] == [
+        ("first", "one"), ("first", "two"), ("second", "one"), ("second", "two"),
+    ]  # fmt: skip
+    assert len({job.identity for job in jobs}) == 4
+    overlapping = split_by_number(toy, "", slice(0, 15), slice(15, 21), slice(20, 30))
+    with pytest.raises(ValueError, match=r"1 cells are in more than one of training, validation and test"):
+        benchmark.plan(toy, [overlapping], FAKES, data="toy")
+
+
+def test_a_job_is_computed_once_whatever_is_added_later(toy, halves):
+    first = run_quietly(benchmark.plan(toy, halves, FAKES, data="toy"), start())
+    assert called() == ["one", "two", "one", "two"]
+    again = run_quietly(benchmark.plan(toy, halves, FAKES, data="toy"), start())
+    assert called() == []
+    for one, other in zip(first, again, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    more = {"zero": partial(fit_fake, name="zero"), **FAKES}
+    predictions, costs = run_quietly(benchmark.plan(toy, halves, more, data="toy"), start())
+    assert called() == ["zero", "zero"]
+    assert costs["method"].tolist() == ["zero", "one", "two"] * 2
+    pd.testing.assert_frame_equal(predictions[predictions["method"] != "zero"].reset_index(drop=True), first[0])
+    run_quietly(benchmark.plan(toy, halves[:1], FAKES, data="another name"), start())
+    assert called() == []
+
+
+def test_a_failed_job_is_named_all_others_are_kept_and_only_it_is_tried_again(toy, halves):
+    jobs = benchmark.plan(toy, halves, FAKES, data="toy")
+    FAILURES[1] = RuntimeError("out of luck\nand more lines")
+    with pytest.raises(RuntimeError) as error:
+        run_quietly(jobs, start())
+    assert str(error.value) == (
+        "1 of 4 jobs failed; all others are kept, and the same command tries these again. "
+        "two on toy first, repeat 0, fold 0: RuntimeError: out of luck"
+    )
+    assert called() == ["one", "two", "one", "two"]
+    FAILURES.clear()
+    predictions, _ = run_quietly(jobs, start())
+    assert called() == ["two"]
+    assert len(predictions) == 4 * 9
+
+
+def test_of_many_failed_jobs_three_are_named(toy):
+    splits = protocols.cross_validation(toy, "toy", n_folds=5)
+    FAILURES.update({number: ValueError(f"number {number}") for number in range(5)})
+    with pytest.raises(
+        RuntimeError, match=r"5 of 5 jobs failed; .* one on toy, repeat 0, fold 0: ValueError: number 0"
+    ) as e:
+        run_quietly(benchmark.plan(toy, splits, {"one": fit_fake}, data="toy"), start())
+    assert str(e.value).endswith("fold 2: ValueError: number 2; and 2 more")
+
+
+def test_a_split_whose_cells_cannot_be_prepared_fails_alone(toy, halves):
+    toy.obs["n_counts"] = 2000.0
+    few = protocols.Split("third", 0, 0, *(cells[:2] for cells in halves[0][-3:]))
+    jobs = benchmark.plan(toy, halves[:1], FAKES, data="toy")
+    jobs += benchmark.plan(toy, [few], FAKES, data="toy", genes=["no", "such"])
+    with pytest.raises(RuntimeError, match=r"2 of 4 jobs failed.* one on toy third, .*None of the data's 24 genes"):
+        run_quietly(jobs, start())
+    assert called() == ["one", "two"]
+
+
+def test_an_interrupted_run_continues_and_ends_as_if_it_had_not_been_interrupted(toy, halves):
+    jobs = benchmark.plan(toy, halves, FAKES, data="toy")
+    FAILURES[2] = KeyboardInterrupt()
+    run = start()
+    with pytest.raises(KeyboardInterrupt):
+        run_quietly(jobs, run)
+    assert sorted(path.stem for path in run.path("jobs").iterdir()) == sorted(job.identity for job in jobs[:2])
+    assert called() == ["one", "two", "one"]
+    FAILURES.clear()
+    later = start()
+    predictions, costs = run_quietly(jobs, later)
+    assert called() == ["one", "two"]
+    whole, _ = run_quietly(jobs, start("04_other"))
+    pd.testing.assert_frame_equal(predictions, whole)
+    assert later.earlier_seconds == pytest.approx(costs["seconds"][:2].sum())
+
+
+def identities(adata, splits, fits=FAKES, **options):
+    jobs = benchmark.plan(adata, splits, fits, data="toy", **options)
+    return {(job.split.protocol, job.method): job.identity for job in jobs}
+
+
+def changed(before, after):
+    return {key for key in before if before[key] != after[key]}
+
+
+def test_a_changed_option_of_one_method_voids_its_results_alone(toy, halves):
+    before = identities(toy, halves)
+    after = identities(toy, halves, FAKES | {"two": partial(fit_fake, name="two", strength=2.0)})
+    assert changed(before, after) == {("first", "two"), ("second", "two")}
+
+
+def test_a_changed_split_or_label_voids_the_results_of_its_split_alone(toy, halves):
+    before, second = identities(toy, halves), {("second", "one"), ("second", "two")}
+    moved = protocols.Split(*halves[1][:3], halves[1].train[1:], halves[1].validation, halves[1].test)
+    assert changed(before, identities(toy, [halves[0], moved])) == second
+    for number in (30, 45, 59):  # a training, a validation and a test cell
+        other = toy.copy()
+        other.obs["cell_type"] = other.obs["cell_type"].astype(str)
+        other.obs.loc[f"cell{number}", "cell_type"] = "other"
+        assert changed(before, identities(other, halves)) == second
+    swapped = protocols.Split(*halves[1][:3], halves[1].validation, halves[1].train, halves[1].test)
+    assert changed(before, identities(toy, [halves[0], swapped])) == second
+
+
+@pytest.mark.parametrize("what", ["a count", "n_counts", "a name", "genes", "n_bins", "seed"])
+def test_changed_data_genes_bins_or_seed_void_all_results(toy, halves, what):
+    other, options = toy.copy(), {}
+    if what == "a count":
+        other.X[59, 0] += 1
+    elif what == "n_counts":
+        other.obs["n_counts"] *= 2
+    elif what == "a name":
+        other.var_names = ["other", *other.var_names[1:]]
+    else:
+        options = {"genes": {"genes": ["gene0"]}, "n_bins": {"n_bins": 4}, "seed": {"seed": 1}}[what]
+    before = identities(toy, halves)
+    assert changed(before, identities(other, halves, **options)) == set(before)
+    assert identities(other, halves, **options) == identities(other, halves, **options)
+
+
+def test_weights_of_an_encoder_count_and_not_the_object_that_holds_them(toy, halves, config):
+    def plan_with(encoder):
+        return identities(toy, halves, {"scbert": partial(methods.fit_scbert, encoder=encoder)})
+
+    before = plan_with(scbert.ScBert(config, seed=1))
+    assert not changed(before, plan_with(scbert.ScBert(config, seed=1)))
+    silent = partial(methods.fit_scbert, encoder=scbert.ScBert(config, seed=1), progress=False, checkpoints="elsewhere")
+    assert not changed(before, identities(toy, halves, {"scbert": silent}))
+    other = scbert.ScBert(config, seed=1)
+    other.pos_emb.emb.weight.data[3, 2] += 1e-3
+    assert changed(before, plan_with(other)) == set(before)
+    other = scbert.ScBert(config, seed=1)
+    other.set_expressed_only(True)
+    assert changed(before, plan_with(other)) == set(before)
+
+
+SOURCE = """
+def fit(train, validation, *, label_key, seed=0):
+    return _inner(train) + outer(train)
+
+
+def _inner(train):
+    return deepest(train)
+
+
+def outer(train):
+    return 1
+
+
+def deepest(train):
+    return 2
+
+
+def unused(train):
+    return 3
+"""
+
+
+def describe_source(folder, source):
+    """Return the description of `fit` in a module of that source."""
+    number = len(list(folder.glob("module*.py")))
+    path = folder / f"module{number}.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("written_module", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "written_module", module)
+        return benchmark.describe_method(module.fit)
+
+
+def test_changed_code_of_a_method_or_of_what_it_calls_voids_its_results(tmp_path):
+    folder = tmp_path / "code"
+    folder.mkdir()
+    before = describe_source(folder, SOURCE)
+    for old, new in [
+        ("+ outer", "- outer"),
+        ("return 1", "return 10"),
+        ("return 2", "return 20"),
+        ("seed=0", "seed=1"),
+    ]:
+        assert describe_source(folder, SOURCE.replace(old, new)) != before
+    assert describe_source(folder, SOURCE.replace("return 3", "return 30")) == before
+    words = SOURCE.replace("return 2", "return 2  # of all").replace("return 1", '"""One."""\n    return (1)')
+    assert describe_source(folder, words) == before
+
+
+def test_a_comment_a_docstring_and_layout_are_no_code():
+    plain = "def f(x):\n    return x + 1\n\n\nclass A:\n    def g(self):\n        return 'text'\n"
+    dressed = (
+        '"""A module."""\n\ndef f(\n    x,\n):\n    """A function."""\n    # why\n    return (x + 1)\n'
+        "class A:\n    '''A class.'''\n\n    def g(self):\n        'A method.'\n        return 'text'\n"
+    )
+    assert benchmark.hash_code(plain) == benchmark.hash_code(dressed)
+    for old, new in [("x + 1", "x + 2"), ("'text'", "'texts'"), ("def f", "def h"), ("(x)", "(x=1)")]:
+        assert benchmark.hash_code(plain) != benchmark.hash_code(plain.replace(old, new))
+    assert benchmark.hash_code("    def f():\n        return 1\n") == benchmark.hash_code("def f():\n    return 1\n")
+
+
+def test_parts_share_the_jobs_out_and_their_results_assemble_to_the_same_tables(toy, monkeypatch, capsys):
+    splits = protocols.cross_validation(toy, "toy", n_folds=5)
+    jobs = benchmark.plan(toy, splits, FAKES, data="toy")
+    expected, _ = run_quietly(jobs, start("04_whole"))
+    assert len(called()) == 10
+    done = []
+    for part in ("1/3", "2/3", "3/3"):
+        monkeypatch.setenv("SCBERT_PART", part)
+        with pytest.raises(record.PartDone, match=f"Part {part} is done: . jobs, . of them computed"):
+            run_quietly(jobs, start())
+        done.append(len(called()))
+    assert sum(done) == 10
+    assert max(done) - min(done) <= 1
+    assert "10 jobs (method x split), 4 of them this part's; 0 are there, 4 to compute" in capsys.readouterr().out
+    monkeypatch.setenv("SCBERT_PART", "1/3")
+    with pytest.raises(record.PartDone, match=f"Part 1/3 is done: {done[0]} jobs, 0 of them computed"):
+        run_quietly(jobs, start())
+    monkeypatch.delenv("SCBERT_PART")
+    predictions, _ = run_quietly(jobs, start())
+    assert called() == []
+    pd.testing.assert_frame_equal(predictions, expected)
+
+
+def test_shares_are_disjoint_complete_and_of_about_the_same_work(toy, config):
+    scbert_like = partial(methods.fit_scbert, encoder=config, n_epochs=4)
+    splits = protocols.reference_sizes(toy, "toy", fractions=[0.3, 0.6, 0.9], n_repeats=4)
+    jobs = benchmark.plan(toy, splits, {"one": fit_fake, "scbert": scbert_like}, data="toy")
+    shares = [benchmark.share_out(jobs, part, 4) for part in range(1, 5)]
+    assert sorted(job.identity for share in shares for job in share) == sorted(job.identity for job in jobs)
+    order = [job.identity for job in jobs]
+    for share in shares:
+        numbers = [order.index(job.identity) for job in share]
+        assert numbers == sorted(numbers)
+    work = [sum(job.cell_steps or len(job.split.train) for job in share) for share in shares]
+    assert max(work) - min(work) <= min(job.cell_steps for job in jobs if job.cell_steps)
+    again = [benchmark.share_out(jobs[::-1], part, 4) for part in range(1, 5)]
+    assert [{job.identity for job in share} for share in again] == [{job.identity for job in share} for share in shares]
+
+
+def test_a_part_with_a_failed_job_is_not_done(toy, halves, monkeypatch):
+    monkeypatch.setenv("SCBERT_PART", "1/1")
+    FAILURES[0] = ValueError("no")
+    with pytest.raises(RuntimeError, match="1 of 4 jobs failed"):
+        run_quietly(benchmark.plan(toy, halves, FAKES, data="toy"), start())
+
+
+# Results
+
+
+def test_predictions_are_a_row_for_each_job_and_test_cell(toy):
+    toy.obs["cell_type"] = toy.obs["cell_type"].astype(str)
+    toy.obs.loc["cell50", "cell_type"] = "new"
+    split = split_by_number(toy, "held_out:x", slice(0, 30), slice(30, 45), slice(48, 57), repeat=2, fold=1)
+    fits = {"first gene": fit_first_gene, "majority": methods.fit_majority}
+    predictions, costs = run_quietly(benchmark.plan(toy, [split], fits, data="toy"), start())
+    assert predictions.columns.tolist() == [
+        *["data", "protocol", "repeat", "fold", "method", "cell", "truth", "predicted", "confidence", "seen"]
+    ]
+    about = predictions[["data", "protocol", "repeat", "fold"]].drop_duplicates()
+    assert about.to_numpy().tolist() == [["toy", "held_out:x", 2, 1]]
+    own = predictions[predictions["method"] == "first gene"].set_index("cell")
+    assert own.index.tolist() == list(toy.obs_names[48:57])
+    assert own["truth"].tolist() == list(toy.obs["cell_type"].iloc[48:57])
+    high = toy.X.toarray()[48:57, 0] > 4
+    assert 0 < high.sum() < 9
+    assert own["predicted"].tolist() == list(np.where(high, "B", "T/NK"))
+    assert own["confidence"].to_numpy() == pytest.approx(np.where(high, 0.8, 0.9))
+    assert own["seen"].tolist() == [cell != "cell50" for cell in own.index]
+    seen = own[own["seen"]]
+    assert costs["test_accuracy"][0] == pytest.approx((seen["truth"] == seen["predicted"]).mean())
+    assert costs["test_macro_f1"][0] == pytest.approx(f1_score(seen["truth"], seen["predicted"], average="macro"))
+    validation = toy[30:45]
+    named = np.where(validation.X.toarray()[:, 0] > 4, "B", "T/NK")
+    assert costs["validation_accuracy"][0] == pytest.approx((named == validation.obs["cell_type"]).mean())
+
+
+def test_costs_are_a_row_for_each_job(toy, halves):
+    repeats = [protocols.Split("second", 3, 0, *halves[1][-3:])]
+    _, costs = run_quietly(benchmark.plan(toy, halves[:1] + repeats, FAKES, data="toy", seed=10), start())
+    assert costs.columns.tolist() == [
+        *["data", "protocol", "repeat", "fold", "method", "training_cells", "seconds", "cpu_seconds", "memory_mb"],
+        *["cell_steps", "chosen", "validation_accuracy", "validation_macro_f1", "test_accuracy", "test_macro_f1"],
+    ]
+    assert costs["training_cells"].tolist() == [15] * 4
+    assert costs["chosen"].tolist() == ["strength 1"] * 4
+    assert costs["cell_steps"].tolist() == [0] * 4
+    assert (costs[["seconds", "memory_mb"]] >= 0).all(axis=None)
+    assert [seed for *_, seed in CALLS] == [10, 10, 13, 13]  # plus the repeat
+
+
+def test_a_split_that_tests_unseen_labels_alone_has_no_test_score(toy):
+    toy.obs["cell_type"] = [*toy.obs["cell_type"].astype(str)[:45], *["new"] * 15]
+    split = split_by_number(toy, "", slice(0, 30), slice(30, 45), slice(45, 60))
+    predictions, costs = run_quietly(benchmark.plan(toy, [split], {"one": fit_fake}, data="toy"), start())
+    assert not predictions["seen"].any()
+    assert costs[["test_accuracy", "test_macro_f1"]].isna().all(axis=None)
+    assert costs["validation_accuracy"].notna().all()
+
+
+def test_methods_get_tokenized_cells_of_the_model_genes_and_never_a_test_cell(toy, halves):
+    genes = ["gene3", "absent", "gene1"]
+    toy.obs["n_counts"] = 500.0
+    run_quietly(benchmark.plan(toy, halves, {"one": fit_fake}, data="toy", genes=genes, n_bins=4), start())
+    for split, (_, train_cells, validation, _) in zip(halves, CALLS, strict=True):
+        for adata, cells in ((train_cells, split.train), (validation, split.validation)):
+            assert list(adata.obs_names) == list(cells)
+            assert list(adata.var_names) == genes
+            own = toy[list(cells)]
+            assert (
+                adata.X.toarray() == np.column_stack([own.X.toarray()[:, 3], [0] * len(cells), own.X.toarray()[:, 1]])
+            ).all()
+            assert (adata.obs["n_counts"] == 500).all()
+            assert adata.layers["bins"].max() == 4
+
+
+def test_genes_are_chosen_anew_on_the_training_and_validation_cells_of_each_split(toy, halves):
+    counts = toy.X.toarray()
+    counts[:, 20:] = 0
+    counts[:15:2, 20] = 900  # varies most in training cells of the first split
+    counts[45:51:2, 21] = 900  # in validation cells of the second
+    counts[21:30:2, 22] = 1500  # in test cells
+    counts[51:60:2, 22] = 1500
+    toy.X = sparse.csr_matrix(counts)
+    run_quietly(benchmark.plan(toy, halves, {"one": fit_fake}, data="toy", genes="1"), start())
+    assert [list(train_cells.var_names) for _, train_cells, *_ in CALLS] == [["gene20"], ["gene21"]]
+
+
+def test_the_choice_of_genes_sees_no_test_cell(toy, halves, monkeypatch):
+    seen = []
+    choose = benchmark.choose_genes
+
+    def spy(adata, choice):
+        seen.append((set(adata.obs_names), choice))
+        return choose(adata, choice)
+
+    monkeypatch.setattr(benchmark, "choose_genes", spy)
+    run_quietly(benchmark.plan(toy, halves, FAKES, data="toy", genes="5"), start())
+    assert seen == [({*split.train, *split.validation}, "5") for split in halves]
+
+
+def test_memory_is_what_came_on_top_of_what_was_held():
+    held = np.ones(40 * 2**17)  # 40 MB, before
+    with benchmark.watch_memory() as memory:
+        block = np.ones(50 * 2**17)  # 50 MB
+        time.sleep(0.06)
+        del block
+    assert 45 <= memory["peak_mb"] <= 80
+    assert len(held)
+    with benchmark.watch_memory() as memory:
+        time.sleep(0.06)
+    assert memory["peak_mb"] < 20
+
+
+def test_memory_is_watched_to_the_end_where_a_method_fails():
+    before = threading.active_count()
+    with pytest.raises(KeyError), benchmark.watch_memory():
+        raise KeyError
+    assert threading.active_count() == before
+
+
+def test_cell_steps_are_cells_times_epochs_of_what_has_a_network(config):
+    scbert_like = partial(methods.fit_scbert, encoder=config, n_epochs=4)
+    assert benchmark.count_cell_steps(scbert_like, 100) == 400
+    assert benchmark.count_cell_steps(partial(scbert_like, pretrain_epochs=3), 100) == 700
+    assert benchmark.count_cell_steps(partial(scbert_like, min_steps=70), 100) == 1000  # 7 steps an epoch
+    assert benchmark.count_cell_steps(partial(scbert_like, min_steps=70, batch_size=10, accumulate=5), 100) == 3500
+    rebalanced = partial(methods.fit_rebalanced, fit=scbert_like, how="subsample")
+    assert benchmark.count_cell_steps(rebalanced, 100) == 400
+    for fit in (methods.fit_majority, methods.fit_logistic_regression, partial(fit_fake, name="x")):
+        assert benchmark.count_cell_steps(fit, 100) == 0
+    rebalanced = partial(methods.fit_rebalanced, fit=methods.fit_logistic_regression, how="oversample")
+    assert benchmark.count_cell_steps(rebalanced, 100) == 0
+
+
+def fit_with_epochs(train, validation, *, label_key, seed=0, n_epochs=5):
+    return methods.fit_majority(train, validation, label_key=label_key)
+
+
+def test_a_method_of_ones_own_may_have_epochs_too(toy, halves):
+    assert benchmark.count_cell_steps(fit_with_epochs, 100) == 0
+    predictions, _ = benchmark.run(benchmark.plan(toy, halves, {"own": fit_with_epochs}, data="toy"), start())
+    assert len(predictions) == 18
+
+
+@pytest.fixture
+def tiny(config):
+    """scBERT of two layers, 12 epochs of fine-tuning after one of pretraining."""
+    return partial(methods.fit_scbert, encoder=config, pretrain_epochs=1, n_epochs=4, min_steps=12, learning_rate=1e-2)
+
+
+def test_the_cell_steps_planned_are_those_done_where_nothing_stops_early(toy, halves, tiny):
+    [job] = benchmark.plan(toy, halves[:1], {"scbert": tiny}, data="toy")
+    assert job.cell_steps == 15 * (1 + 12)
+    _, costs = run_quietly([job], start())
+    assert costs["cell_steps"][0] <= job.cell_steps
+    patient = partial(tiny, patience=12)
+    [job] = benchmark.plan(toy, halves[:1], {"scbert": patient}, data="toy")
+    _, costs = run_quietly([job], start())
+    assert costs["cell_steps"][0] == job.cell_steps
+
+
+def test_a_job_stopped_in_its_training_continues_from_its_checkpoint(toy, halves, tiny, monkeypatch):
+    jobs = benchmark.plan(toy, halves[:1], {"scbert": partial(tiny, patience=12)}, data="toy")
+    expected, _ = run_quietly(jobs, start("04_whole"))
+    measure, epochs = training._measure, []
+
+    def measure_and_stop(*arguments):
+        epochs.append(len(epochs))
+        if len(epochs) == 6:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(training, "_measure", measure_and_stop)
+    run = start()
+    with pytest.raises(KeyboardInterrupt):
+        run_quietly(jobs, run)
+    assert len(list(run.path("checkpoints").rglob("*-finetune.pt"))) == 1
+    assert not run.path("jobs").exists() or not list(run.path("jobs").iterdir())
+    predictions, costs = run_quietly(jobs, start())
+    assert len(epochs) == 6 + 7  # five of twelve were done
+    pd.testing.assert_frame_equal(predictions, expected)
+    assert costs["cell_steps"][0] == 15 * 13
+    assert not list(run.path("checkpoints").iterdir())  # of a job that is done
+
+
+def test_rebalanced_scbert_continues_and_shows_no_bar_of_its_own(toy, halves, tiny, monkeypatch, capsys):
+    fits = {"scbert:oversample": partial(methods.fit_rebalanced, fit=tiny, how="oversample")}
+    stop = pytest.MonkeyPatch()
+    stop.setattr(methods, "finetune", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    run = start()
+    with pytest.raises(KeyboardInterrupt):
+        run_quietly(benchmark.plan(toy, halves[:1], fits, data="toy"), run)
+    stop.undo()
+    assert list(run.path("checkpoints").rglob("*-pretrain.pt"))
+    run_quietly(benchmark.plan(toy, halves[:1], fits, data="toy"), start())
+    assert "pretrain:" not in (out := capsys.readouterr().out)
+    assert "fine-tune:" not in out
+
+
+def test_the_time_it_may_take_is_said_before(toy, halves, tiny, capsys):
+    jobs = benchmark.plan(toy, halves[:1], {"one": fit_fake, "scbert": tiny}, data="toy")
+    benchmark.run(jobs, start())
+    out = capsys.readouterr().out
+    assert "2 jobs (method x split); 0 are there, 2 to compute" in out
+    assert "scBERT: at most 195 cell-steps, about 0." in out
+    benchmark.run(jobs, start())
+    out = capsys.readouterr().out
+    assert "2 are there, 0 to compute" in out
+    assert "cell-steps" not in out
+
+
+def test_a_method_that_fails_while_time_is_taken_stops_no_other(toy, halves, tiny):
+    broken = partial(tiny, learning_rate="fast")
+    jobs = benchmark.plan(toy, halves[:1], {"broken": broken, "one": fit_fake}, data="toy")
+    with pytest.raises(RuntimeError, match=r"1 of 2 jobs failed; .* broken on toy first"):
+        benchmark.run(jobs, start())
+    assert called() == ["one"]
+
+
+def test_costs_are_medians_a_training_and_sums_over_all():
+    costs = pd.DataFrame(
+        {
+            "protocol": ["", "", "", "few:2", "", ""],
+            "method": ["b", "b", "b", "b", "a", "a"],
+            "seconds": [1.0, 2, 9, 100, 1, 2],
+            "cpu_seconds": [3600.0, 1800, 1800, 7200, 360, 0],
+            "memory_mb": [10.0, 30, 20, 90, 1, 3],
+            "cell_steps": [5, 6, 7, 8, 0, 0],
+        }
+    )
+    table = benchmark.summarise_costs(costs, protocol="")
+    assert table.index.tolist() == ["b", "a"]
+    assert table.loc["b"].to_dict() == {
+        "seconds": 2, "cpu_seconds": 1800, "memory_mb": 20, "cpu_hours_in_all": 4, "cell_steps_in_all": 26,
+    }  # fmt: skip
+    assert table.loc["a", ["seconds", "memory_mb", "cpu_hours_in_all"]].tolist() == pytest.approx([1.5, 2, 0.1])
+    assert benchmark.summarise_costs(costs).loc["b", ["seconds", "memory_mb"]].tolist() == [5.5, 25]
+
+
+def test_optimism_is_the_mean_of_validation_minus_test_with_the_interval_of_its_trainings():
+    costs = pd.DataFrame(
+        {
+            "method": ["three"] * 4 + ["two"] * 2 + ["one"],
+            "validation_accuracy": [0.9, 0.8, 0.7, 0.9, 0.9, 0.6, 0.5],
+            "test_accuracy": [0.8, 0.8, 0.4, None, 0.8, 0.7, 0.25],
+            "validation_macro_f1": [0.5] * 7,
+            "test_macro_f1": [0.5, 0.25, 0.75, None, 0.5, 0.5, 1.0],
+        }
+    )
+    table = benchmark.measure_optimism(costs)
+    assert table.index.tolist() == [(m, metric) for m in ("three", "two", "one") for metric in ("accuracy", "macro_f1")]
+    differences = [0.1, 0.0, 0.3]
+    mean = 0.4 / 3
+    half = 4.302652729911275 * math.sqrt(sum((d - mean) ** 2 for d in differences) / 2) / math.sqrt(3)  # t, 2 degrees
+    row = table.loc[("three", "accuracy")]
+    assert row[["value", "low", "high"]].tolist() == pytest.approx([mean, mean - half, mean + half])
+    assert table["n"].tolist() == [3, 3, 2, 2, 1, 1]
+    assert table.loc[("two", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx([0, -0.1, 0.1])
+    assert table.loc[("one", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx([0.25] * 3)
+
+
+def test_results_are_strict_json_that_is_there_whole(toy, halves):
+    run = start()
+    jobs = benchmark.plan(toy, halves[:1], FAKES, data="toy")
+    run_quietly(jobs, run)
+    files = list(run.path("jobs").iterdir())
+    assert {file.name for file in files} == {f"{job.identity}.json" for job in jobs}
+    for file in files:
+        assert json.loads(file.read_text(), parse_constant=pytest.fail)["method"] in FAKES

@@ -4,8 +4,8 @@ import anndata
 import numpy as np
 import pytest
 
-from scbert import corpus, datasets
-from scbert.corpus import join_sets, load_sets
+from scbert import corpus, datasets, protocols
+from scbert.corpus import join_sets, load_experiments, load_sets
 
 
 def name_barcodes(adata, prefix, start=0):
@@ -84,3 +84,182 @@ def test_sets_without_a_common_gene_are_refused(two_sets):
     two_sets["other"].var_names = [f"ENSG{i:011d}" for i in range(30)]
     with pytest.raises(ValueError, match="share no gene name"):
         join_sets(two_sets)
+
+
+# Experiments
+
+
+@pytest.fixture
+def files(make_cells, tmp_path, monkeypatch):
+    """Two files: 60 cells of 24 genes, and 40 of 21 of these in another order and 5 more; six cells are in both."""
+    monkeypatch.chdir(tmp_path)
+    one, other = name_barcodes(make_cells(60), "a"), name_barcodes(make_cells(40, n_genes=26, seed=1), "b", start=100)
+    values = other.X.toarray()
+    values[:6, :21] = one.X[:6].toarray()[:, :21]
+    other = anndata.AnnData(values, obs=other.obs.drop(columns="n_counts"), var=other.var)
+    other.var_names = [*(f"gene{i}" for i in range(21)), *(f"other{i}" for i in range(5))]
+    other = other[:, ::-1].copy()
+    other.obs_names = [*(name.replace("a_", "b_") for name in one.obs_names[:6]), *other.obs_names[6:]]
+    for adata in (one, other):
+        adata.obs = adata.obs.rename(columns={"cell_type": "kind", "batch": "chip"})
+        adata.obs["coarse"] = adata.obs["kind"].astype(str).map({"B": "B", "Monocyte": "not B", "T/NK": "not B"})
+        adata.obs["chip"] = np.array(["c1", "c2", "c3"])[np.arange(adata.n_obs) // 2 % 3]
+    one.write_h5ad("one.h5ad")
+    other.write_h5ad("other.h5ad")
+    return {"one": one, "other": other}
+
+
+def test_a_set_alone_has_its_batches_as_studies(files):
+    experiments = load_experiments("one.h5ad", label_key="kind", batch_key="chip")
+    assert list(experiments) == ["one"]
+    adata = experiments["one"]
+    assert list(adata.obs_names) == list(files["one"].obs_names)
+    assert (adata.X != files["one"].X).nnz == 0
+    assert list(adata.obs["study"]) == list(files["one"].obs["chip"])
+    assert list(adata.obs["kind"]) == list(files["one"].obs["kind"].astype(str))
+    splits = protocols.carry_over(adata, label_key="kind")
+    assert [split.protocol for split in splits] == ["held_out:c1", "held_out:c2", "held_out:c3"]
+
+
+def test_a_cell_that_two_studies_share_is_left_in_the_first_alone(files, capsys):
+    one = files["one"]
+    one = one[one.obs["chip"] != "c3"].copy()
+    first, second = (np.flatnonzero(one.obs["chip"] == chip) for chip in ("c1", "c2"))
+    values = one.X.toarray()
+    values[second[:3]] = values[first[:3]]
+    one = anndata.AnnData(values, obs=one.obs, var=one.var)
+    names = one.obs_names.to_numpy().copy()
+    names[second[:3]] = [name.replace("a_", "again_") for name in names[first[:3]]]
+    one.obs_names = names
+    one.write_h5ad("one.h5ad")
+    adata = load_experiments("one.h5ad", label_key="kind", batch_key="chip")["one"]
+    assert list(adata.obs_names) == list(np.delete(names, second[:3]))
+    assert "3 of 20 cells of c2 are in an earlier study too and are left out." in capsys.readouterr().out
+
+
+def test_cells_of_studies_with_fractional_counts_are_not_compared(files, capsys):
+    one = files["one"]
+    one.X = one.X * 0.5
+    one.uns["scbert"] = {"fractional_counts": "halved"}
+    one.write_h5ad("one.h5ad")
+    adata = load_experiments("one.h5ad", label_key="kind", batch_key="chip")["one"]
+    assert adata.n_obs == 60
+    assert "Counts are fractional, so cells that two studies share cannot be told." in capsys.readouterr().out
+    assert adata.uns["scbert"]["fractional_counts"] == "halved"
+
+
+def test_without_batches_a_set_is_dealt_out_to_simulated_studies(files):
+    options = {"label_key": "kind", "n_studies": 4, "severity": 2.0, "seed": 3}
+    adata = load_experiments("one.h5ad", **options)["one"]
+    expected = datasets.simulate_studies(datasets.load("one.h5ad", label_key="kind"), **options)
+    assert (adata.X != expected.X).nnz == 0
+    assert list(adata.obs["study"]) == list(expected.obs["study"])
+    assert set(adata.obs["study"]) == {"study_0", "study_1", "study_2", "study_3"}
+    assert (adata.X != files["one"].X).nnz > 0
+
+
+def test_with_an_arrow_two_sets_are_joined_on_the_genes_of_both_without_cells_of_both(files, capsys):
+    experiments = load_experiments("one.h5ad -> other.h5ad by coarse", label_key="cell_type")
+    assert list(experiments) == ["one->other"]
+    adata = experiments["one->other"]
+    assert "6 of 40 cells are in one.h5ad too and were dropped" in capsys.readouterr().out
+    assert list(adata.var_names) == [f"gene{i}" for i in range(21)]
+    assert list(adata.obs_names) == [*files["one"].obs_names, *files["other"].obs_names[6:]]
+    for name, start in (("one", 0), ("other", 6)):
+        own, source = adata[(adata.obs["study"] == name).to_numpy()], files[name][start:]
+        assert (own.X.toarray() == source[:, adata.var_names].X).all()
+        assert list(own.obs["cell_type"]) == list(own.obs["coarse"]) == list(source.obs["coarse"])
+    totals = np.asarray(files["other"].X.sum(1)).ravel()[6:]
+    assert list(adata.obs["n_counts"]) == [2000] * 60 + list(totals)
+    assert adata.uns["scbert"] == {"train_on": "one", "caveat": ""}
+    [split] = protocols.carry_over(adata)
+    assert set(adata.obs["study"][split.train]) == {"one"}
+    assert set(adata.obs_names[60:]) < set(split.test)
+    assert len(split.test) == 34 + 12  # and a fifth of the first
+
+
+def test_cells_of_the_same_name_in_two_sets_are_two_cells(make_cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("one", "other")):
+        make_cells(30, seed=seed).write_h5ad(f"{name}.h5ad")
+    adata = load_experiments("one.h5ad -> other.h5ad")["one->other"]
+    assert adata.obs_names.is_unique
+    assert list(adata.obs_names[:30]) == [f"cell{i}" for i in range(30)]
+    assert adata.obs["study"].value_counts().to_dict() == {"one": 30, "other": 30}
+
+
+def test_several_experiments_have_columns_of_the_same_names(files):
+    experiments = load_experiments(
+        " one.h5ad; one.h5ad->other.h5ad by coarse ; other.h5ad by kind;", label_key="kind", n_studies=2
+    )
+    assert list(experiments) == ["one", "one->other", "other"]
+    for name, labels in (("one", 3), ("one->other", 2), ("other", 3)):
+        assert experiments[name].obs["kind"].nunique() == labels
+        assert {type(value) for column in ("kind", "study") for value in experiments[name].obs[column]} == {str}
+
+
+def test_the_name_of_another_column_stays_with_its_experiment(files):
+    experiments = load_experiments("one.h5ad by coarse; other.h5ad", label_key="kind", batch_key="chip")
+    assert set(experiments["one"].obs["kind"]) == {"B", "not B"}
+    assert set(experiments["other"].obs["kind"]) == {"B", "Monocyte", "T/NK"}
+
+
+def test_caveats_of_both_sets_are_handed_on_and_labels_that_come_from_the_other_are_said(files, monkeypatch):
+    catalogue = {"mine": {"labels_from": ["theirs"]}, "theirs": {"labels_from": []}}
+    files["one"].uns["scbert"] = {"caveat": "Old cells."}
+    files["other"].uns["scbert"] = {"caveat": "New cells."}
+    loaded = {"theirs": files["one"], "mine": files["other"]}
+    monkeypatch.setattr(corpus.datasets, "CATALOGUE", catalogue)
+    monkeypatch.setattr(corpus.datasets, "load", lambda name, **options: loaded[name].copy())
+    there = load_experiments("theirs -> mine", label_key="kind")["theirs->mine"].uns["scbert"]["caveat"].split("\n")
+    assert there[:2] == ["theirs: Old cells.", "mine: New cells."]
+    assert there[2].startswith("The labels of mine were made by comparing its cells with those of theirs: ")
+    back = load_experiments("mine -> theirs", label_key="kind")["mine->theirs"].uns["scbert"]["caveat"].split("\n")
+    assert back == ["mine: New cells.", "theirs: Old cells."]
+
+
+def test_the_demo_set_is_known_to_have_its_labels_from_the_sorted_cells():
+    assert datasets.CATALOGUE["pbmc68k_reduced"]["labels_from"] == ["zheng_facs"]
+
+
+def test_two_sets_of_which_one_is_fractional_say_so(files):
+    for name in ("one", "other"):
+        files[name].X = files[name].X * 0.5
+        files[name].uns["scbert"] = {"fractional_counts": f"{name} is halved"}
+        files[name].write_h5ad(f"{name}.h5ad")
+    adata = load_experiments("one.h5ad -> other.h5ad", label_key="kind")["one->other"]
+    assert adata.uns["scbert"]["fractional_counts"] == "one is halved; other is halved"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "dataset is empty: name a set, or 'one -> other'"),
+        (" ; ", "dataset is empty: name a set, or 'one -> other'"),
+        ("one.h5ad -> other.h5ad -> one.h5ad", "dataset must be a set, or like 'one -> other by column', not 'one"),
+        ("-> other.h5ad", "dataset must be a set, or like 'one -> other by column', not '-> other.h5ad'"),
+        ("one.h5ad ->", "dataset must be a set, or like 'one -> other by column', not 'one.h5ad ->'"),
+        ("one.h5ad; one.h5ad by coarse", "dataset names one.h5ad by coarse twice"),
+        ("one.h5ad -> other.h5ad by typo", "one.h5ad has no column 'typo' in obs"),
+        ("nothing.h5ad", "There is no file nothing.h5ad"),
+        ("one.h5ad -> one.h5ad", "both sets are called one: an experiment is from one set to another"),
+        ("one.h5ad -> more/one.h5ad", "both sets are called one: an experiment is from one set to another"),
+    ],
+)
+def test_experiments_of_another_form_are_refused(files, text, reason, tmp_path):
+    (tmp_path / "more").mkdir()
+    files["other"].write_h5ad(tmp_path / "more" / "one.h5ad")
+    with pytest.raises(ValueError, match=reason):
+        load_experiments(text, label_key="kind")
+
+
+def test_a_batch_column_that_is_missing_is_refused(files):
+    with pytest.raises(ValueError, match="one.h5ad has no column 'donor' in obs"):
+        load_experiments("one.h5ad", label_key="kind", batch_key="donor")
+
+
+def test_what_cannot_be_read_is_refused_before_anything_is_loaded(files, monkeypatch):
+    monkeypatch.setattr(corpus.datasets, "load", lambda *names, **options: pytest.fail("loaded"))
+    for text in ("one.h5ad; -> other.h5ad", "one.h5ad; one.h5ad"):
+        with pytest.raises(ValueError, match="dataset"):
+            load_experiments(text, label_key="kind")

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -433,3 +434,175 @@ def test_fit_scbert_counts_the_cells_it_learnt_from(parts, config):
     assert len(stopped.history) == 3
     assert stopped.cell_steps == 60 * (3 + 1)
     assert fit(learning_rate=1e-12, patience=1).cell_steps == 60 * 2
+
+
+def test_few_cells_get_epochs_until_the_least_number_of_steps(parts, config):
+    train, validation, _ = parts
+    fit = partial(
+        methods.fit_scbert, train, validation, label_key="cell_type", encoder=config, n_epochs=2, batch_size=16,
+        learning_rate=1e-12, progress=False,
+    )  # fmt: skip
+    assert fit(patience=9).cell_steps == 60 * 2
+    assert fit(patience=9, min_steps=8).cell_steps == 60 * 2  # of four steps each
+    assert fit(patience=9, min_steps=9).cell_steps == 60 * 3
+    assert fit(patience=9, min_steps=9, accumulate=2).cell_steps == 60 * 5
+    assert fit(patience=1, min_steps=36).cell_steps == 60 * (1 + 3)  # a third of nine epochs without a better one
+    assert fit(patience=1, n_epochs=9).cell_steps == 60 * (1 + 1)
+
+
+# Methods of a notebook
+
+
+@pytest.fixture
+def saved_encoder(config, tmp_path):
+    """The bundle of an encoder of 24 genes, of which the cells of `make_cells` have all or some."""
+    scbert.ScBert(config, seed=5, genes=[f"gene{i}" for i in range(24)]).save(tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_an_encoder_is_taken_with_its_genes_where_the_data_have_half_of_them(saved_encoder, make_cells, capsys):
+    for n_genes, share in ((30, "100%"), (12, "50%")):
+        cells = make_cells(n_genes=n_genes)
+        adata, encoder, genes = methods.choose_encoder(str(saved_encoder), cells)
+        assert adata is cells
+        assert isinstance(encoder, scbert.ScBert)
+        assert encoder.config.expressed_only
+        assert genes == [f"gene{i}" for i in range(24)]
+        assert f"{share} of the 24 genes of {saved_encoder} are in the data\n" in capsys.readouterr().out
+    before = scbert.load(saved_encoder).state_dict()
+    assert all((tensor == before[name]).all() for name, tensor in encoder.state_dict().items())
+
+
+def test_else_it_is_a_small_one_of_the_most_variable_genes(saved_encoder, make_cells, capsys):
+    cells = make_cells(n_genes=11)
+    adata, *few = methods.choose_encoder(str(saved_encoder), cells)
+    assert adata is cells
+    assert "46% of the 24 genes" in (out := capsys.readouterr().out)
+    assert "too few, so scBERT is pretrained on the training cells of each split instead" in out
+    small = scbert.ScBertConfig(11, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
+    assert few == [small, "11"]
+    assert methods.choose_encoder("", cells)[1:] == (small, "11")
+    assert capsys.readouterr().out == ""
+    _, config, genes = methods.choose_encoder("", make_cells(n_genes=1100))
+    assert (config.n_genes, genes) == (1000, "1000")
+    assert isinstance(methods.choose_encoder(str(saved_encoder), cells, least=0.4)[1], scbert.ScBert)
+
+
+def test_an_encoder_of_the_published_genes_reads_all_genes_under_the_names_that_it_knows(
+    saved_encoder, make_cells, monkeypatch
+):
+    published, cells = [f"gene{i}" for i in range(24)], make_cells()
+    renamed = cells.copy()
+    cells.var_names = [f"old{i}" for i in range(24)]
+    monkeypatch.setattr(methods, "is_published", lambda genes: genes == published)
+    known = {(tuple(cells.var_names), tuple(published)): renamed}
+    monkeypatch.setattr(methods, "rename_genes", lambda adata, genes: known[tuple(adata.var_names), tuple(genes)])
+    adata, encoder, genes = methods.choose_encoder(str(saved_encoder), cells)
+    assert adata is renamed
+    assert genes == published
+    assert not encoder.config.expressed_only
+
+
+def test_an_encoder_that_is_not_there_is_refused(make_cells):
+    with pytest.raises(ValueError, match="There is no bundle or file nowhere"):
+        methods.choose_encoder("nowhere", make_cells())
+
+
+@pytest.fixture
+def named(config):
+    """An untrained encoder that has its genes' names."""
+    return scbert.ScBert(config, genes=[f"gene{i}" for i in range(24)])
+
+
+def options_of(fit):
+    return {"func": fit.func, **fit.keywords}
+
+
+def test_scbert_starts_from_the_encoder_or_is_pretrained_first_where_there_is_none(named, config):
+    least = {"func": methods.fit_scbert, "n_epochs": 4, "min_steps": 120}
+    chosen = methods.choose_methods("scbert majority scbert_scratch", named, n_epochs=4)
+    assert chosen["majority"] is methods.fit_majority
+    assert options_of(chosen["scbert"]) == least | {"encoder": named, "pretrain_epochs": 0}
+    assert options_of(chosen["scbert_scratch"]) == least | {"encoder": config}
+    chosen = methods.choose_methods("scbert scbert_scratch", config, n_epochs=4)
+    assert options_of(chosen["scbert"]) == least | {"encoder": config, "pretrain_epochs": 4}
+    assert options_of(chosen["scbert_scratch"]) == least | {"encoder": config}
+
+
+def test_the_methods_named_keep_their_order_after_those_that_no_table_is_without(named):
+    chosen = methods.choose_methods("scbert nearest_centroid majority nearest_centroid", named)
+    assert list(chosen) == ["logistic_regression", "scbert", "nearest_centroid", "majority"]
+    assert list(methods.choose_methods("", named)) == ["majority", "logistic_regression", "scbert"]
+
+
+@pytest.mark.parametrize(("n_epochs", "expected"), [(3, 15), (20, 20)])
+def test_the_published_recipe_has_the_epochs_that_its_rate_takes_to_rise(named, n_epochs, expected):
+    fit = methods.choose_methods("scbert_published", named, n_epochs=n_epochs)["scbert_published"]
+    assert options_of(fit) == {
+        "func": methods.fit_scbert, "n_epochs": expected, "recipe": scbert.Recipe.published(), "encoder": named,
+        "pretrain_epochs": 0,
+    }  # fmt: skip
+
+
+def test_the_published_weights_are_tuned_at_the_published_rate_and_to_the_letter_on_request(named, monkeypatch):
+    monkeypatch.setattr(methods, "is_published", lambda genes: genes == named.genes)
+    chosen = methods.choose_methods("scbert scbert_published", named, n_epochs=4)
+    assert chosen["scbert"].keywords["learning_rate"] == 1e-4
+    letter = {"n_epochs": 100, "patience": 10, "batch_size": 3, "accumulate": 60, "learning_rate": 1e-4}
+    assert letter.items() <= chosen["scbert_published"].keywords.items()
+    assert chosen["scbert_published"].keywords["recipe"] == scbert.Recipe.published()
+
+
+def test_from_random_weights_the_given_vectors_of_genes_stay(config):
+    vectors = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
+    config = replace(config, gene_embedding="frozen")
+    encoder = scbert.ScBert(config, seed=9, gene_vectors=vectors, genes=[f"gene{i}" for i in range(24)])
+    scratch = methods.choose_methods("scbert_scratch", encoder)["scbert_scratch"].keywords["encoder"]
+    assert (scratch.pos_emb.emb.weight[:-1].numpy() == vectors).all()
+    assert not (scratch.token_emb.weight == encoder.token_emb.weight).any()
+
+
+def test_a_name_that_is_no_method_is_refused_with_those_there_are(named):
+    with pytest.raises(ValueError, match=r"There is no method 'svm': choose from majority, .*, scbert_published\."):
+        methods.choose_methods("majority svm", named)
+
+
+def test_remedies_change_the_weight_of_cells_or_which_cells_train_and_nothing_else(named):
+    chosen = methods.choose_methods("majority logistic_regression scbert scbert_scratch", named)
+    more = methods.add_remedies(chosen)
+    assert list(more)[:4] == list(chosen)
+    assert set(list(more)[4:]) == {
+        f"{name}:{how}" for name in ("scbert", "logistic_regression") for how in ("class_weight", "subsample", "oversample")
+    }  # fmt: skip
+    assert all(more[name] is chosen[name] for name in chosen)
+    assert options_of(more["scbert:class_weight"]) == options_of(chosen["scbert"]) | {
+        "recipe": scbert.Recipe(class_weight="balanced")
+    }
+    assert options_of(more["logistic_regression:class_weight"]) == {
+        "func": methods.fit_logistic_regression, "class_weight": "balanced"
+    }  # fmt: skip
+    for name in ("scbert", "logistic_regression"):
+        for how in ("subsample", "oversample"):
+            expected = {"func": methods.fit_rebalanced, "fit": chosen[name], "how": how}
+            assert options_of(more[f"{name}:{how}"]) == expected
+    assert methods.add_remedies({"majority": methods.fit_majority}) == {"majority": methods.fit_majority}
+
+
+def test_each_remedy_finds_more_of_the_rare_label(make_cells):
+    many = scbert.preprocess.tokenize(make_cells(400, labels=("B", "T/NK")))
+    many.X = (
+        np.random.default_rng(0).binomial(many.X.toarray().astype(int), 0.1).astype(np.float32)
+    )  # hard to tell apart
+    rare = (many.obs["cell_type"] == "T/NK").to_numpy()
+    number = np.arange(400) // 2
+    train, validation = many[~rare & (number < 100) | rare & (number < 4)], many[(number >= 180)]
+    test = many[(number >= 100) & (number < 180)]
+    base = {"logistic_regression": partial(methods.fit_logistic_regression, penalties=["l2"], strengths=[0.1])}
+    recall = {}
+    for name, fit in methods.add_remedies(base).items():
+        predict = fit(train.copy(), validation.copy(), label_key="cell_type")
+        predicted = predict(test).idxmax(axis=1).to_numpy()
+        recall[name] = (predicted[test.obs["cell_type"] == "T/NK"] == "T/NK").mean()
+    plain = recall.pop("logistic_regression")
+    assert len(recall) == 3
+    assert min(recall.values()) > plain + 0.2

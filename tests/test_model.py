@@ -218,6 +218,21 @@ def test_a_cell_that_expresses_nothing_is_its_trailing_token(chunked):
     torch.testing.assert_close(model.attention_columns(bins)[2, ..., -1], torch.ones(2, 4))
 
 
+def test_the_mode_is_switched_in_place_and_back(encoder, bins):
+    there, all_genes = ScBert(replace(encoder.config, expressed_only=True)), encoder(bins)
+    there.load_state_dict(encoder.state_dict())
+    classifier = scbert.Classifier(encoder, ["A", "B"])
+    encoder.set_expressed_only(True)
+    assert encoder.config == classifier.config == there.config
+    assert (encoder(bins) == there(bins)).all()
+    assert not torch.allclose(encoder(bins), all_genes)
+    encoder.set_expressed_only(False)
+    assert (encoder(bins) == all_genes).all()
+    without = ScBert(replace(encoder.config, gene_embedding="none"))
+    with pytest.raises(ValueError, match="expressed_only needs a gene embedding"):
+        without.set_expressed_only(True)
+
+
 def test_logits_of_some_positions_are_those_of_all_whether_they_entered_or_not(encoder, bins):
     encoder.config = replace(encoder.config, expressed_only=True)
     where = torch.rand(bins.shape, generator=torch.Generator().manual_seed(0)) < 0.5

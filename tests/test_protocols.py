@@ -106,3 +106,395 @@ def test_the_saved_test_cells_are_tested_and_nothing_else_learns_from_them(make_
         ValueError, match="zheng_facs has one saved split, whose test cells train nothing: n_folds must"
     ):
         protocols.split_cells(adata, "zheng_facs", n_folds=5)
+
+
+# Protocols
+
+
+@pytest.fixture
+def studies(make_cells):
+    """90 cells of four labels, common to rare, in three studies; the third lacks D, and the names are in no order."""
+    adata = make_cells(90)
+    adata.obs["cell_type"] = np.repeat(["A", "B", "C", "D"], [40, 25, 15, 10])
+    adata.obs["study"] = np.array(["s1", "s2", "s3"])[np.arange(90) % 3]
+    adata = adata[~((adata.obs["cell_type"] == "D") & (adata.obs["study"] == "s3"))].copy()
+    return adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+
+
+@pytest.fixture
+def saved(studies, monkeypatch):
+    """The same cells as a set with a saved split: 30 % of them, by name, whatever their order in the file."""
+    names = np.sort(studies.obs_names)
+    tested = {
+        cell
+        for label in "ABCD"
+        for cell in [name for name in names if studies.obs["cell_type"][name] == label][::3]
+    }  # fmt: skip
+
+    def load_split(adata, name):
+        is_test = adata.obs_names.isin(tested)
+        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+    monkeypatch.setattr(protocols, "saved_splits", lambda: ["saved"])
+    monkeypatch.setattr(protocols, "load_split", load_split)
+    return tested
+
+
+TWO = {"common": ["A"], "rare": ["B"], "n_common": 12, "n_rare": [12, 6, 2], "n_query": 8}
+MAKERS = {
+    "folds": lambda adata, data, seed: protocols.cross_validation(adata, data, n_folds=3, seed=seed),
+    "sizes": lambda adata, data, seed: protocols.reference_sizes(
+        adata, data, fractions=[0.2, 0.6], cells_per_label=[3], n_repeats=2, seed=seed
+    ),
+    "uneven": lambda adata, data, seed: protocols.class_imbalance(
+        adata, data, **(TWO | {"n_query": 6}), n_repeats=2, seed=seed
+    ),
+    "one out": lambda adata, data, seed: protocols.leave_one_out(adata, batch_key="study", n_repeats=2, seed=seed),
+}
+PARTS = ("train", "validation", "test")
+
+
+def names_of(splits):
+    """Return all that a list of splits says, the cells of each part without their order."""
+    return [(*split[:3], *(tuple(sorted(getattr(split, part))) for part in PARTS)) for split in splits]
+
+
+def learns(split):
+    return {*split.train, *split.validation}
+
+
+@pytest.mark.parametrize("data", ["mine.h5ad", "saved"])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_no_cell_is_on_two_sides_of_any_protocols_splits(studies, saved, maker, data):
+    splits = MAKERS[maker](studies, data, 0)
+    assert len({split[:3] for split in splits}) == len(splits) >= 3
+    for split in splits:
+        protocols.check_disjoint(*split[-3:])
+        assert all(len(getattr(split, part)) for part in PARTS)
+        assert learns(split) | set(split.test) <= set(studies.obs_names)
+
+
+@pytest.mark.parametrize("data", ["mine.h5ad", "saved"])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_the_seed_fixes_the_splits_and_another_makes_others(studies, saved, maker, data):
+    first, again, other = (names_of(MAKERS[maker](studies, data, seed)) for seed in (0, 0, 1))
+    assert first == again
+    assert [split[:3] for split in first] == [split[:3] for split in other]
+    assert all(a[3:] != b[3:] for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("maker", "data"),
+    [("sizes", "saved"), ("uneven", "saved"), ("uneven", "mine.h5ad"), ("one out", "mine.h5ad")],
+)
+def test_the_order_of_cells_in_the_file_does_not_matter_to_what_is_drawn_by_name(studies, saved, maker, data):
+    turned = studies[::-1].copy()
+    assert names_of(MAKERS[maker](studies, data, 0)) == names_of(MAKERS[maker](turned, data, 0))
+
+
+@pytest.mark.parametrize("maker", ["folds", "sizes", "uneven"])
+def test_the_cells_of_a_saved_split_never_train_and_all_of_it_is_tested(studies, saved, maker):
+    for split in MAKERS[maker](studies, "saved", 0):
+        assert not learns(split) & saved
+        assert set(split.test) <= saved
+        if maker != "uneven":
+            assert set(split.test) == saved
+
+
+def test_testing_the_rest_is_refused_where_a_split_is_saved(studies, saved):
+    with pytest.raises(
+        ValueError, match="saved has a saved split, whose test cells train nothing: query must be fixed"
+    ):
+        protocols.reference_sizes(studies, "saved", query="rest")
+
+
+@pytest.mark.parametrize("maker", ["sizes", "uneven", "one out"])
+def test_validation_has_each_label_that_is_learnt_and_not_all_cells_of_it(studies, maker):
+    for split in MAKERS[maker](studies, "mine.h5ad", 0):
+        labels = studies.obs["cell_type"].astype(str)
+        train, validation = labels[split.train].value_counts(), labels[split.validation].value_counts()
+        assert set(train.index) == set(validation.index)
+        for label, n in validation.items():
+            assert n == max(1, round((n + train[label]) / 8))
+
+
+def test_folds_are_each_tested_once_or_with_a_saved_split_choose_once(studies, saved):
+    free = protocols.cross_validation(studies, "mine.h5ad", n_folds=3)
+    assert [(split.protocol, split.repeat, split.fold) for split in free] == [("", 0, 0), ("", 0, 1), ("", 0, 2)]
+    assert sorted(np.concatenate([split.test for split in free])) == sorted(studies.obs_names)
+    assert all(len(learns(split)) + len(split.test) == studies.n_obs for split in free)
+    kept = protocols.cross_validation(studies, "saved", n_folds=3)
+    assert [(split.protocol, split.repeat, split.fold) for split in kept] == [("", 0, 0), ("", 1, 0), ("", 2, 0)]
+    assert sorted(np.concatenate([split.validation for split in kept])) == sorted(set(studies.obs_names) - saved)
+    assert all(learns(split) == set(studies.obs_names) - saved for split in kept)
+
+
+def test_a_smaller_reference_is_part_of_a_larger_one_and_has_its_share_of_each_label(studies):
+    splits = protocols.reference_sizes(studies, "mine.h5ad", fractions=[0.1, 0.5, 0.9], n_repeats=2)
+    labels = studies.obs["cell_type"].astype(str)
+    pool, _ = protocols.choose_pool(studies, "mine.h5ad")
+    sizes = labels[pool].value_counts()
+    assert [(split.protocol, split.repeat) for split in splits] == [
+        (f"reference:{share}", repeat) for repeat in (0, 1) for share in ("0.10", "0.50", "0.90")
+    ]
+    for repeat in (splits[:3], splits[3:]):
+        assert learns(repeat[0]) < learns(repeat[1]) < learns(repeat[2]) < set(pool)
+        for split, share in zip(repeat, (0.1, 0.5, 0.9), strict=True):
+            found = labels[sorted(learns(split))].value_counts().to_dict()
+            assert found == {label: max(2, round(share * n)) for label, n in sizes.items()}
+    assert learns(splits[0]) != learns(splits[3])
+    assert len({tuple(sorted(split.test)) for split in splits}) == 1
+    assert not set(splits[0].test) & set(pool)
+
+
+def test_few_cells_are_so_many_of_each_label_or_all_that_it_has(studies):
+    labels = studies.obs["cell_type"].astype(str)
+    pool, _ = protocols.choose_pool(studies, "mine.h5ad")
+    splits = protocols.reference_sizes(studies, "mine.h5ad", fractions=[], cells_per_label=[2, 10], n_repeats=1)
+    assert [split.protocol for split in splits] == ["few:2", "few:10"]
+    for split, n in zip(splits, (2, 10), strict=True):
+        found = labels[sorted(learns(split))].value_counts().to_dict()
+        assert found == {label: min(n, size) for label, size in labels[pool].value_counts().items()}
+    assert labels[pool].value_counts()["D"] < 10
+    assert learns(splits[0]) < learns(splits[1])
+
+
+def test_another_size_or_repeat_leaves_the_splits_of_the_others_as_they_were(studies):
+    few = protocols.reference_sizes(studies, "mine.h5ad", fractions=[0.5], cells_per_label=[4], n_repeats=1)
+    more = protocols.reference_sizes(studies, "mine.h5ad", fractions=[0.2, 0.5], cells_per_label=[3, 4], n_repeats=2)
+    assert set(names_of(few)) < set(names_of(more))
+    few = protocols.class_imbalance(studies, "mine.h5ad", **(TWO | {"n_rare": [2]}), n_repeats=1)
+    more = protocols.class_imbalance(studies, "mine.h5ad", **TWO, n_repeats=2)
+    assert set(names_of(few)) < set(names_of(more))
+
+
+def test_testing_the_rest_tests_all_that_is_not_reference(studies):
+    for split in protocols.reference_sizes(studies, "mine.h5ad", fractions=[0.2, 0.7], query="rest", n_repeats=2):
+        assert learns(split) | set(split.test) == set(studies.obs_names)
+        assert len(learns(split)) + len(split.test) == studies.n_obs
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"fractions": [1.0]}, "A reference is a share of the cells between 0 and 1, or at least 2 cells"),
+        ({"fractions": [-0.1]}, "A reference is a share of the cells between 0 and 1, or at least 2 cells"),
+        ({"cells_per_label": [1]}, "A reference is a share of the cells between 0 and 1, or at least 2 cells"),
+        ({"query": "all"}, "query must be fixed or rest, not 'all'"),
+        ({"fractions": [0.101, 0.1]}, "reference:0.10 is asked for twice"),
+        ({"cells_per_label": [5, 5]}, "few:5 is asked for twice"),
+        ({"fractions": [], "cells_per_label": [1000], "query": "rest"}, "few:1000 leaves no cell to test"),
+    ],
+)
+def test_a_reference_that_cannot_be_is_refused(studies, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        protocols.reference_sizes(studies, "mine.h5ad", **options)
+
+
+@pytest.mark.parametrize("data", ["mine.h5ad", "saved"])
+def test_uneven_references_have_their_sizes_and_one_query_of_as_many_of_each(studies, saved, data):
+    labels = studies.obs["cell_type"].astype(str)
+    options = TWO | {"common": ["A", "C"], "n_common": 8, "n_rare": [9, 5, 2], "n_query": 5}
+    splits = protocols.class_imbalance(studies, data, **options, n_repeats=2)
+    assert [(split.protocol, split.repeat) for split in splits] == [
+        (f"imbalance:{n}", repeat) for repeat in (0, 1) for n in (9, 5, 2)
+    ]
+    for repeat in (splits[:3], splits[3:]):
+        for split, n in zip(repeat, (9, 5, 2), strict=True):
+            assert labels[sorted(learns(split))].value_counts().to_dict() == {"A": 8, "C": 8, "B": n}
+            assert labels[split.test].value_counts().to_dict() == {"A": 5, "B": 5, "C": 5}
+            assert (split.test == repeat[0].test).all()
+        assert learns(repeat[2]) < learns(repeat[1]) < learns(repeat[0])
+    assert set(splits[0].test) != set(splits[3].test)
+
+
+def test_a_rare_label_needs_no_more_cells_than_are_asked_of_it(studies):
+    options = {"common": ["A"], "rare": ["D"], "n_common": 30, "n_rare": [3, 2], "n_query": 3}
+    splits = protocols.class_imbalance(studies, "mine.h5ad", **options, n_repeats=1)  # 6 cells of D
+    found = [studies.obs["cell_type"].astype(str)[sorted(learns(split))].value_counts().to_dict() for split in splits]
+    assert found == [{"A": 30, "D": 3}, {"A": 30, "D": 2}]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"rare": ["X", "Y"]}, r"obs\['cell_type'\] lacks X, Y\. There are: A, B, C, D\."),
+        ({"rare": ["A"]}, "each needs a label of its own"),
+        ({"rare": []}, "each needs a label of its own"),
+        ({"n_common": 40}, "A has 40 cells to train on and 40 to test: not enough for 40 as reference"),
+        ({"n_rare": [18]}, "B has 25 cells to train on and 25 to test: not enough for 18 as reference"),
+        ({"n_rare": [12, 1]}, r"not enough for .* \(at least 2\)"),
+        ({"n_query": 0}, "n_query must be at least 1"),
+        ({"n_rare": []}, "n_rare must name"),
+        ({"n_rare": [6, 6]}, "n_rare must name"),
+    ],
+)
+def test_an_imbalance_that_cannot_be_is_refused(studies, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        protocols.class_imbalance(studies, "mine.h5ad", **(TWO | options))
+
+
+def test_a_study_left_out_is_tested_whole_and_trains_nothing(studies):
+    splits = protocols.leave_one_out(studies, batch_key="study")
+    assert [split.protocol for split in splits] == ["held_out:s1", "held_out:s2", "held_out:s3"]
+    for split in splits:
+        out = studies.obs["study"] == split.protocol.removeprefix("held_out:")
+        assert set(split.test) == set(studies.obs_names[out])
+        assert learns(split) == set(studies.obs_names[~out])
+    repeats = protocols.leave_one_out(studies, batch_key="study", n_repeats=2)
+    assert names_of(repeats[:3]) == names_of(splits)
+    for one, other in zip(repeats[:3], repeats[3:], strict=True):
+        assert (one.repeat, other.repeat) == (0, 1)
+        assert learns(one) == learns(other)
+        assert set(one.validation) != set(other.validation)
+
+
+def test_of_shared_labels_those_that_a_study_lacks_take_no_part(studies):
+    labels = studies.obs["cell_type"].astype(str)
+    for split in protocols.leave_one_out(studies, batch_key="study", labels="shared"):
+        assert set(labels[split.test]) == set(labels[split.train]) == {"A", "B", "C"}
+        assert learns(split) | set(split.test) == set(labels.index[labels != "D"])
+
+
+def test_a_label_of_one_training_cell_is_not_learnt_and_its_test_cells_count_as_unseen(studies):
+    studies.obs["cell_type"] = studies.obs["cell_type"].astype(str)
+    d = studies.obs_names[studies.obs["cell_type"] == "D"]
+    in_s1 = d[studies.obs.loc[d, "study"] == "s1"]
+    lone = d.difference(in_s1)[0]
+    studies = studies[~studies.obs_names.isin(d.difference([*in_s1, lone]))].copy()
+    split = protocols.leave_one_out(studies, batch_key="study")[0]
+    assert lone not in learns(split) | set(split.test)
+    unseen = protocols.find_unseen(studies, split)
+    assert unseen.dtype == bool
+    assert set(split.test[unseen]) == set(in_s1)
+    home = protocols.leave_one_out(studies, batch_key="study")[2]  # s1 trains, and teaches D
+    assert not protocols.find_unseen(studies, home).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"batch_key": "donor"}, "adata has no column 'donor' in obs"),
+        ({"label_key": "labels"}, "adata has no column 'labels' in obs"),
+        ({"batch_key": "batch"}, r"obs\['batch'\] of adata has one value only \(b1\)"),
+        ({"labels": "common"}, "labels must be any or shared, not 'common'"),
+        ({"label_key": "study", "labels": "shared"}, "The studies of study share 0 labels: take labels = any"),
+        ({"label_key": "study", "batch_key": "half"}, "held_out:one leaves 1 labels of two cells or more"),
+    ],
+)
+def test_studies_that_cannot_be_left_out_are_refused(studies, options, reason):
+    studies.obs["half"] = np.where(studies.obs["study"] == "s1", "two", "one")
+    with pytest.raises(ValueError, match=reason):
+        protocols.leave_one_out(studies, **({"batch_key": "study"} | options))
+
+
+def test_annotation_is_carried_over_from_all_studies_but_one(studies):
+    carried = protocols.carry_over(studies, labels="shared", n_repeats=2, seed=3)
+    expected = protocols.leave_one_out(studies, batch_key="study", labels="shared", n_repeats=2, seed=3)
+    assert names_of(carried) == names_of(expected)
+
+
+@pytest.mark.parametrize("train_on", ["s1", "saved"])
+@pytest.mark.parametrize("labels", ["any", "shared"])
+def test_annotation_is_carried_from_one_set_to_another_and_tested_at_home_too(studies, saved, train_on, labels):
+    studies = studies[studies.obs["cell_type"] != "D"].copy()  # of its few cells a fifth cannot be tested
+    studies.obs["study"] = np.where(studies.obs["study"] == "s1", train_on, "other")
+    away = studies.obs["study"] == "other"
+    studies.obs["cell_type"] = np.where(away & (studies.obs["cell_type"] == "C"), "E", studies.obs["cell_type"])
+    studies.uns["scbert"] = {"train_on": train_on}
+    truth, home = studies.obs["cell_type"].astype(str), studies.obs["study"] == train_on
+    splits = protocols.carry_over(studies, labels=labels, n_repeats=2)
+    assert [(split.protocol, split.repeat, split.fold) for split in splits] == [("", 0, 0), ("", 1, 0)]
+    taught = {"A", "B"} if labels == "shared" else {"A", "B", "C"}
+    for split in splits:
+        assert set(truth[split.train]) == taught
+        assert home[sorted(learns(split))].all()
+        tested_away = set(split.test[~home[split.test].to_numpy()])
+        wanted = taught if labels == "shared" else {"A", "B", "E"}
+        assert tested_away == set(studies.obs_names[(~home & truth.isin(wanted)).to_numpy()])
+        assert learns(split) | set(split.test) == set(studies.obs_names[truth.isin(taught | wanted).to_numpy()])
+        if train_on == "saved":
+            assert set(split.test[home[split.test].to_numpy()]) == saved & set(
+                studies.obs_names[home & truth.isin(taught)]
+            )
+        unseen = truth[split.test[protocols.find_unseen(studies, split)]]
+        assert set(unseen) == (set() if labels == "shared" else {"E"})
+
+
+def test_training_on_named_cells_refuses_what_cannot_be_learnt_or_is_tested(studies):
+    names, labels = studies.obs_names, studies.obs["cell_type"].astype(str)
+    with pytest.raises(ValueError, match="The reference leaves 1 labels of two cells or more to learn"):
+        protocols.train_on(studies, names[labels == "A"], names[labels == "B"])
+    with pytest.raises(ValueError, match="cells are in more than one of training, validation and test"):
+        protocols.train_on(studies, names, names[:2])
+
+
+def test_splits_come_back_from_their_file_which_has_the_same_bytes_each_time(studies, tmp_path):
+    studies.obs_names = ["NA", "007", 'a,"b"', *studies.obs_names[3:]]
+    studies.obs["study"] = studies.obs["study"].map({"s1": "NA", "s2": "a, b", "s3": "s3"})
+    splits = [split for make in MAKERS.values() for split in make(studies, "mine.h5ad", 0)]
+    files = [tmp_path / "one.csv.gz", tmp_path / "two.csv.gz"]
+    protocols.save_splits(splits, files[0])
+    back = protocols.read_splits(files[0])
+    protocols.save_splits(back, files[1])
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert len(back) == len(splits)
+    for one, other in zip(splits, back, strict=True):
+        assert one[:3] == other[:3]
+        for part in PARTS:
+            assert list(getattr(one, part)) == list(getattr(other, part))
+    assert pd.read_csv(files[0]).columns.tolist() == ["protocol", "repeat", "fold", "part", "cell"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fractions", "cells", "query"),
+    [
+        ("0.1 0.3 10 rest", [0.1, 0.3], [10], "rest"),
+        ("5 .5", [0.5], [5], "fixed"),
+        ("", [], [], "fixed"),
+    ],
+)
+def test_references_are_read_from_a_line(text, fractions, cells, query):
+    options = {"fractions": fractions, "cells_per_label": cells, "query": query}
+    assert protocols.read_references(text) == options
+
+
+@pytest.mark.parametrize("text", ["0.1, 0.3", "ten", "0.1 all", "nan", "2.5", "inf"])
+def test_a_line_that_is_no_references_is_refused(text):
+    with pytest.raises(ValueError, match="references must be numbers, and may end with rest"):
+        protocols.read_references(text)
+
+
+def test_imbalance_is_read_from_a_line():
+    assert protocols.read_imbalance("A, B/x | C | 170 | 170 17 2 | 60", []) == {
+        "common": ["A", "B/x"], "rare": ["C"], "n_common": 170, "n_rare": [170, 17, 2], "n_query": 60,
+    }  # fmt: skip
+
+
+def test_a_label_with_a_comma_can_be_named():
+    labels = ["T cell, CD8+", "T cell", "B"]
+    options = protocols.read_imbalance("T cell, CD8+ | B | 20 | 20 | 5", labels)
+    assert options["common"] == ["T cell, CD8+"]
+    assert protocols.read_imbalance("T cell, B | T cell, CD8+ | 20 | 20 | 5", labels)["common"] == ["T cell", "B"]
+
+
+@pytest.mark.parametrize("text", ["A | B", "A | B | x | 17 | 60", "A | B | 10 | 10, 5 | 60", "automatic", ""])
+def test_a_line_that_is_no_imbalance_is_refused(text):
+    with pytest.raises(ValueError, match="imbalance must be auto, empty, or like 'A, B"):
+        protocols.read_imbalance(text, ["A", "B"])
+
+
+@pytest.mark.parametrize("size", [50, 400])
+def test_the_two_commonest_labels_are_taken_on_request_and_their_cells_suffice(make_cells, size):
+    adata = make_cells(2 * size + 20)
+    adata.obs["cell_type"] = np.repeat(["C", "B", "A"], [size, size, 20])  # a tie goes by name
+    options = protocols.read_imbalance("auto", adata.obs["cell_type"])
+    n_query = min(60, size // 4)
+    n = min(170, int(0.7 * size) - n_query)
+    assert options == {"common": ["B"], "rare": ["C"], "n_common": n, "n_rare": [n, n // 10], "n_query": n_query}
+    splits = protocols.class_imbalance(adata, "mine.h5ad", **options, n_repeats=1)
+    assert [split.protocol for split in splits] == [f"imbalance:{n}", f"imbalance:{n // 10}"]
+    with pytest.raises(ValueError, match="A has 20 cells: too few for imbalance = auto"):
+        protocols.read_imbalance("auto", ["A"] * 20 + ["B"] * 30)
+    with pytest.raises(ValueError, match="imbalance = auto needs two labels"):
+        protocols.read_imbalance("auto", ["B"] * 100)
