@@ -28,13 +28,14 @@ from tqdm import tqdm
 from . import record
 from .evaluate import accuracy, macro_f1
 from .genes import choose_genes
-from .preprocess import tokenize
+from .methods import FITS, NEEDS
+from .preprocess import library_size, tokenize
 from .protocols import Parts, Split, check_disjoint, find_unseen, stratified_splits
 from .recipe import Recipe
 
 # What a method's result depends on besides its own source: a change there makes kept results void.
 CODE = ("genes", "preprocess")
-CODE_OF_SCBERT = ("attention", "cells", "model", "prefix", "recipe", "train")
+CODE_OF_SCBERT = ("annotate", "attention", "cells", "model", "prefix", "recipe", "train")
 
 
 class Job(NamedTuple):
@@ -91,7 +92,7 @@ def plan(
     """
     labels = adata.obs[label_key].astype(str)
     genes = genes if isinstance(genes, str) else tuple(genes)
-    adata_hash = record.hash_data(adata)
+    adata_hash = record.hash_data(adata), hashlib.sha256(library_size(adata).tobytes()).hexdigest()
     described = {name: describe_method(fit) for name, fit in methods.items()}
     jobs = []
     for split in splits:
@@ -112,9 +113,9 @@ def count_cell_steps(fit: Callable, n_cells: int) -> int:
     options = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
     if callable(options.get("fit")):
         return count_cell_steps(options["fit"], n_cells)
-    if "n_epochs" not in options:
+    if "encoder" not in options:
         return 0
-    steps_an_epoch = math.ceil(n_cells / options["batch_size"])
+    steps_an_epoch = math.ceil(n_cells / (options["batch_size"] * options["accumulate"]))
     n_epochs = max(options["n_epochs"], math.ceil(options["min_steps"] / steps_an_epoch))
     return n_cells * (n_epochs + options["pretrain_epochs"])
 
@@ -124,14 +125,26 @@ def describe_method(fit: Callable) -> str:
     if isinstance(fit, functools.partial):
         own = {key: value for key, value in sorted(fit.keywords.items()) if key not in ("checkpoints", "progress")}
         return f"{describe_method(fit.func)} {[(key, _describe(value)) for key, value in own.items()]}"
-    source, home = inspect.getsource(fit), vars(inspect.getmodule(fit))
-    helpers = [
-        part for name, part in home.items() if name.startswith("_") and inspect.isfunction(part) and name in source
-    ]
+    helpers = _find_helpers(fit)
     modules = CODE + (CODE_OF_SCBERT if "encoder" in inspect.signature(fit).parameters else ())
     parts = [fit, *helpers, *(importlib.import_module(f"{__package__}.{name}") for name in modules)]
-    versions = [metadata.version(name) for name in ("torch", "scikit-learn", "numpy")]
-    return f"{fit.__module__}.{fit.__qualname__} {hash_code(*map(inspect.getsource, parts))} {versions}"
+    packages = ["torch", "scikit-learn", "numpy"] + [NEEDS[name][1] for name in NEEDS if FITS[name] is fit]
+    versions = [metadata.version(name) for name in packages]
+    code = hash_code(*map(inspect.getsource, parts))
+    return f"{fit.__module__}.{fit.__qualname__}{inspect.signature(fit)} {code} {versions}"
+
+
+def _find_helpers(fit):
+    """Return the functions of a method's own module that it calls, and those that these call, by name."""
+    home, found, waiting = vars(inspect.getmodule(fit)), {}, [fit]
+    while waiting:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(waiting.pop())))
+        for name in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - {*found, fit.__name__}:
+            part = home.get(name)
+            if inspect.isfunction(part) and part.__module__ == fit.__module__:
+                found[name] = part
+                waiting.append(part)
+    return [found[name] for name in sorted(found)]
 
 
 def _describe(value):
@@ -239,10 +252,14 @@ def _file(folder, job):
 def _announce(jobs, mine, missing, progress):
     share = "" if len(mine) == len(jobs) else f", {len(mine)} of them this part's"
     print(f"{len(jobs)} jobs (method x split){share}; {len(mine) - len(missing)} are there, {len(missing)} to compute")
-    trained = [job for job in missing if "n_epochs" in inspect.signature(job.fit).parameters]
+    trained = [job for job in missing if "encoder" in inspect.signature(job.fit).parameters]
     if trained and progress:
         steps = sum(job.cell_steps for job in missing)
-        minutes = steps * _time_cell(max(trained, key=lambda job: job.cell_steps)) / 60
+        try:
+            minutes = steps * _time_cell(max(trained, key=lambda job: job.cell_steps)) / 60
+        except Exception as error:  # its job will say so, and all others are computed
+            print(f"scBERT: at most {steps:,} cell-steps; its pace was not measured ({record.first_line(error)})")
+            return
         print(
             f"scBERT: at most {steps:,} cell-steps, about {minutes:.1f} minutes at this machine's pace; others: seconds each"
         )
@@ -283,7 +300,8 @@ def _compute(jobs, run, progress):
                 record.write_text(_file(run.path("jobs"), job), json.dumps(done) + "\n")
             except Exception as error:  # all other jobs of a long night are computed all the same
                 reason = f"{type(error).__name__}: {record.first_line(error)}"
-                failed.append(f"{job.method} on {job.data} {job.split.protocol}, repeat {job.split.repeat}: {reason}")
+                where = f"{job.data} {job.split.protocol}".strip()
+                failed.append(f"{job.method} on {where}, repeat {job.split.repeat}, fold {job.split.fold}: {reason}")
             bar.update(_weight(job))
     return failed
 

@@ -1,5 +1,6 @@
 """Sets joined: to pretrain on, without cells that are tested on, and to carry annotation from one to another."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -106,7 +107,9 @@ def _concatenate(parts, names):
         genes = genes[genes.isin(part.var_names)]
     if not len(genes):
         raise ValueError(f"The sets {', '.join(names)} share no gene name: use the same kind of symbols in all.")
-    joined = anndata.concat([part[:, genes] for part in parts], join="outer")  # of obs: cells without labels stay
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Observation names are not unique", UserWarning)  # for a moment
+        joined = anndata.concat([part[:, genes] for part in parts], join="outer")  # of obs: cells without labels stay
     joined.obs_names_make_unique()
     return joined
 
@@ -146,26 +149,31 @@ def load_experiments(
     ValueError
         Another form, an experiment named twice, or see `scbert.datasets.load`.
     """
-    experiments = {}
+    asked, experiments = {}, {}
     for part in filter(None, map(str.strip, text.split(";"))):
         sets, _, key = (word.strip() for word in part.partition(" by "))
         names = [name.strip() for name in sets.split("->")]
         if not all(names) or len(names) > 2:
             raise ValueError(f"dataset must be a set, or like 'one -> other by column', not {part!r}.")
-        key = key or label_key
+        stems = [Path(name).stem for name in names]
+        if len(set(stems)) < len(stems):
+            raise ValueError(
+                f"In {part!r} both sets are called {stems[0]}: an experiment is from one set to another, so name the files apart."
+            )
+        if "->".join(stems) in asked:
+            raise ValueError(f"dataset names {part} twice.")
+        asked["->".join(stems)] = names, stems, key or label_key
+    for title, (names, stems, key) in asked.items():
         loaded = [
             datasets.load(name, label_key=key, batch_key=batch_key or None if len(names) == 1 else None)
             for name in names
         ]
-        stems = [Path(name).stem for name in names]
-        if "->".join(stems) in experiments:
-            raise ValueError(f"dataset names {part} twice.")
         if len(names) == 1:
             adata = _take_studies(loaded[0], key, batch_key, n_studies, severity, seed)
         else:
             adata = _join_two(loaded, names, stems, key)
         adata.obs[label_key] = adata.obs[key].astype(str)
-        experiments["->".join(stems)] = adata
+        experiments[title] = adata
     if not experiments:
         raise ValueError("dataset is empty: name a set, or 'one -> other'.")
     return experiments

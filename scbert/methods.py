@@ -7,6 +7,7 @@ returns probabilities, cells x labels of the training cells, each row summing to
 
 import contextlib
 import copy
+import inspect
 import logging
 import math
 import warnings
@@ -511,13 +512,17 @@ def fit_rebalanced(
     fit: Callable,
     how: str,
     size: int | None = None,
+    checkpoints: str | Path | None = None,
+    progress: bool = True,
 ) -> Callable:
     """Fit a method on rebalanced training cells, see `rebalance`; validation cells stay as they are.
 
     ``functools.partial(fit_rebalanced, fit=fit_logistic_regression, how="oversample")`` is a method like any other.
     """
     rebalanced = rebalance(train, label_key=label_key, how=how, size=size, seed=seed)
-    return fit(rebalanced, validation, label_key=label_key, seed=seed)
+    options = {"checkpoints": checkpoints, "progress": progress}
+    offered = {name: value for name, value in options.items() if name in inspect.signature(fit).parameters}
+    return fit(rebalanced, validation, label_key=label_key, seed=seed, **offered)
 
 
 def _check_installed(method):

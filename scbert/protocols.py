@@ -230,6 +230,15 @@ def reference_sizes(
     """
     if any(not 0 < fraction < 1 for fraction in fractions) or any(n < 2 for n in cells_per_label):
         raise ValueError("A reference is a share of the cells between 0 and 1, or at least 2 cells of each label.")
+    if query not in ("fixed", "rest"):
+        raise ValueError(f"query must be fixed or rest, not {query!r}.")
+    if query == "rest" and dataset in saved_splits():
+        raise ValueError(f"{dataset} has a saved split, whose test cells train nothing: query must be fixed.")
+    levels = [(f"reference:{fraction:.2f}", fraction) for fraction in fractions]
+    levels += [(f"few:{n}", n) for n in cells_per_label]
+    twice = pd.Index([protocol for protocol, _ in levels])
+    if twice.has_duplicates:
+        raise ValueError(f"{twice[twice.duplicated()][0]} is asked for twice: name each size once, in whole per cents.")
     labels = adata.obs[label_key].astype(str)
     pool, test = choose_pool(adata, dataset, label_key=label_key, seed=seed)
     everything = pool if query == "fixed" else adata.obs_names
@@ -237,12 +246,12 @@ def reference_sizes(
     for repeat in range(n_repeats):
         random = np.random.default_rng([seed, repeat])
         shuffled = {label: random.permutation(cells) for label, cells in _group(labels, everything).items()}
-        levels = [(f"reference:{fraction:.2f}", fraction) for fraction in fractions]
-        levels += [(f"few:{n}", n) for n in cells_per_label]
         for protocol, size in levels:
             chosen = [cells[: size if size >= 2 else max(2, round(size * len(cells)))] for cells in shuffled.values()]
-            train, validation = hold_out(labels, np.concatenate(chosen), random)
+            train, validation = hold_out(labels, np.concatenate(chosen), np.random.default_rng([seed, repeat, 1]))
             rest = test if query == "fixed" else everything[~everything.isin(np.concatenate(chosen))]
+            if not len(rest):
+                raise ValueError(f"{protocol} leaves no cell to test: ask for fewer cells of each label.")
             splits.append(Split(protocol, repeat, 0, train, validation, rest))
     return splits
 
@@ -290,11 +299,15 @@ def class_imbalance(
         raise ValueError(
             f"Imbalance is between common and rare labels: {what}. There are: {', '.join(sorted(set(labels)))}."
         )
+    if n_query < 1:
+        raise ValueError(f"n_query must be at least 1, not {n_query}: cells of each label are to be tested.")
+    if not n_rare or len(set(n_rare)) < len(n_rare):
+        raise ValueError(f"n_rare must name the sizes of the rare reference, each once, not {list(n_rare)}.")
     if dataset in saved_splits():
         pool, test = choose_pool(adata, dataset, label_key=label_key, seed=seed)
     else:  # reference and query are drawn from the same cells
         pool = test = adata.obs_names
-    sizes = {label: max(n_common, *n_rare) if label in rare else n_common for label in (*common, *rare)}
+    sizes = {label: max(n_rare) if label in rare else n_common for label in (*common, *rare)}
     own, tested = _group(labels, pool), _group(labels, test)
     for label, size in sizes.items():
         taken = 0 if dataset in saved_splits() else n_query
@@ -310,7 +323,7 @@ def class_imbalance(
         reference = {label: random.permutation(np.setdiff1d(own[label], query[label])) for label in sizes}
         for n in n_rare:
             chosen = np.concatenate([reference[label][: n if label in rare else n_common] for label in sizes])
-            train, validation = hold_out(labels, chosen, random)
+            train, validation = hold_out(labels, chosen, np.random.default_rng([seed, repeat, 1]))
             splits.append(
                 Split(f"imbalance:{n}", repeat, 0, train, validation, np.sort(np.concatenate([*query.values()])))
             )
@@ -351,6 +364,7 @@ def leave_one_out(
     Paper: Methods, "benchmarking"; Fig. 3 (four pancreas studies, four shared types); Extended Data Fig. 5b (organs, by
     its caption in five folds instead).
     """
+    check_column(adata, label_key, "adata", constant_is_fine=False)
     check_column(adata, batch_key, "adata", constant_is_fine=False)
     if labels not in ("any", "shared"):
         raise ValueError(f"labels must be any or shared, not {labels!r}.")
@@ -487,6 +501,8 @@ def read_references(text: str) -> dict:
     numbers = [word for word in text.split() if word != "rest"]
     try:
         values = [float(word) for word in numbers]
+        if any(value >= 1 and not value.is_integer() or math.isnan(value) for value in values):
+            raise ValueError("no number of cells")
     except ValueError:
         raise ValueError(
             f"references must be numbers, and may end with rest (0.1 0.3 10 rest), not {text!r}."
@@ -516,6 +532,8 @@ def read_imbalance(text: str, labels: Sequence[str]) -> dict:
         Another form, or (auto) too few cells.
     """
     if text == "auto":
+        if len(set(labels)) < 2:
+            raise ValueError("imbalance = auto needs two labels: leave it empty.")
         (common, _), (rare, size) = pd.Series(np.asarray(labels, str)).value_counts().sort_index().nlargest(2).items()
         n_query = min(60, int(size) // 4)
         n_common = min(int(size * 0.7) - n_query, 170)
@@ -529,8 +547,8 @@ def read_imbalance(text: str, labels: Sequence[str]) -> dict:
     try:
         common, rare, n_common, n_rare, n_query = parts
         return {
-            "common": [label.strip() for label in common.split(",")],
-            "rare": [label.strip() for label in rare.split(",")],
+            "common": _read_labels(common, labels),
+            "rare": _read_labels(rare, labels),
             "n_common": int(n_common),
             "n_rare": [int(number) for number in n_rare.split()],
             "n_query": int(n_query),
@@ -539,3 +557,8 @@ def read_imbalance(text: str, labels: Sequence[str]) -> dict:
         raise ValueError(
             f"imbalance must be auto, empty, or like 'A, B | C | 170 | 170 17 2 | 60', not {text!r}."
         ) from None
+
+
+def _read_labels(text, labels):
+    """Return the labels that stand between commas; a label that has a comma itself is named alone."""
+    return [text] if text in set(labels) else [label.strip() for label in text.split(",")]

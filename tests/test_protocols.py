@@ -498,3 +498,15 @@ def test_the_two_commonest_labels_are_taken_on_request_and_their_cells_suffice(m
         protocols.read_imbalance("auto", ["A"] * 20 + ["B"] * 30)
     with pytest.raises(ValueError, match="imbalance = auto needs two labels"):
         protocols.read_imbalance("auto", ["B"] * 100)
+
+
+def test_labels_of_few_cells_are_dropped_by_name(studies, capsys):
+    studies.obs["cell_type"] = studies.obs["cell_type"].astype(str)
+    assert protocols.drop_rare(studies) is studies
+    assert capsys.readouterr().out == ""
+    kept = protocols.drop_rare(studies, minimum=7)  # of D there are six
+    assert list(kept.obs_names) == list(studies.obs_names[studies.obs["cell_type"] != "D"])
+    assert "Left out, fewer than 7 cells: D (6)" in capsys.readouterr().out
+    assert protocols.drop_rare(studies, minimum=6) is studies
+    with pytest.raises(ValueError, match=r"Fewer than two labels of obs\['cell_type'\] have 30 cells"):
+        protocols.drop_rare(studies, minimum=30)
