@@ -140,7 +140,7 @@ def load_experiments(
     Returns
     -------
     Name -> cells, the name being the set's or ``"<set>-><other>"``. ``obs[label_key]`` and ``obs["study"]`` are text,
-    ``obs["n_counts"]`` the totals over all genes measured. ``uns["scbert"]``: "caveat", what to bear in mind, and
+    ``obs["n_counts"]``, with an arrow or where the file has it, the totals over all genes measured. ``uns["scbert"]``: "caveat", what to bear in mind, and
     "train_on", the study that trains, for sets with an arrow. Cells that two studies share, see
     `scbert.hygiene.drop_duplicates`, are left in the first only.
 

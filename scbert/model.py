@@ -126,7 +126,7 @@ class ScBert(nn.Module):
     gene embedding is added out of place and in float32, and may be learned or left out. With
     ``config.expressed_only``, positions of token 0 but the trailing one neither attend nor are attended to, and their
     encodings are zero, where the script runs every gene of the vocabulary through every layer. The weights have the
-    same names and shapes in both modes, but compute other things: they are to be used in the mode they learnt in.
+    same names and shapes in both modes, but compute other things: use them in the mode they learnt in, or train on in the other.
     """
 
     def __init__(
