@@ -251,10 +251,11 @@ def confusions(predictions: pd.DataFrame, methods: Sequence[str] | None = None) 
     methods = list(dict.fromkeys(predictions["method"]) if methods is None else methods)
     predictions = predictions[predictions["method"].isin(methods)]
     labels = sorted({*predictions["truth"], *predictions["predicted"]})
-    size = 0.42 * len(labels) + 0.3
-    figure, axes = plt.subplots(
-        1, len(methods), figsize=(size * len(methods) + 3.2, size + 1.6), squeeze=False, layout="constrained"
-    )
+    size, longest = max(0.42 * len(labels) + 0.3, 1.6), max(map(len, labels))
+    figure, axes = plt.subplots(  # the names need room on the left, and slanted below
+        1, len(methods), squeeze=False, layout="constrained",
+        figsize=(size * len(methods) + 1.6 + 0.07 * longest, size + 0.8 + 0.055 * longest),
+    )  # fmt: skip
     for ax, method in zip(axes[0], methods, strict=True):
         cells = predictions[predictions["method"] == method]
         confusion(cells["truth"], cells["predicted"], labels=labels, colorbar=False, title=_spell(method), ax=ax)
@@ -319,12 +320,26 @@ def boxes(table: pd.DataFrame, metric: str, *, by: str = "data", order: Sequence
             dodge = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else 0
             ax.scatter(values, y + dodge, s=26, lw=0.3, edgecolors="white", zorder=3, **style)
         ax.set(title=panel if len(panels) > 1 else "", xlabel=_spell(metric))
+        low = _leave_majority(table[table[by] == panel], metric)
+        if low is not None:
+            ax.set_xlim(left=low)
+            value = table.loc[(table[by] == panel) & (table["method"] == "majority"), metric].mean()
+            ax.text(low, list(order).index("majority"), f" \u2190 {value:.2f}", va="center", fontsize=8, color=GREY)
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
         sns.despine(ax=ax, left=True)
     axes[0, 0].set(yticks=range(len(order)), yticklabels=[_spell(method) for method in order])
     axes[0, 0].invert_yaxis()
     return axes[0]
+
+
+def _leave_majority(table, column):
+    """Return where an axis may start if the majority is far below all other methods, so that those fill the panel; else None."""
+    rest = table.loc[table["method"] != "majority", column].dropna()
+    majority = table.loc[table["method"] == "majority", column].dropna()
+    if len(rest) < 2 or not len(majority) or rest.min() - majority.max() < rest.max() - rest.min():
+        return None
+    return rest.min() - 0.12 * (rest.max() - rest.min())
 
 
 def curve(
@@ -352,7 +367,8 @@ def curve(
     Paper: Fig. 2d.
     """
     rows = _take_metric(table, metric, methods)
-    ax = ax or plt.subplots(figsize=(6.2, 3.6), layout="constrained")[1]
+    height = max(3.6, 0.6 + 0.24 * rows["method"].nunique())
+    ax = ax or plt.subplots(figsize=(7, height), layout="constrained")[1]
     sizes = np.sort(rows[x].unique()).astype(float)
     place = np.log10 if logarithmic else np.asarray
     gap = np.diff(place(sizes)).min() if len(sizes) > 1 else 1.0
@@ -365,6 +381,19 @@ def curve(
     ax.set(xlabel=xlabel or _spell(x), ylabel=_spell(metric), xscale="log" if logarithmic else "linear")
     ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
     ax.minorticks_off()
+    low = _leave_majority(rows.assign(value=rows["low"]), "value")
+    if low is not None:
+        ax.set_ylim(bottom=low)
+        value = rows.loc[rows["method"] == "majority", "value"].max()
+        ax.text(
+            0.5,
+            0.01,
+            f"majority at most {value:.2f} \u2193",
+            transform=ax.transAxes,
+            ha="center",
+            fontsize=8,
+            color=GREY,
+        )
     ax.grid(axis="y", color="0.9")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
