@@ -212,3 +212,27 @@ def test_cells_are_placed_by_what_is_named_in_place_of_what_is_there():
     plot.place_cells(adata, basis="X_own")
     halves = adata.obsm["X_umap"][:20], adata.obsm["X_umap"][20:]
     assert np.linalg.norm(halves[0].mean(0) - halves[1].mean(0)) > 2 * max(half.std() for half in halves)
+
+
+def test_a_majority_far_below_leaves_the_panel_to_the_others_and_its_value_is_written(by_size):
+    table = pd.DataFrame({"data": "one", "method": ["majority", "a", "b"] * 2})
+    table["accuracy"] = [0.2, 0.80, 0.85, 0.2, 0.81, 0.86]
+    (ax,) = plot.boxes(table, "accuracy", order=["majority", "a", "b"])
+    assert 0.7 < ax.get_xlim()[0] < 0.8
+    assert "0.20" in " ".join(text.get_text() for text in ax.texts)
+    table.loc[table["method"] == "majority", "accuracy"] = 0.78  # near the others it stays in view
+    (ax,) = plot.boxes(table, "accuracy", order=["majority", "a", "b"])
+    assert ax.get_xlim()[0] < 0.78
+    assert not ax.texts
+    near = by_size * 0.05 + 0.8
+    level = by_size.xs("a", level="method", drop_level=False).rename(index={"a": "majority"}) * 0 + 0.01
+    ax = plot.curve(pd.concat([near, level]), "cells", "accuracy")
+    assert ax.get_ylim()[0] > 0.7
+    assert "majority at most 0.01" in ax.texts[-1].get_text()
+
+
+def test_a_variant_has_the_colour_of_its_method_and_a_hollow_marker():
+    styles = plot.style_methods(["scbert", "scbert:oversample", "scbert:subsample"])
+    assert len({style["color"] for style in styles.values()}) == 1
+    assert len({style["marker"] for style in styles.values()}) == 3
+    assert [style.get("markerfacecolor") for style in styles.values()] == [None, "white", "white"]
