@@ -402,7 +402,7 @@ def _gather(jobs, results):
 
 
 def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
-    """Return what each method took: medians a training, and sums over all jobs.
+    """Return what each method took a training, and sums over all jobs.
 
     Parameters
     ----------
@@ -413,10 +413,12 @@ def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.Data
 
     Returns
     -------
-    A row a method: seconds, cpu_seconds and memory_mb (medians a training), cpu_hours_in_all and cell_steps_in_all.
+    A row a method: seconds and cpu_seconds (medians a training), memory_mb (the most of a training: later ones reuse what
+    earlier ones left), cpu_hours_in_all and cell_steps_in_all.
     """
     trainings = costs if protocol is None else costs[costs["protocol"] == protocol]
-    table = trainings.groupby("method", sort=False)[["seconds", "cpu_seconds", "memory_mb"]].median()
+    by_method = trainings.groupby("method", sort=False)
+    table = by_method[["seconds", "cpu_seconds"]].median().join(by_method["memory_mb"].max())
     in_all = costs.assign(cpu_hours=costs["cpu_seconds"] / 3600).groupby("method")[["cpu_hours", "cell_steps"]].sum()
     return table.join(in_all.add_suffix("_in_all"))
 
