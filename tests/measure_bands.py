@@ -29,7 +29,7 @@ METRICS = {
     ],
 }
 # Left out of these runs, since no band depends on it; a band holds whatever they are.
-WITHOUT = {"04_benchmark": {"references": "", "imbalance": ""}}
+WITHOUT = {"04_benchmark": {"references": "", "imbalance": "", "n_repeats": "1"}}
 LOAD = "adata = scbert.datasets.load(dataset, label_key=label_key, batch_key=batch_key or None)"
 SHUFFLE = f"{LOAD}\nadata.obs[label_key] = adata.obs[label_key].sample(frac=1, random_state=seed).to_numpy()"
 CONTROLS = {
