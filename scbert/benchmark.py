@@ -266,11 +266,11 @@ def _announce(jobs, mine, missing, progress):
 
 
 def _time_cell(job):
-    """Return seconds of training a cell: one epoch over up to 64 training cells, after another that warms up."""
+    """Return seconds of training a cell: one epoch over up to 32 training cells, after another that warms up."""
     prepared = _prepare(job)
     train, validation = (
         prepared[
-            pd.Series(cells).groupby(prepared.obs.loc[cells, job.label_key].astype(str).to_numpy()).head(8)[:64]
+            pd.Series(cells).groupby(prepared.obs.loc[cells, job.label_key].astype(str).to_numpy()).head(8)[:32]
         ].copy()
         for cells in (job.split.train, job.split.validation)
     )
