@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from sklearn.metrics import confusion_matrix
 
 GREY = "0.45"
+SCREEN = 72  # dots an inch of figures with many panels in a notebook, to keep it small; files have 120
 STYLES = {  # of the methods, in all figures: safe for colour-blind readers, and no two share a marker and a hue
     "scbert": ("#0173b2", "o"),
     "scbert_scratch": ("#7fbfea", "o"),
@@ -169,7 +170,12 @@ def named_cells(
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(3.1 * n_columns + 2.4, 3.1 * n_rows), squeeze=False, layout="constrained"
+        n_rows,
+        n_columns,
+        figsize=(3.1 * n_columns + 2.4, 3.1 * n_rows),
+        squeeze=False,
+        layout="constrained",
+        dpi=SCREEN,
     )
     place = adata.obsm["X_umap"]
     keys = {"cell type": palette}
@@ -253,7 +259,7 @@ def confusions(predictions: pd.DataFrame, methods: Sequence[str] | None = None) 
     labels = sorted({*predictions["truth"], *predictions["predicted"]})
     size, longest = max(0.42 * len(labels) + 0.3, 1.6), max(map(len, labels))
     figure, axes = plt.subplots(  # the names need room on the left, and slanted below
-        1, len(methods), squeeze=False, layout="constrained",
+        1, len(methods), squeeze=False, layout="constrained", dpi=SCREEN,
         figsize=(size * len(methods) + 1.6 + 0.07 * longest, size + 0.8 + 0.055 * longest),
     )  # fmt: skip
     for ax, method in zip(axes[0], methods, strict=True):
@@ -305,7 +311,7 @@ def boxes(table: pd.DataFrame, metric: str, *, by: str = "data", order: Sequence
     panels, styles = list(dict.fromkeys(table[by])), style_methods(order)
     _, axes = plt.subplots(
         1, len(panels), figsize=(1.6 + 3 * len(panels), 0.9 + 0.36 * len(order)), sharey=True, squeeze=False,
-        layout="constrained",
+        layout="constrained", dpi=SCREEN,
     )  # fmt: skip
     for ax, panel in zip(axes[0], panels, strict=True):
         for y, method in enumerate(order):
@@ -368,7 +374,7 @@ def curve(
     """
     rows = _take_metric(table, metric, methods)
     height = max(3.6, 0.6 + 0.24 * rows["method"].nunique())
-    ax = ax or plt.subplots(figsize=(7, height), layout="constrained")[1]
+    ax = ax or plt.subplots(figsize=(7, height), layout="constrained", dpi=SCREEN)[1]
     sizes = np.sort(rows[x].unique()).astype(float)
     place = np.log10 if logarithmic else np.asarray
     gap = np.diff(place(sizes)).min() if len(sizes) > 1 else 1.0
@@ -419,7 +425,12 @@ def studies(
     rows = _take_metric(table, metric, methods)
     slots = {study: slot for slot, study in enumerate(dict.fromkeys(rows[by]))}
     methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
-    ax = ax or plt.subplots(figsize=(2.2 + 0.17 * len(slots) * (len(methods) + 2), 3.4), layout="constrained")[1]
+    ax = (
+        ax
+        or plt.subplots(figsize=(2.2 + 0.17 * len(slots) * (len(methods) + 2), 3.4), layout="constrained", dpi=SCREEN)[
+            1
+        ]
+    )
     styles = style_methods(methods)
     for shift, method in zip(np.linspace(-0.36, 0.36, len(methods)) if len(methods) > 1 else [0], methods, strict=True):
         line = rows[rows["method"] == method]
@@ -461,7 +472,7 @@ def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         From `significance.rank_methods`.
     """
     found, styles = table.attrs, style_methods(table.index)
-    ax = ax or plt.subplots(figsize=(5.4, 1.3 + 0.34 * len(table)), layout="constrained")[1]
+    ax = ax or plt.subplots(figsize=(5.4, 1.3 + 0.34 * len(table)), layout="constrained", dpi=SCREEN)[1]
     half = found["critical_difference"] / 2
     for y, (method, rank) in enumerate(table["mean_rank"].items()):
         color = styles[method]["color"]
