@@ -28,7 +28,7 @@ from tqdm import tqdm
 from . import record
 from .evaluate import accuracy, macro_f1
 from .genes import choose_genes
-from .methods import FITS, NEEDS
+from .methods import FITS, NEEDS, offer
 from .preprocess import library_size, tokenize
 from .protocols import Parts, Split, check_disjoint, find_unseen, stratified_splits
 from .recipe import Recipe
@@ -156,6 +156,7 @@ def _describe(value):
     return describe_method(value) if callable(value) else repr(value)
 
 
+@functools.cache  # of the package's modules, for each method of each plan
 def hash_code(*sources: str) -> str:
     """Return a hash of what Python sources do: comments, layout and docstrings do not count."""
     digest = hashlib.sha256()
@@ -245,6 +246,18 @@ def _weight(job):
     return job.cell_steps or len(job.split.train)
 
 
+def _name(job):
+    """Return the columns that say whose a row of predictions or costs is."""
+    split = job.split
+    return {
+        "data": job.data,
+        "protocol": split.protocol,
+        "repeat": split.repeat,
+        "fold": split.fold,
+        "method": job.method,
+    }
+
+
 def _file(folder, job):
     return folder / f"{job.identity}.json"
 
@@ -319,19 +332,18 @@ def _prepare(job):
 def _compute_job(job, prepared, checkpoints):
     """Train and predict; return what is kept of it."""
     train, validation, test = (prepared[list(cells)].copy() for cells in job.split[-3:])
-    offered = inspect.signature(job.fit).parameters
-    options = {"checkpoints": checkpoints / job.identity} if "checkpoints" in offered else {}
+    # Without a progress bar of its own: the jobs have one.
+    options = offer(job.fit, checkpoints=checkpoints / job.identity, progress=False)
     with watch_memory() as memory:
         start, cpu_start = time.monotonic(), time.process_time()
-        predict = _silence(job.fit)(train, validation, label_key=job.label_key, seed=job.seed, **options)
+        predict = job.fit(train, validation, label_key=job.label_key, seed=job.seed, **options)
         rows = predict_cells(job.method, predict, test, label_key=job.label_key)
         seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
     chosen_by = predict_cells(job.method, predict, validation, label_key=job.label_key)
     labels = sorted(set(rows["predicted"]))
     seen = rows[~find_unseen(job.adata, job.split, job.label_key)]
-    done = {
-        "data": job.data, "protocol": job.split.protocol, "repeat": job.split.repeat, "fold": job.split.fold,
-        "method": job.method, "training_cells": train.n_obs, "seconds": round(seconds, 3),
+    done = _name(job) | {
+        "training_cells": train.n_obs, "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu_seconds, 3), "memory_mb": round(memory["peak_mb"], 1),
         "cell_steps": int(getattr(predict, "cell_steps", 0)), "chosen": getattr(predict, "chosen", ""),
     }  # fmt: skip
@@ -345,15 +357,6 @@ def _compute_job(job, prepared, checkpoints):
         "predicted": [int(number) for number in pd.Index(labels).get_indexer(rows["predicted"])],
         "confidence": [round(float(value), 4) for value in rows["confidence"]],
     }
-
-
-def _silence(fit):
-    """Return the fit without a progress bar of its own, nor one of a fit that it calls: the jobs have one."""
-    if not isinstance(fit, functools.partial):
-        return functools.partial(fit, progress=False) if "progress" in inspect.signature(fit).parameters else fit
-    inner = {name: _silence(value) if inspect.isroutine(value) or isinstance(value, functools.partial) else value
-             for name, value in fit.keywords.items()}  # fmt: skip
-    return functools.partial(_silence(fit.func), *fit.args, **inner)
 
 
 @contextlib.contextmanager
@@ -381,8 +384,7 @@ def _gather(jobs, results):
     """Return the predictions and costs of all jobs."""
     predictions, costs = [], []
     for job, done in zip(jobs, results, strict=True):
-        own = {"data": job.data, "protocol": job.split.protocol, "repeat": job.split.repeat, "fold": job.split.fold,
-               "method": job.method}  # fmt: skip
+        own = _name(job)
         truth = job.adata.obs.loc[list(job.split.test), job.label_key].astype(str).to_numpy()
         predictions.append(
             pd.DataFrame(

@@ -11,7 +11,7 @@ import pandas as pd
 from . import datasets
 from .hygiene import drop_duplicates, find_duplicates
 from .preprocess import library_size
-from .protocols import split_cells
+from .protocols import choose_pool
 from .simulate import simulate_studies
 
 
@@ -56,7 +56,7 @@ def join_sets(
 
     Returns
     -------
-    Cells to learn from, and cells to measure on: of a labelled set the test cells of `scbert.protocols.split_cells`,
+    Cells to learn from, and cells to measure on: of a labelled set the test cells of `scbert.protocols.choose_pool`,
     which the other notebooks test on, of an unlabelled one a twentieth. ``obs["set"]`` says where a cell is from,
     ``obs["n_counts"]`` its total over all genes of its own set; labels are those of the sets that have any.
 
@@ -79,8 +79,7 @@ def join_sets(
             adata = drop_duplicates(adata, cells, other)
         earlier[name] = adata
         if label_key in adata.obs:
-            train, validation, test = split_cells(adata, name, label_key=label_key, seed=seed)[0]
-            rest = np.sort([*train, *validation])
+            rest, test = choose_pool(adata, name, label_key=label_key, seed=seed)
         else:
             order = np.random.default_rng(seed).permutation(adata.n_obs)
             n_held_out = max(1, adata.n_obs // 20)

@@ -1,5 +1,6 @@
 """Cells by name or by path: always counts in `X`, and labels and batches where they are asked for."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import anndata
@@ -222,6 +223,13 @@ def _is_fractional(matrix):
     values = matrix[:100]
     values = values.data if sparse.issparse(values) else np.asarray(values)
     return not np.array_equal(values, np.rint(values))
+
+
+def check_known(labels: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ValueError if validation cells have a label that is not among the known ones, those of training cells."""
+    unknown = sorted(set(labels) - set(known))
+    if unknown:
+        raise ValueError(f"Validation cells have labels that no training cell has: {', '.join(unknown)}.")
 
 
 def check_column(adata: anndata.AnnData, key: str, name: str, *, constant_is_fine: bool) -> None:

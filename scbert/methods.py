@@ -27,7 +27,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 
 from .annotate import predict_proba
-from .datasets import check_column
+from .datasets import check_column, check_known
 from .evaluate import macro_f1
 from .genes import hash_genes, is_published, rename_genes
 from .model import ScBert, ScBertConfig
@@ -520,9 +520,13 @@ def fit_rebalanced(
     ``functools.partial(fit_rebalanced, fit=fit_logistic_regression, how="oversample")`` is a method like any other.
     """
     rebalanced = rebalance(train, label_key=label_key, how=how, size=size, seed=seed)
-    options = {"checkpoints": checkpoints, "progress": progress}
-    offered = {name: value for name, value in options.items() if name in inspect.signature(fit).parameters}
-    return fit(rebalanced, validation, label_key=label_key, seed=seed, **offered)
+    options = offer(fit, checkpoints=checkpoints, progress=progress)
+    return fit(rebalanced, validation, label_key=label_key, seed=seed, **options)
+
+
+def offer(fit: Callable, **options) -> dict:
+    """Return those of the options that a method takes: not all of them train for long."""
+    return {name: value for name, value in options.items() if name in inspect.signature(fit).parameters}
 
 
 def _check_installed(method):
@@ -541,9 +545,7 @@ def _read_labels(train, validation, label_key):
     truth = validation.obs[label_key].astype(str).to_numpy()
     if not len(truth):
         raise ValueError("There are no validation cells, and something is to be chosen on them.")
-    unknown = sorted(set(truth) - set(y))
-    if unknown:
-        raise ValueError(f"Validation cells have labels that no training cell has: {', '.join(unknown)}.")
+    check_known(truth, y)
     return y, truth
 
 

@@ -391,15 +391,8 @@ def curve(
     if low is not None:
         ax.set_ylim(bottom=low)
         value = rows.loc[rows["method"] == "majority", "value"].max()
-        ax.text(
-            0.5,
-            0.01,
-            f"majority at most {value:.2f} \u2193",
-            transform=ax.transAxes,
-            ha="center",
-            fontsize=8,
-            color=GREY,
-        )
+        note = f"majority at most {value:.2f} \u2193"
+        ax.text(0.5, 0.01, note, transform=ax.transAxes, ha="center", fontsize=8, color=GREY)
     ax.grid(axis="y", color="0.9")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
@@ -425,12 +418,8 @@ def studies(
     rows = _take_metric(table, metric, methods)
     slots = {study: slot for slot, study in enumerate(dict.fromkeys(rows[by]))}
     methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
-    ax = (
-        ax
-        or plt.subplots(figsize=(2.2 + 0.17 * len(slots) * (len(methods) + 2), 3.4), layout="constrained", dpi=SCREEN)[
-            1
-        ]
-    )
+    width = 2.2 + 0.17 * len(slots) * (len(methods) + 2)
+    ax = ax or plt.subplots(figsize=(width, 3.4), layout="constrained", dpi=SCREEN)[1]
     styles = style_methods(methods)
     for shift, method in zip(np.linspace(-0.36, 0.36, len(methods)) if len(methods) > 1 else [0], methods, strict=True):
         line = rows[rows["method"] == method]

@@ -373,18 +373,11 @@ def leave_one_out(
     if labels == "shared" and len(shared) < 2:
         raise ValueError(f"The studies of {batch_key} share {len(shared)} labels: take labels = any, or merge labels.")
     cells = adata.obs_names[truth.isin(shared) if labels == "shared" else slice(None)]
+    parts = {study: (cells[batch[cells] != study], cells[batch[cells] == study]) for study in sorted(set(batch))}
     return [
-        train_on(
-            adata,
-            cells[batch[cells] != study],
-            cells[batch[cells] == study],
-            f"held_out:{study}",
-            label_key=label_key,
-            repeat=repeat,
-            seed=seed,
-        )  # fmt: skip
+        train_on(adata, *parts[study], f"held_out:{study}", label_key=label_key, repeat=repeat, seed=seed)
         for repeat in range(n_repeats)
-        for study in sorted(set(batch))
+        for study in parts
     ]
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .cells import check_cells, mask_bins, open_cells
 from .checkpoint import read_checkpoint, write_checkpoint
-from .datasets import check_column
+from .datasets import check_column, check_known
 from .model import Classifier, ScBert
 from .prefix import FrozenPrefix
 from .probe import score_masks
@@ -435,11 +435,9 @@ def finetune(
 
 
 def _encode_labels(adata, label_key, labels):
-    codes = pd.Categorical(adata.obs[label_key].astype(str), categories=labels).codes
-    if (codes < 0).any():
-        unknown = sorted(set(adata.obs[label_key].astype(str)) - set(labels))
-        raise ValueError(f"Validation cells have labels that no training cell has: {', '.join(unknown)}.")
-    return codes.astype(np.int64)
+    names = adata.obs[label_key].astype(str)
+    check_known(names, labels)
+    return pd.Categorical(names, categories=labels).codes.astype(np.int64)
 
 
 def _split_off_validation(adata, label_key, seed):
