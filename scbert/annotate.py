@@ -97,6 +97,15 @@ def predict_proba(
     return pd.DataFrame(probabilities, index=adata.obs_names, columns=classifier.labels)
 
 
+def read_out(
+    classifier: "Classifier", adata: "anndata.AnnData | CellStore", *, batch_size: int = 32
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return, of one pass, logits (cells x labels), whose softmax is `predict_proba`, and `embed`'s vectors (cells, dim)."""
+    batches = _run(classifier.encoder, _tokenize_for(classifier, adata), batch_size, False, head=classifier.head)
+    logits, embedding = zip(*((logits, embedding) for logits, embedding, _ in batches), strict=True)
+    return pd.DataFrame(np.concatenate(logits), adata.obs_names, classifier.labels), np.concatenate(embedding)
+
+
 def embed(
     model: "ScBert | Classifier", adata: "anndata.AnnData | CellStore", *, pool: str = "expressed", batch_size: int = 32
 ) -> np.ndarray:

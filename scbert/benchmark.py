@@ -25,7 +25,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from . import record
+from . import outputs, record
 from .evaluate import accuracy, macro_f1
 from .genes import choose_genes
 from .methods import FITS, NEEDS, offer
@@ -36,6 +36,9 @@ from .recipe import Recipe
 # What a method's result depends on besides its own source: a change there makes kept results void.
 CODE = ("genes", "preprocess")
 CODE_OF_SCBERT = ("annotate", "attention", "cells", "model", "prefix", "recipe", "train")
+
+
+COLUMNS = ("cell", "truth", "predicted", "confidence", "seen", "part")  # of predictions, beside whose they are
 
 
 class Job(NamedTuple):
@@ -54,6 +57,8 @@ class Job(NamedTuple):
     """What the result depends on, hashed: the name of its file."""
     cell_steps: int
     """Training cells that pass through a network at most; 0 for other methods."""
+    keep: bool = False
+    """Whether logits and vectors of the predicted cells are kept, see `scbert.outputs`."""
 
 
 def plan(
@@ -65,6 +70,7 @@ def plan(
     label_key: str = "cell_type",
     genes: str | Sequence[str] = "all",
     n_bins: int = 5,
+    keep: bool = False,
     seed: int = 0,
 ) -> list[Job]:
     """Return one job for each split and method, the methods of a split together.
@@ -82,6 +88,8 @@ def plan(
     genes
         Names, in the order of the model; or a choice of `scbert.genes.choose_genes`, made on each split's training and
         validation cells.
+    keep
+        Whether logits and vectors of the predicted cells are kept, for `read_kept`.
     seed
         Of a split's trainings, plus its repeat.
 
@@ -94,17 +102,18 @@ def plan(
     genes = genes if isinstance(genes, str) else tuple(genes)
     adata_hash = record.hash_data(adata), hashlib.sha256(library_size(adata).tobytes()).hexdigest()
     described = {name: describe_method(fit) for name, fit in methods.items()}
+    kept_code = hash_code(inspect.getsource(outputs)) if keep else None
     jobs = []
     for split in splits:
-        parts = (split.train, split.validation, split.test)
+        parts = (split.train, split.validation, split.test, *([split.aside] if len(split.aside) else []))
         check_disjoint(*parts)
         cells = hashlib.sha256(repr([list(labels[part].items()) for part in parts]).encode()).hexdigest()
         for name, fit in methods.items():
             own_seed = seed + split.repeat
-            what = repr((adata_hash, cells, genes, n_bins, described[name], own_seed))
+            what = repr((adata_hash, cells, genes, n_bins, described[name], own_seed, *([kept_code] if keep else [])))
             identity = hashlib.sha256(what.encode()).hexdigest()[:24]
             steps = count_cell_steps(fit, len(split.train))
-            jobs.append(Job(data, adata, genes, n_bins, split, name, fit, label_key, own_seed, identity, steps))
+            jobs.append(Job(data, adata, genes, n_bins, split, name, fit, label_key, own_seed, identity, steps, keep))
     return jobs
 
 
@@ -192,8 +201,8 @@ def run(jobs: Sequence[Job], run: record.Run, *, progress: bool = True) -> tuple
 
     Returns
     -------
-    Predictions, a row a job and test cell: data, protocol, repeat, fold, method, cell, truth, predicted, confidence, and
-    seen (some training cell has its true label).
+    Predictions, a row a job and test cell, and one of each cell set aside: data, protocol, repeat, fold, method, cell, truth,
+    predicted, confidence, seen (some training cell has its true label), and part ("test" or "aside").
     Costs, a row a job: data, protocol, repeat, fold, method, training_cells, seconds, cpu_seconds, memory_mb (most that the
     process took beyond what it held, sampled 50 times a second), cell_steps, chosen (on validation cells), accuracy and macro_f1 on
     validation cells and on test cells whose label was seen.
@@ -227,6 +236,21 @@ def run(jobs: Sequence[Job], run: record.Run, *, progress: bool = True) -> tuple
     largest = max((done["memory_mb"] for done in results), default=0)
     run.earlier_memory_mb = max(run.earlier_memory_mb, record.measure_peak_memory_mb() + largest)  # for preflight
     return _gather(jobs, results)
+
+
+def read_kept(job: Job, run: record.Run) -> outputs.Kept:
+    """Return what a job that is done kept of its cells, see `scbert.outputs.Kept`.
+
+    Raises
+    ------
+    ValueError
+        The job was planned without `keep`, or was not run.
+    """
+    file = _file(run.path("jobs"), job)
+    if not job.keep or not file.exists():
+        what = "was not run yet: call run first" if job.keep else "keeps nothing: plan it with keep=True"
+        raise ValueError(f"The job of {job.method} on {job.data} {job.split.protocol} {what}.")
+    return outputs.load(file.with_suffix(".npz"), _list_cells(job, json.loads(file.read_text())))
 
 
 def share_out(jobs: Sequence[Job], part: int, n_parts: int) -> list[Job]:
@@ -309,8 +333,12 @@ def _compute(jobs, run, progress):
             try:
                 if (key := (id(job.adata), id(job.split), job.genes, job.n_bins)) != last:
                     prepared, last = _prepare(job), key
-                done = _compute_job(job, prepared, run.path("checkpoints"))
-                record.write_text(_file(run.path("jobs"), job), json.dumps(done) + "\n")
+                done, kept = _compute_job(job, prepared, run.path("checkpoints"))
+                if kept is not None:
+                    outputs.save(_file(run.path("jobs"), job).with_suffix(".npz"), *kept)
+                record.write_text(
+                    _file(run.path("jobs"), job), json.dumps(done) + "\n"
+                )  # last: it says that all is there
             except Exception as error:  # all other jobs of a long night are computed all the same
                 reason = f"{type(error).__name__}: {record.first_line(error)}"
                 where = f"{job.data} {job.split.protocol}".strip()
@@ -322,7 +350,7 @@ def _compute(jobs, run, progress):
 def _prepare(job):
     """Return the cells of a split with the genes that its methods read, tokenized."""
     split = job.split
-    adata = job.adata[np.concatenate([split.train, split.validation, split.test])]
+    adata = job.adata[np.concatenate([split.train, split.validation, split.test, split.aside])]
     genes = job.genes
     if isinstance(genes, str):
         genes = choose_genes(adata[: len(split.train) + len(split.validation)], genes)
@@ -330,18 +358,27 @@ def _prepare(job):
 
 
 def _compute_job(job, prepared, checkpoints):
-    """Train and predict; return what is kept of it."""
-    train, validation, test = (prepared[list(cells)].copy() for cells in job.split[-3:])
+    """Train and predict; return what is kept of it, and logits and vectors or None."""
+    split, kept = job.split, None
+    train, validation, test = (
+        prepared[list(cells)].copy() for cells in (split.train, split.validation, [*split.test, *split.aside])
+    )
     # Without a progress bar of its own: the jobs have one.
     options = offer(job.fit, checkpoints=checkpoints / job.identity, progress=False)
     with watch_memory() as memory:
         start, cpu_start = time.monotonic(), time.process_time()
         predict = job.fit(train, validation, label_key=job.label_key, seed=job.seed, **options)
-        rows = predict_cells(job.method, predict, test, label_key=job.label_key)
+        if job.keep:
+            kept = outputs.describe_cells(predict, train, test, label_key=job.label_key, seed=job.seed)
+            probabilities = outputs.to_probabilities(kept[0])
+            rows = predict_cells(job.method, lambda _: probabilities, test, label_key=job.label_key)
+        else:
+            rows = predict_cells(job.method, predict, test, label_key=job.label_key)
         seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
     chosen_by = predict_cells(job.method, predict, validation, label_key=job.label_key)
     labels = sorted(set(rows["predicted"]))
-    seen = rows[~find_unseen(job.adata, job.split, job.label_key)]
+    is_test = np.arange(len(rows)) < len(split.test)
+    seen = rows[~find_unseen(job.adata, split, job.label_key) & is_test]
     done = _name(job) | {
         "training_cells": train.n_obs, "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu_seconds, 3), "memory_mb": round(memory["peak_mb"], 1),
@@ -356,7 +393,7 @@ def _compute_job(job, prepared, checkpoints):
         "labels": labels,
         "predicted": [int(number) for number in pd.Index(labels).get_indexer(rows["predicted"])],
         "confidence": [round(float(value), 4) for value in rows["confidence"]],
-    }
+    }, kept
 
 
 @contextlib.contextmanager
@@ -380,24 +417,27 @@ def watch_memory():
         thread.join()
 
 
+def _list_cells(job, done):
+    """Return a row a predicted cell, by name: truth, predicted, confidence, seen, part."""
+    cells = np.array([*job.split.test, *job.split.aside], dtype=object)
+    return pd.DataFrame(
+        {
+            "truth": job.adata.obs.loc[cells, job.label_key].astype(str).to_numpy(),
+            "predicted": np.asarray(done["labels"], dtype=object)[done["predicted"]],
+            "confidence": done["confidence"],
+            "seen": ~find_unseen(job.adata, job.split, job.label_key),
+            "part": np.where(np.arange(len(cells)) < len(job.split.test), "test", "aside"),
+        },
+        index=pd.Index(cells, name="cell"),
+    )
+
+
 def _gather(jobs, results):
     """Return the predictions and costs of all jobs."""
     predictions, costs = [], []
     for job, done in zip(jobs, results, strict=True):
         own = _name(job)
-        truth = job.adata.obs.loc[list(job.split.test), job.label_key].astype(str).to_numpy()
-        predictions.append(
-            pd.DataFrame(
-                own
-                | {
-                    "cell": job.split.test,
-                    "truth": truth,
-                    "predicted": np.asarray(done["labels"], dtype=object)[done["predicted"]],
-                    "confidence": done["confidence"],
-                    "seen": ~find_unseen(job.adata, job.split, job.label_key),
-                }
-            )
-        )
+        predictions.append(_list_cells(job, done).reset_index().assign(**own)[[*own, *COLUMNS]])
         kept = ("labels", "predicted", "confidence", *own)
         costs.append(own | {key: value for key, value in done.items() if key not in kept})
     return pd.concat(predictions, ignore_index=True), pd.DataFrame(costs)

@@ -134,7 +134,7 @@ def load_experiments(
     label_key, batch_key
         Columns of ``obs``. Where `batch_key` is empty, a set alone is dealt out to simulated studies.
     n_studies, severity, seed
-        Of `scbert.simulate.simulate_studies`.
+        Of `scbert.simulate.simulate_studies`. With ``n_studies=1`` nothing is simulated: all cells are of one study.
 
     Returns
     -------
@@ -179,6 +179,9 @@ def load_experiments(
 
 
 def _take_studies(adata, label_key, batch_key, n_studies, severity, seed):
+    if not batch_key and n_studies == 1:
+        adata.obs["study"] = "all"
+        return adata
     if not batch_key:
         return simulate_studies(adata, n_studies=n_studies, severity=severity, label_key=label_key, seed=seed)
     adata.obs["study"] = adata.obs[batch_key].astype(str)

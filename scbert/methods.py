@@ -2,7 +2,8 @@
 
 Cells come with counts of the model's genes in ``X``, the same genes everywhere, and ``obs["n_counts"]``; `predict`
 returns probabilities, cells x labels of the training cells, each row summing to one. What validation cells chose is
-``predict.chosen``.
+``predict.chosen``. ``predict.read_out(adata)``, of methods that have more to tell, returns logits (cells x labels), whose
+softmax is these probabilities, and vectors (cells, dim), or None for a method without any; see `read_out`.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 
 from .annotate import predict_proba
+from .annotate import read_out as read_out_scbert
 from .datasets import check_column, check_known
 from .evaluate import macro_f1
 from .genes import hash_genes, is_published, rename_genes
@@ -109,7 +111,17 @@ def fit_logistic_regression(
     def predict(adata):
         return pd.DataFrame(best[1].predict_proba(lognormalize(adata)), index=adata.obs_names, columns=best[1].classes_)
 
-    predict.chosen = best[2]
+    def read_out(adata):
+        model = best[1]
+        if isinstance(model, OneVsRestClassifier):  # each label against the rest, and the shares of their probabilities
+            decisions = np.column_stack([part.decision_function(lognormalize(adata)) for part in model.estimators_])
+            logits = log_expit(decisions if decisions.shape[1] > 1 else np.hstack([-decisions, decisions]))
+        else:
+            logits = model.decision_function(lognormalize(adata))
+            logits = logits if logits.ndim == 2 else np.column_stack([np.zeros_like(logits), logits])
+        return pd.DataFrame(logits, adata.obs_names, model.classes_), None
+
+    predict.chosen, predict.read_out = best[2], read_out
     return predict
 
 
@@ -165,12 +177,17 @@ def fit_celltypist(train: anndata.AnnData, validation: anndata.AnnData, *, label
     with _silenced("celltypist.logger"):
         model = celltypist.train(_lognormalized(train), labels=y, check_expression=False, random_state=seed)
 
-    def predict(adata):
+    def read_out(adata):
         with _silenced("celltypist.logger"):
             scores = celltypist.annotate(_lognormalized(adata), model=model).decision_matrix
-        # The softmax of log p is p over its sum, also where all p are too small for a float.
-        return pd.DataFrame(softmax(log_expit(scores.to_numpy(np.float64)), axis=1), adata.obs_names, scores.columns)
+        return pd.DataFrame(log_expit(scores.to_numpy(np.float64)), adata.obs_names, scores.columns), None
 
+    def predict(adata):
+        logits, _ = read_out(adata)
+        # The softmax of log p is p over its sum, also where all p are too small for a float.
+        return pd.DataFrame(softmax(logits.to_numpy(), axis=1), logits.index, logits.columns)
+
+    predict.read_out = read_out
     return predict
 
 
@@ -328,7 +345,10 @@ def fit_scbert(
     def predict(adata):
         return predict_proba(classifier, adata)
 
-    predict.classifier = classifier
+    def read_out(adata):
+        return read_out_scbert(classifier, adata)
+
+    predict.classifier, predict.read_out = classifier, read_out
     predict.history = classifier.history
     predict.cell_steps = train.n_obs * (pretrain_epochs + len(classifier.history))
     return predict
@@ -529,6 +549,17 @@ def offer(fit: Callable, **options) -> dict:
     return {name: value for name, value in options.items() if name in inspect.signature(fit).parameters}
 
 
+def read_out(predict: Callable, adata: anndata.AnnData) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Return a fitted method's logits (cells x labels), whose softmax is its probabilities, and its vectors of cells.
+
+    Of methods that decide on each label against the rest, logits are the logarithms of these probabilities: the sum of
+    their exponentials says how often "yes" was said. Of a method that tells probabilities alone, they are the logarithms of these.
+    """
+    if hasattr(predict, "read_out"):
+        return predict.read_out(adata)
+    return np.log(predict(adata).clip(lower=1e-12)), None
+
+
 def _check_installed(method):
     module, package, extra = NEEDS.get(method, (None, None, None))
     if module and find_spec(module) is None:
@@ -555,10 +586,14 @@ def _predict_from_scores(score, labels, validation, truth, temperatures):
     losses = [-log_softmax(scores / t, axis=1)[np.arange(len(truth)), column].mean() for t in temperatures]
     temperature = temperatures[int(np.argmin(losses))]
 
-    def predict(adata):
-        return pd.DataFrame(softmax(score(adata) / temperature, axis=1), adata.obs_names, labels)
+    def read_out(adata):
+        return pd.DataFrame(score(adata) / temperature, adata.obs_names, labels), None
 
-    predict.chosen = f"temperature={temperature:g}"
+    def predict(adata):
+        logits, _ = read_out(adata)
+        return pd.DataFrame(softmax(logits.to_numpy(), axis=1), logits.index, logits.columns)
+
+    predict.chosen, predict.read_out = f"temperature={temperature:g}", read_out
     return predict
 
 

@@ -1,6 +1,7 @@
 """Who trains, who chooses, who is tested: the paper's protocols, each as a list of splits that all methods share."""
 
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from .datasets import check_column
 from .hygiene import load_split, save_split, saved_splits
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # training, validation and test cells by number
+PARTS = ("train", "validation", "test", "aside")  # of a `Split`
 
 
 class Split(NamedTuple):
@@ -28,6 +30,9 @@ class Split(NamedTuple):
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    aside: np.ndarray = np.array([], dtype=object)
+    """Cells that neither train, choose nor count as tested, of labels and studies that train: for calibration, or to
+    see what is lost between studies."""
 
 
 def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) -> list[Parts]:
@@ -106,7 +111,7 @@ def split_cells(
 
 
 def check_disjoint(*parts: Sequence[str]) -> None:
-    """Raise a ValueError if a cell stands in two of the parts (training, validation, test)."""
+    """Raise a ValueError if a cell stands in two of the parts (training, validation, test, set aside)."""
     cells = pd.Index(np.concatenate([np.asarray(part, dtype=object) for part in parts]))
     if cells.has_duplicates:
         shared = cells[cells.duplicated()].unique()
@@ -337,6 +342,7 @@ def leave_one_out(
     batch_key: str = "batch",
     labels: str = "any",
     n_repeats: int = 1,
+    aside: bool = False,
     seed: int = 0,
 ) -> list[Split]:
     """Make splits that train on all studies, samples or organs but one, and test on that one (E4, E5).
@@ -351,6 +357,8 @@ def leave_one_out(
         have take part, as in the paper.
     n_repeats
         Draws of the validation cells: an eighth of the training cells, at least one of each label.
+    aside
+        Whether an eighth of the training studies' cells is set aside, see `set_aside`.
 
     Returns
     -------
@@ -373,22 +381,32 @@ def leave_one_out(
     if labels == "shared" and len(shared) < 2:
         raise ValueError(f"The studies of {batch_key} share {len(shared)} labels: take labels = any, or merge labels.")
     cells = adata.obs_names[truth.isin(shared) if labels == "shared" else slice(None)]
-    parts = {study: (cells[batch[cells] != study], cells[batch[cells] == study]) for study in sorted(set(batch))}
-    return [
-        train_on(adata, *parts[study], f"held_out:{study}", label_key=label_key, repeat=repeat, seed=seed)
-        for repeat in range(n_repeats)
-        for study in parts
-    ]
+    splits = []
+    for repeat in range(n_repeats):
+        for number, study in enumerate(sorted(set(batch))):
+            own, others = cells[batch[cells] != study], cells[batch[cells] == study]
+            random = np.random.default_rng([seed, repeat, 2, number])
+            own, kept = set_aside(truth, own, random) if aside else (own, ())
+            options = {"label_key": label_key, "repeat": repeat, "aside": kept, "seed": seed}
+            splits.append(train_on(adata, own, others, f"held_out:{study}", **options))
+    return splits
 
 
 def carry_over(
-    adata: anndata.AnnData, *, label_key: str = "cell_type", labels: str = "any", n_repeats: int = 1, seed: int = 0
+    adata: anndata.AnnData,
+    *,
+    label_key: str = "cell_type",
+    labels: str = "any",
+    n_repeats: int = 1,
+    aside: bool = False,
+    seed: int = 0,
 ) -> list[Split]:
     """Make the splits of an experiment of `scbert.corpus.load_experiments`.
 
     Of a set with several studies those of `leave_one_out`, by ``obs["study"]``. Where ``uns["scbert"]["train_on"]`` names
     a study, the splits of protocol "" that train on it and test the other, and beside that those cells of the first that
-    `choose_pool` keeps from training: what is lost on the way is then seen under one model.
+    `choose_pool` keeps from training: what is lost on the way is then seen under one model. With `aside` these cells, or an
+    eighth of the training studies' (see `set_aside`), are not among the tested but set aside.
 
     Raises
     ------
@@ -398,7 +416,7 @@ def carry_over(
     first = adata.uns.get("scbert", {}).get("train_on")
     options = {"label_key": label_key, "seed": seed}
     if first is None:
-        return leave_one_out(adata, batch_key="study", labels=labels, n_repeats=n_repeats, **options)
+        return leave_one_out(adata, batch_key="study", labels=labels, n_repeats=n_repeats, aside=aside, **options)
     own = adata[(adata.obs["study"] == first).to_numpy()]
     pool, kept = choose_pool(own, first, **options)
     others = adata.obs_names[(adata.obs["study"] != first).to_numpy()]
@@ -406,7 +424,165 @@ def carry_over(
         truth = adata.obs[label_key].astype(str)
         pool, others = pool[truth[pool].isin(set(truth[others]))], others[truth[others].isin(set(truth[pool]))]
         kept = kept[truth[kept].isin(set(truth[others]))]
-    return [train_on(adata, pool, others.append(kept), repeat=repeat, **options) for repeat in range(n_repeats)]
+    tested, kept = (others, kept) if aside else (others.append(kept), ())
+    return [train_on(adata, pool, tested, repeat=repeat, aside=kept, **options) for repeat in range(n_repeats)]
+
+
+def between_studies(
+    adata: anndata.AnnData,
+    dataset: str,
+    *,
+    train: str,
+    test: str,
+    protocol: str = "",
+    label_key: str = "cell_type",
+    repeat: int = 0,
+    seed: int = 0,
+) -> Split:
+    """Make the split that trains on one simulated study of a set, and tests another.
+
+    Parameters
+    ----------
+    adata
+        From `scbert.simulate.simulate_studies`: ``obs["study"]``.
+    dataset
+        The set that was dealt out. Of one with a saved split only training cells train, and only test cells are tested.
+    train, test
+        Studies.
+
+    Returns
+    -------
+    The split; set aside are test cells of the training study where there is a saved split, else an eighth of its cells.
+
+    Raises
+    ------
+    ValueError
+        No such study, or see `train_on`.
+    """
+    labels, study = adata.obs[label_key].astype(str), adata.obs["study"].astype(str)
+    for name in (train, test):
+        if name not in set(study):
+            raise ValueError(f"There is no study {name!r}: there are {', '.join(sorted(set(study)))}.")
+    own, others = (adata.obs_names[(study == name).to_numpy()] for name in (train, test))
+    if dataset in saved_splits():
+        pool, kept = choose_pool(adata, dataset, label_key=label_key)
+        own, aside, others = own[own.isin(pool)], own[own.isin(kept)], others[others.isin(kept)]
+    else:
+        own, aside = set_aside(labels, own, np.random.default_rng([seed, repeat, 2]))
+    return train_on(adata, own, others, protocol, label_key=label_key, repeat=repeat, aside=aside, seed=seed)
+
+
+def hold_out_types(
+    adata: anndata.AnnData,
+    dataset: str,
+    *,
+    together: Sequence[str],
+    alone: Sequence[str] = (),
+    label_key: str = "cell_type",
+    n_repeats: int = 1,
+    seed: int = 0,
+) -> list[Split]:
+    """Make splits whose training cells lack some types that are tested (E6).
+
+    Parameters
+    ----------
+    adata
+        All cells of the set, or an experiment of `scbert.corpus.load_experiments` with an arrow: one study trains, the
+        other is tested.
+    dataset
+        Its name, as in `choose_pool`.
+    together, alone
+        Types that are held out all at once, and those held out one at a time.
+    n_repeats
+        Draws of tested, set-aside and validation cells; of a set with a saved split the tested are always the same.
+
+    Returns
+    -------
+    For each repeat, splits of protocols "held_out:together" and "held_out:<type>". Tested are the test cells of
+    `choose_pool`, and all other cells of the types held out, but of a set with a saved split, whose encoder may have met
+    those. An eighth of the known training cells is set aside, for calibration. And beside each, "tuning:together" and
+    "tuning:<type>", for the choice of a threshold on data that are no test data: a training without a third of the known
+    types as well, drawn by lot, which are tested against cells set aside. None where fewer than two types would remain.
+
+    Raises
+    ------
+    ValueError
+        A type that the cells lack, or fewer than two types without those held out.
+
+    Paper: Methods, "novel cell type detection"; Fig. 4. Methods say one type at a time, the caption and Khan et al. 2023 read
+    as all at once: both are here.
+    """
+    labels = adata.obs[label_key].astype(str)
+    missing = sorted({*together, *alone} - set(labels))
+    if missing:
+        raise ValueError(
+            f"obs[{label_key!r}] lacks the type {missing[0]!r} to be held out. There are: {', '.join(sorted(set(labels)))}."
+        )
+    first = adata.uns.get("scbert", {}).get("train_on")
+    own = adata if first is None else adata[(adata.obs["study"] == first).to_numpy()]
+    groups = ({"together": list(together)} if len(together) else {}) | {label: [label] for label in alone}
+    splits = []
+    for repeat in range(n_repeats):
+        pool, tested = choose_pool(own, dataset if first is None else first, label_key=label_key, seed=seed + repeat)
+        if first is not None:
+            tested = adata.obs_names[(adata.obs["study"] != first).to_numpy()]
+        for name, types in groups.items():
+            random = np.random.default_rng([seed, repeat, zlib.crc32(name.encode())])
+            known, aside = set_aside(labels, pool[~labels[pool].isin(types)], random)
+            more = pool[labels[pool].isin(types)] if first is None and dataset not in saved_splits() else pool[:0]
+            options = {"label_key": label_key, "repeat": repeat, "seed": seed}
+            splits.append(train_on(adata, known, tested.append(more), f"held_out:{name}", aside=aside, **options))
+            learnt = sorted(set(labels[known]))
+            third = random.choice(learnt, max(1, len(learnt) // 3), replace=False)
+            if len(learnt) - len(third) >= 2:
+                is_new = {
+                    part: labels[cells].isin(third).to_numpy() for part, cells in (("known", known), ("aside", aside))
+                }
+                new = known[is_new["known"]].append(aside[is_new["aside"]])
+                rest = aside[~is_new["aside"]]
+                splits.append(train_on(adata, known[~is_new["known"]], rest.append(new), f"tuning:{name}", **options))
+    return splits
+
+
+def read_held_out(
+    text: str, alone: str, adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: int = 20
+) -> tuple[list[str], list[str]]:
+    """Return the types that a notebook's parameters hold out: all at once, and one at a time.
+
+    Parameters
+    ----------
+    text
+        Labels with commas between them; or "auto": of an experiment with an arrow the types that the training set
+        lacks, else every third label by size, from the second on, of those with `minimum` cells.
+    alone
+        "held_out": the same types; "all": all types with `minimum` cells; empty: none.
+    adata
+        The cells.
+
+    Raises
+    ------
+    ValueError
+        Another word, or "auto" finds no type.
+    """
+    labels = adata.obs[label_key].astype(str)
+    first = adata.uns.get("scbert", {}).get("train_on")
+    sizes = labels.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    common = list(sizes.index[sizes >= minimum])
+    if text.strip() != "auto":
+        together = _read_labels(text.strip(), labels)
+    elif first is not None:
+        together = sorted(set(labels) - set(labels[(adata.obs["study"] == first).to_numpy()]))
+    else:
+        together = common[1::3]
+    if not together:
+        why = "the training set has all types" if first is not None else f"fewer than two have {minimum} cells"
+        raise ValueError(
+            f"held_out = auto finds no type to hold out, since {why}: name types with commas between them."
+        )
+    choices = {"": [], "held_out": together, "all": common}
+    if alone not in choices:
+        raise ValueError(f"alone must be held_out, all or empty, not {alone!r}.")
+    return together, [] if first is not None else choices[alone]
 
 
 def train_on(
@@ -417,9 +593,12 @@ def train_on(
     *,
     label_key: str = "cell_type",
     repeat: int = 0,
+    aside: Sequence[str] = (),
     seed: int = 0,
 ) -> Split:
     """Make the split that trains on some cells, an eighth of which is validation, and tests others, all by name.
+
+    Cells `aside` are none of these, see `Split`.
 
     Raises
     ------
@@ -435,8 +614,18 @@ def train_on(
             "to tell apart."
         )
     kept, validation = hold_out(labels, train[labels[train].isin(learnt)], np.random.default_rng([seed, repeat]))
-    check_disjoint(kept, validation, test)
-    return Split(protocol, repeat, 0, kept, validation, np.asarray(test))
+    aside = np.asarray(aside, dtype=object)
+    check_disjoint(kept, validation, test, aside)
+    return Split(protocol, repeat, 0, kept, validation, np.asarray(test), aside)
+
+
+def set_aside(labels: pd.Series, cells: pd.Index, random: np.random.Generator) -> tuple[pd.Index, pd.Index]:
+    """Split cells, by name: all others, and an eighth of each label that has eight cells or more."""
+    groups = _group(labels, cells).values()
+    aside = pd.Index(
+        [cell for own in groups for cell in np.sort(random.permutation(own)[: len(own) // 8])], dtype=object
+    )
+    return cells[~cells.isin(aside)], aside
 
 
 def hold_out(labels: pd.Series, cells: Sequence[str], random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -459,9 +648,9 @@ def _group(labels, cells):
 
 
 def find_unseen(adata: anndata.AnnData, split: Split, label_key: str = "cell_type") -> np.ndarray:
-    """Return which test cells have a label that no training cell has: (test cells,) bool."""
+    """Return which test cells, and after them which cells set aside, have a label that no training cell has: bool."""
     labels = adata.obs[label_key].astype(str)
-    return ~labels[split.test].isin(set(labels[split.train])).to_numpy()
+    return ~labels[[*split.test, *split.aside]].isin(set(labels[split.train])).to_numpy()
 
 
 def save_splits(splits: Sequence[Split], path: str | Path) -> None:
@@ -471,7 +660,7 @@ def save_splits(splits: Sequence[Split], path: str | Path) -> None:
             {"protocol": s.protocol, "repeat": s.repeat, "fold": s.fold, "part": part, "cell": getattr(s, part)}
         )
         for s in splits
-        for part in ("train", "validation", "test")
+        for part in PARTS
     ]
     save_split(pd.concat(rows).set_index("protocol"), path)
 
@@ -481,7 +670,7 @@ def read_splits(path: str | Path) -> list[Split]:
     table = pd.read_csv(path, dtype={"cell": str, "protocol": str}, keep_default_na=False)
     splits = []
     for (protocol, repeat, fold), rows in table.groupby(["protocol", "repeat", "fold"], sort=False):
-        parts = (rows["cell"][rows["part"] == part].to_numpy() for part in ("train", "validation", "test"))
+        parts = (rows["cell"][rows["part"] == part].to_numpy() for part in PARTS)
         splits.append(Split(protocol, int(repeat), int(fold), *parts))
     return splits
 
