@@ -134,7 +134,7 @@ def load_experiments(
     label_key, batch_key
         Columns of ``obs``. Where `batch_key` is empty, a set alone is dealt out to simulated studies.
     n_studies, severity, seed
-        Of `scbert.simulate.simulate_studies`. With ``n_studies=1`` nothing is simulated: all cells are of one study.
+        Of `scbert.simulate.simulate_studies`. With ``n_studies=1`` nothing is simulated: where no `batch_key` is named, all cells are of one study.
 
     Returns
     -------

@@ -31,8 +31,8 @@ class Split(NamedTuple):
     validation: np.ndarray
     test: np.ndarray
     aside: np.ndarray = np.array([], dtype=object)
-    """Cells that neither train, choose nor count as tested, of labels and studies that train: for calibration, or to
-    see what is lost between studies."""
+    """Cells that neither train, choose nor count as tested, of studies that train: for calibration, or to see what is
+    lost between studies. A label among them can be one that no cell trains, see `find_unseen`."""
 
 
 def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) -> list[Parts]:
@@ -555,7 +555,7 @@ def read_held_out(
         Labels with commas between them; or "auto": of an experiment with an arrow the types that the training set
         lacks, else every third label by size, from the second on, of those with `minimum` cells.
     alone
-        "held_out": the same types; "all": all types with `minimum` cells; empty: none.
+        "held_out": the same types; "all": all types with `minimum` cells; empty, or with an arrow: none.
     adata
         The cells.
 
@@ -568,6 +568,8 @@ def read_held_out(
     first = adata.uns.get("scbert", {}).get("train_on")
     sizes = labels.value_counts().sort_index().sort_values(ascending=False, kind="stable")
     common = list(sizes.index[sizes >= minimum])
+    if not text.strip():
+        raise ValueError("held_out is empty: name types with commas between them, or auto.")
     if text.strip() != "auto":
         together = _read_labels(text.strip(), labels)
     elif first is not None:

@@ -10,6 +10,7 @@ import pytest
 
 import scbert
 from scbert import annotate, embed, predict_proba
+from scbert.annotate import read_out
 from scbert.preprocess import tokenize
 
 
@@ -203,3 +204,32 @@ def test_values_that_are_no_counts_are_refused(classifier, make_cells):
     adata.X = np.log1p(adata.X)
     with pytest.raises(ValueError, match="fractional values .*put the raw counts into X"):
         scbert.annotate(adata, classifier)
+
+
+@pytest.mark.parametrize("batch_size", [7, 60])
+def test_logits_and_vectors_are_read_out_of_one_pass(make_cells, classifier, batch_size, monkeypatch):
+    adata = make_cells()
+    adata.obs.loc["cell3", "n_counts"] = 1e9  # without a token
+    before = adata.copy()
+    logits, vectors = read_out(classifier, adata, batch_size=batch_size)
+    own = np.exp(logits.to_numpy(np.float64))
+    probabilities = predict_proba(classifier, adata)
+    assert own / own.sum(1, keepdims=True) == pytest.approx(probabilities.to_numpy(), abs=1e-6)
+    assert (logits.to_numpy().argmax(1) == probabilities.to_numpy().argmax(1)).all()
+    assert logits.index.equals(adata.obs_names)
+    assert logits.columns.tolist() == classifier.labels
+    assert vectors == pytest.approx(embed(classifier, adata), abs=1e-6)
+    assert not vectors[3].any()
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    assert not adata.layers and not adata.obsm and not adata.uns
+    passes, encode = [], classifier.encoder.encode
+    monkeypatch.setattr(classifier.encoder, "encode", lambda bins: passes.append(len(bins)) or encode(bins))
+    read_out(classifier, adata, batch_size=batch_size)
+    assert sum(passes) == 60
+
+
+def test_logits_are_what_the_model_says(cells, classifier):
+    bins, _ = scbert.cells.CellDataset(cells).batch(range(60))
+    logits, _ = read_out(classifier, cells)
+    assert logits.to_numpy() == pytest.approx(classifier(bins).detach().numpy(), abs=1e-5)
+    assert np.ptp(logits.to_numpy()) > 0.1

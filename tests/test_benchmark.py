@@ -204,7 +204,7 @@ def test_of_many_failed_jobs_three_are_named(toy):
 
 def test_a_split_whose_cells_cannot_be_prepared_fails_alone(toy, halves):
     toy.obs["n_counts"] = 2000.0
-    few = protocols.Split("third", 0, 0, *(cells[:2] for cells in halves[0][-3:]))
+    few = protocols.Split("third", 0, 0, *(cells[:2] for cells in halves[0][3:6]))
     jobs = benchmark.plan(toy, halves[:1], FAKES, data="toy")
     jobs += benchmark.plan(toy, [few], FAKES, data="toy", genes=["no", "such"])
     with pytest.raises(RuntimeError, match=r"2 of 4 jobs failed.* one on toy third, .*None of the data's 24 genes"):
@@ -408,8 +408,9 @@ def test_predictions_are_a_row_for_each_job_and_test_cell(toy):
     fits = {"first gene": fit_first_gene, "majority": methods.fit_majority}
     predictions, costs = run_quietly(benchmark.plan(toy, [split], fits, data="toy"), start())
     assert predictions.columns.tolist() == [
-        *["data", "protocol", "repeat", "fold", "method", "cell", "truth", "predicted", "confidence", "seen"]
+        *["data", "protocol", "repeat", "fold", "method", "cell", "truth", "predicted", "confidence", "seen", "part"]
     ]
+    assert set(predictions["part"]) == {"test"}
     about = predictions[["data", "protocol", "repeat", "fold"]].drop_duplicates()
     assert about.to_numpy().tolist() == [["toy", "held_out:x", 2, 1]]
     own = predictions[predictions["method"] == "first gene"].set_index("cell")
@@ -429,7 +430,7 @@ def test_predictions_are_a_row_for_each_job_and_test_cell(toy):
 
 
 def test_costs_are_a_row_for_each_job(toy, halves):
-    repeats = [protocols.Split("second", 3, 0, *halves[1][-3:])]
+    repeats = [protocols.Split("second", 3, 0, *halves[1][3:])]
     _, costs = run_quietly(benchmark.plan(toy, halves[:1] + repeats, FAKES, data="toy", seed=10), start())
     assert costs.columns.tolist() == [
         *["data", "protocol", "repeat", "fold", "method", "training_cells", "seconds", "cpu_seconds", "memory_mb"],
@@ -661,3 +662,203 @@ def test_results_are_strict_json_that_is_there_whole(toy, halves):
     assert {file.name for file in files} == {f"{job.identity}.json" for job in jobs}
     for file in files:
         assert json.loads(file.read_text(), parse_constant=pytest.fail)["method"] in FAKES
+
+
+# What is kept
+
+
+@pytest.fixture
+def some_aside(toy):
+    """A split with cells set aside; two tested cells and one set aside have a label that no training cell has."""
+    toy.obs["cell_type"] = toy.obs["cell_type"].astype(str)
+    toy.obs.loc[["cell40", "cell41", "cell50"], "cell_type"] = "new"
+    cells = (toy.obs_names[part] for part in (slice(0, 24), slice(24, 33), slice(33, 45), slice(45, 54)))
+    return protocols.Split("held_out:x", 1, 0, *cells)
+
+
+FITS = {
+    "majority": methods.fit_majority,
+    "nearest_centroid": methods.fit_nearest_centroid,
+    "logistic_regression": partial(methods.fit_logistic_regression, strengths=(0.1,)),
+}
+
+
+def test_cells_set_aside_are_predicted_after_the_tested_and_count_in_no_score(toy, some_aside):
+    fits = {"first gene": fit_first_gene}
+    predictions, costs = run_quietly(benchmark.plan(toy, [some_aside], fits, data="toy"), start())
+    assert predictions["cell"].tolist() == [*some_aside.test, *some_aside.aside]
+    assert predictions["part"].tolist() == ["test"] * 12 + ["aside"] * 9
+    own = predictions.set_index("cell")
+    assert own.index[~own["seen"]].tolist() == ["cell40", "cell41", "cell50"]
+    assert own["truth"].tolist() == list(toy.obs["cell_type"][own.index])
+    high = toy[own.index].X.toarray()[:, 0] > 4
+    assert own["predicted"].tolist() == list(np.where(high, "B", "T/NK"))
+    seen = own[own["seen"] & (own["part"] == "test")]
+    assert len(seen) == 10
+    right = (seen["truth"] == seen["predicted"]).mean()
+    assert right != (own["truth"] == own["predicted"])[own["seen"]].mean()  # or this says little
+    assert costs["test_accuracy"][0] == pytest.approx(right)
+    assert costs["test_macro_f1"][0] == pytest.approx(f1_score(seen["truth"], seen["predicted"], average="macro"))
+    bare, bare_costs = run_quietly(
+        benchmark.plan(toy, [some_aside._replace(aside=np.array([], object))], fits, data="toy"), start()
+    )
+    pd.testing.assert_frame_equal(bare, predictions[:12])
+    columns = ["test_accuracy", "test_macro_f1", "validation_accuracy", "chosen"]
+    pd.testing.assert_frame_equal(bare_costs[columns], costs[columns])
+
+
+def test_no_method_sees_a_cell_set_aside_nor_does_the_choice_of_genes(toy, some_aside):
+    counts = toy.X.toarray()
+    counts[:24:2, 20] = 900
+    counts[45:54:2, 21] = 9000  # of cells set aside
+    toy.X, toy.obs["n_counts"] = sparse.csr_matrix(counts), 10_000.0
+    run_quietly(benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy", genes="1"), start())
+    [(_, train_cells, validation, _)] = CALLS
+    assert list(train_cells.var_names) == ["gene20"]
+    assert [*train_cells.obs_names, *validation.obs_names] == [*some_aside.train, *some_aside.validation]
+
+
+def test_a_cell_set_aside_that_trains_is_refused(toy, some_aside):
+    for part in ("train", "validation", "test"):
+        cell = getattr(some_aside, part)[3]
+        with pytest.raises(ValueError, match=rf"1 cells are in more than one of .* \(first: {cell}\)"):
+            benchmark.plan(toy, [some_aside._replace(aside=np.array([cell], object))], FAKES, data="toy")
+
+
+def test_what_is_kept_is_read_with_the_predictions_of_the_same_cells(toy, some_aside):
+    run, jobs = start(), benchmark.plan(toy, [some_aside], FITS, data="toy", keep=True)
+    predictions, _ = run_quietly(jobs, run)
+    plain, _ = run_quietly(benchmark.plan(toy, [some_aside], FITS, data="toy"), start())
+    pd.testing.assert_frame_equal(predictions, plain)  # keeping changes no prediction
+    for job in jobs:
+        kept = benchmark.read_kept(job, run)
+        own = predictions[predictions["method"] == job.method].set_index("cell")
+        pd.testing.assert_frame_equal(kept.cells, own[["truth", "predicted", "confidence", "seen", "part"]])
+        probabilities = scbert.outputs.to_probabilities(kept.logits)
+        assert list(probabilities.index) == [*some_aside.test, *some_aside.aside]
+        assert set(probabilities.columns) == {"B", "Monocyte", "T/NK"}
+        assert probabilities.idxmax(axis=1).tolist() == kept.cells["predicted"].tolist()
+        assert probabilities.max(axis=1).to_numpy() == pytest.approx(kept.cells["confidence"].to_numpy(), abs=6e-5)
+        assert kept.embedding.shape == (21, 23)  # as many components as 24 training cells allow
+        assert kept.distance.shape == (21,) and (kept.distance > 0).all()
+    same = [benchmark.read_kept(job, run).embedding for job in jobs]
+    assert (same[0] == same[1]).all() and (same[0] == same[2]).all()
+
+
+def test_kept_outputs_are_those_of_the_method_trained_on_this_split(toy, some_aside, tiny):
+    run = start()
+    fits = {"scbert": tiny, "nearest_centroid": methods.fit_nearest_centroid}
+    jobs = benchmark.plan(toy, [some_aside], fits, data="toy", keep=True, seed=4)
+    run_quietly(jobs, run)
+    cells = scbert.preprocess.tokenize(toy.copy())
+    for job in jobs:
+        train, validation = (cells[list(part)].copy() for part in (some_aside.train, some_aside.validation))
+        predict = job.fit(
+            train, validation, label_key="cell_type", seed=5, **methods.offer(job.fit, progress=False)
+        )  # plus the repeat
+        test = cells[[*some_aside.test, *some_aside.aside]].copy()
+        kept = benchmark.read_kept(job, run)
+        assert scbert.outputs.to_probabilities(kept.logits).to_numpy() == pytest.approx(
+            predict(test).to_numpy(), abs=1e-4
+        )  # logits are kept as float32
+        if job.method == "scbert":
+            assert kept.embedding == pytest.approx(scbert.embed(predict.classifier, test), abs=1e-5)
+
+
+def test_what_was_not_kept_or_not_run_cannot_be_read(toy, some_aside):
+    run = start()
+    [job] = benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy", keep=True)
+    [bare] = benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy")
+    with pytest.raises(ValueError, match="The job of one on toy held_out:x was not run yet: call run first"):
+        benchmark.read_kept(job, run)
+    run_quietly([bare], run)
+    with pytest.raises(ValueError, match="The job of one on toy held_out:x keeps nothing: plan it with keep=True"):
+        benchmark.read_kept(bare, run)
+    with pytest.raises(ValueError, match="was not run yet"):
+        benchmark.read_kept(job, run)
+    assert sorted(path.name for path in run.path("jobs").iterdir()) == [f"{bare.identity}.json"]
+
+
+def test_keeping_and_cells_set_aside_make_another_job_and_nothing_else_does(toy, halves, some_aside, monkeypatch):
+    before = identities(toy, halves)
+    kept = identities(toy, halves, keep=True)
+    assert changed(before, kept) == set(before)
+    more = [halves[0], halves[1]._replace(aside=toy.obs_names[:3].to_numpy())]
+    second = {("second", "one"), ("second", "two")}
+    assert changed(before, identities(toy, more)) == second
+    assert changed(kept, identities(toy, more, keep=True)) == second
+    fewer = [halves[0], halves[1]._replace(aside=toy.obs_names[:2].to_numpy())]
+    assert changed(identities(toy, more), identities(toy, fewer)) == second
+    with_aside = identities(toy, more)
+    other = toy.copy()
+    other.obs.loc["cell1", "cell_type"] = "new"  # the label of a cell set aside
+    assert changed(with_aside, identities(other, more)) >= second
+
+    # What is kept depends on the code that makes it; a result without it does not.
+    getsource = benchmark.inspect.getsource
+
+    def changed_source(thing):
+        return getsource(thing) + ("\nMORE = 1\n" if thing is benchmark.outputs else "")
+
+    monkeypatch.setattr(benchmark.inspect, "getsource", changed_source)
+    assert identities(toy, halves) == before
+    assert identities(toy, more) == with_aside
+    assert changed(kept, identities(toy, halves, keep=True)) == set(kept)
+
+
+def test_a_job_stopped_after_its_outputs_were_kept_and_before_it_was_done_is_computed_anew(
+    toy, some_aside, monkeypatch
+):
+    run, jobs = start(), benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy", keep=True)
+    write, stop = record.write_text, pytest.MonkeyPatch()
+
+    def write_and_stop(path, text):
+        if path.parent.name == "jobs":
+            raise KeyboardInterrupt
+        return write(path, text)
+
+    stop.setattr(benchmark.record, "write_text", write_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_quietly(jobs, run)
+    stop.undo()
+    file = run.path("jobs") / f"{jobs[0].identity}.npz"
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    file.write_bytes(b"half of a file")
+    with pytest.raises(ValueError, match="was not run yet"):
+        benchmark.read_kept(jobs[0], run)
+    assert called() == ["one"]
+    run_quietly(jobs, start())
+    assert called() == ["one"]
+    assert benchmark.read_kept(jobs[0], run).logits.shape == (21, 3)
+    run_quietly(jobs, start())
+    assert called() == []
+
+
+def test_parts_keep_too_and_what_they_kept_is_read_together(toy, halves, some_aside, monkeypatch):
+    jobs = benchmark.plan(toy, [*halves, some_aside], FITS, data="toy", keep=True)
+    whole = start("04_whole")
+    expected, _ = run_quietly(jobs, whole)
+    for part in ("1/2", "2/2"):
+        monkeypatch.setenv("SCBERT_PART", part)
+        with pytest.raises(record.PartDone):
+            run_quietly(jobs, start())
+    monkeypatch.delenv("SCBERT_PART")
+    run = start()
+    monkeypatch.setattr(benchmark, "_compute_job", lambda *arguments: pytest.fail("computed again"))
+    predictions, _ = run_quietly(jobs, run)
+    pd.testing.assert_frame_equal(predictions, expected)
+    for job in jobs:
+        for one, other in zip(benchmark.read_kept(job, run), benchmark.read_kept(job, whole), strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_a_job_whose_outputs_cannot_be_kept_is_not_done(toy, some_aside, monkeypatch):
+    jobs = benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy", keep=True)
+    run, refuse = start(), pytest.MonkeyPatch()
+    refuse.setattr(benchmark.outputs, "save", lambda *arguments: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(RuntimeError, match="1 of 1 jobs failed; .* one on toy held_out:x, .*OSError: disk full"):
+        run_quietly(jobs, run)
+    refuse.undo()
+    run_quietly(jobs, start())
+    assert called() == ["one", "one"]
+    assert benchmark.read_kept(jobs[0], run).cells["part"].value_counts().to_dict() == {"test": 12, "aside": 9}

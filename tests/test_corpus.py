@@ -158,6 +158,21 @@ def test_without_batches_a_set_is_dealt_out_to_simulated_studies(files):
     assert (adata.X != files["one"].X).nnz > 0
 
 
+def test_of_one_study_nothing_is_simulated(files):
+    adata = load_experiments("one.h5ad", label_key="kind", n_studies=1, severity=9.0)["one"]
+    assert (adata.X != files["one"].X).nnz == 0
+    assert list(adata.obs_names) == list(files["one"].obs_names)
+    assert set(adata.obs["study"]) == {"all"}
+    assert list(adata.obs["kind"]) == list(files["one"].obs["kind"].astype(str))
+    assert "train_on" not in adata.uns.get("scbert", {})
+    splits = protocols.hold_out_types(adata, "one", together=["B"], label_key="kind")
+    assert set(adata.obs["kind"][splits[0].train]) == {"Monocyte", "T/NK"}
+    with pytest.raises(ValueError, match=r"obs\['study'\] of adata has one value only \(all\)"):
+        protocols.carry_over(adata, label_key="kind")
+    with_batches = load_experiments("one.h5ad", label_key="kind", batch_key="chip", n_studies=1)["one"]
+    assert set(with_batches.obs["study"]) == {"c1", "c2", "c3"}
+
+
 def test_with_an_arrow_two_sets_are_joined_on_the_genes_of_both_without_cells_of_both(files, capsys):
     experiments = load_experiments("one.h5ad -> other.h5ad by coarse", label_key="cell_type")
     assert list(experiments) == ["one->other"]

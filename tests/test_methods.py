@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 import scbert
 from scbert import methods
@@ -448,6 +449,105 @@ def test_few_cells_get_epochs_until_the_least_number_of_steps(parts, config):
     assert fit(patience=9, min_steps=9, accumulate=2).cell_steps == 60 * 5
     assert fit(patience=1, min_steps=36).cell_steps == 60 * (1 + 3)  # a third of nine epochs without a better one
     assert fit(patience=1, n_epochs=9).cell_steps == 60 * (1 + 1)
+
+
+# What a method reads out of cells
+
+
+READ_OUT = {
+    "majority": methods.fit_majority,
+    "nearest_centroid": methods.fit_nearest_centroid,
+    "l1": partial(methods.fit_logistic_regression, penalties=["l1"], strengths=[1.0]),
+    "l2": partial(methods.fit_logistic_regression, penalties=["l2"], strengths=[0.1]),
+    "balanced": partial(methods.fit_logistic_regression, strengths=[0.1], class_weight="balanced"),
+    "celltypist": methods.fit_celltypist,
+    "singler": methods.fit_singler,
+    "scanvi": partial(methods.fit_scanvi, max_epochs=(3, 3)),
+    "scbert": partial(methods.fit_scbert, n_epochs=3, learning_rate=1e-2, progress=False),
+}
+
+
+@pytest.mark.parametrize("n_labels", [2, 3])
+@pytest.mark.parametrize("name", READ_OUT)
+def test_the_softmax_of_what_is_read_out_are_the_methods_probabilities(make_cells, config, name, n_labels):
+    module, package, _ = methods.NEEDS.get(name, ("sklearn", "scikit-learn", ""))
+    if find_spec(module) is None:
+        pytest.skip(f"{package} is not installed")
+    parts = [
+        scbert.preprocess.tokenize(make_cells(n, seed=seed, labels=("B", "Monocyte", "T/NK")[:n_labels]))
+        for seed, n in enumerate((60, 24, 30))
+    ]
+    for adata in parts:  # hard to tell apart, so that probabilities are of all sizes
+        adata.X = np.random.default_rng(0).binomial(adata.X.toarray().astype(int), 0.3).astype(np.float32)
+        adata.X[:, 0] += 1
+    train, validation, test = parts
+    test.X[3] = 0  # a cell without counts
+    fit = partial(READ_OUT[name], encoder=config) if name == "scbert" else READ_OUT[name]
+    predict = fit(train[2:].copy(), validation, label_key="cell_type")
+    logits, vectors = methods.read_out(predict, test)
+    probabilities = predict(test)
+    assert list(logits.columns) == list(probabilities.columns)
+    assert list(logits.index) == list(test.obs_names)
+    x = np.exp(logits.to_numpy(np.float64) - logits.to_numpy(np.float64).max(1, keepdims=True))
+    assert x / x.sum(1, keepdims=True) == pytest.approx(probabilities.to_numpy(), abs=1e-6)
+    assert (logits.to_numpy().argmax(1) == probabilities.to_numpy().argmax(1)).all()
+    assert (vectors is None) == (name != "scbert")
+    if name != "majority":
+        assert probabilities.max(axis=1).std() > 0.001  # or all of this says little
+
+
+@pytest.mark.parametrize("n_labels", [2, 3])
+@pytest.mark.parametrize("name", ["l1", "celltypist"])
+def test_of_each_label_against_the_rest_logits_are_the_logarithms_of_each_ones_yes(make_cells, name, n_labels):
+    if name == "celltypist":
+        pytest.importorskip("celltypist", reason="celltypist is not installed")
+    parts = [make_cells(n, seed=seed, labels=("B", "M", "T")[:n_labels]) for seed, n in enumerate((60, 24, 30))]
+    train, validation, test = parts
+    predict = READ_OUT[name](train, validation, label_key="cell_type")
+    yes = np.exp(methods.read_out(predict, test)[0])
+    x, x_test = (np.log1p(adata.X.toarray() * 5.0) for adata in (train, test))
+    if name == "l1":
+        labels = train.obs["cell_type"].to_numpy()
+        for label in yes.columns[-1:] if n_labels == 2 else yes.columns:  # of two, the other is what is left
+            model = LogisticRegression(penalty="l1", C=1.0, solver="liblinear", random_state=0).fit(x, labels == label)
+            assert yes[label].to_numpy() == pytest.approx(model.predict_proba(x_test)[:, 1], abs=1e-5)
+    else:
+        import celltypist
+
+        with methods._silenced("celltypist.logger"):
+            cells = [anndata.AnnData(m.astype(np.float32), a.obs) for m, a in ((x, train), (x_test, test))]
+            model = celltypist.train(cells[0], labels="cell_type", check_expression=False, random_state=0)
+            own = celltypist.annotate(cells[1], model=model).probability_matrix
+        assert yes.to_numpy() == pytest.approx(own[list(yes.columns)].to_numpy(), abs=1e-4)
+    if n_labels == 2:
+        assert yes.sum(axis=1).to_numpy() == pytest.approx(np.ones(30))
+    else:
+        assert np.ptp(yes.sum(axis=1).to_numpy()) > 0.05
+
+
+def test_what_is_read_out_of_a_cell_depends_on_no_other_cell(parts):
+    train, validation, test = parts
+    for name in ("nearest_centroid", "l1", "l2"):
+        predict = READ_OUT[name](train, validation, label_key="cell_type")
+        logits, _ = methods.read_out(predict, test)
+        alone, _ = methods.read_out(predict, test[[7, 2]].copy())
+        pd.testing.assert_frame_equal(alone, logits.iloc[[7, 2]])
+
+
+def test_what_logistic_regression_reads_out_stays_a_number_where_it_is_very_sure(parts):
+    train, validation, test = parts
+    for penalty in ("l1", "l2"):
+        predict = methods.fit_logistic_regression(
+            train, validation, label_key="cell_type", penalties=[penalty], strengths=[1e6]
+        )
+        sure = test.copy()
+        sure.X = np.where(test.X.toarray() > 3, 2000, 0)
+        sure.obs["n_counts"] = np.maximum(sure.X.sum(1), 1)
+        logits, _ = methods.read_out(predict, sure)
+        probabilities = scbert.outputs.to_probabilities(logits).to_numpy()
+        assert np.isfinite(logits.to_numpy(np.float32)).all()
+        assert probabilities == pytest.approx(predict(sure).to_numpy(), abs=1e-6)
+        assert probabilities.max(1).max() > 1 - 1e-12
 
 
 # Methods of a notebook

@@ -150,13 +150,23 @@ MAKERS = {
         adata, data, **(TWO | {"n_query": 6}), n_repeats=2, seed=seed
     ),
     "one out": lambda adata, data, seed: protocols.leave_one_out(adata, batch_key="study", n_repeats=2, seed=seed),
+    "one out, some aside": lambda adata, data, seed: protocols.leave_one_out(
+        adata, batch_key="study", n_repeats=2, aside=True, seed=seed
+    ),
+    "types out": lambda adata, data, seed: protocols.hold_out_types(
+        adata, data, together=["C"], alone=["C", "D"], n_repeats=2, seed=seed
+    ),
+    "between": lambda adata, data, seed: [
+        protocols.between_studies(adata, data, train=one, test=other, protocol=f"{one}->{other}", seed=seed)
+        for one, other in [("s1", "s2"), ("s2", "s1"), ("s3", "s2")]
+    ],
 }
 PARTS = ("train", "validation", "test")
 
 
 def names_of(splits):
     """Return all that a list of splits says, the cells of each part without their order."""
-    return [(*split[:3], *(tuple(sorted(getattr(split, part))) for part in PARTS)) for split in splits]
+    return [(*split[:3], *(tuple(sorted(getattr(split, part))) for part in (*PARTS, "aside"))) for split in splits]
 
 
 def learns(split):
@@ -169,9 +179,14 @@ def test_no_cell_is_on_two_sides_of_any_protocols_splits(studies, saved, maker, 
     splits = MAKERS[maker](studies, data, 0)
     assert len({split[:3] for split in splits}) == len(splits) >= 3
     for split in splits:
-        protocols.check_disjoint(*split[-3:])
+        cells = np.concatenate(split[3:])
+        assert len(set(cells)) == len(cells)
+        assert set(cells) <= set(studies.obs_names)
         assert all(len(getattr(split, part)) for part in PARTS)
-        assert learns(split) | set(split.test) <= set(studies.obs_names)
+        taught = set(studies.obs["cell_type"][split.train])
+        assert set(studies.obs["cell_type"][split.validation]) == taught
+        if (maker, data) != ("between", "saved"):  # where all test cells of the training study are set aside
+            assert set(studies.obs["cell_type"][split.aside]) <= taught
 
 
 @pytest.mark.parametrize("data", ["mine.h5ad", "saved"])
@@ -181,11 +196,21 @@ def test_the_seed_fixes_the_splits_and_another_makes_others(studies, saved, make
     assert first == again
     assert [split[:3] for split in first] == [split[:3] for split in other]
     assert all(a[3:] != b[3:] for a, b in zip(first, other, strict=True))
+    assert len({split[3:] for split in first}) == len(first)  # nor is one split of a list another one of it
 
 
 @pytest.mark.parametrize(
     ("maker", "data"),
-    [("sizes", "saved"), ("uneven", "saved"), ("uneven", "mine.h5ad"), ("one out", "mine.h5ad")],
+    [
+        ("sizes", "saved"),
+        ("uneven", "saved"),
+        ("uneven", "mine.h5ad"),
+        ("one out", "mine.h5ad"),
+        ("one out, some aside", "mine.h5ad"),
+        ("types out", "saved"),
+        ("between", "saved"),
+        ("between", "mine.h5ad"),
+    ],
 )
 def test_the_order_of_cells_in_the_file_does_not_matter_to_what_is_drawn_by_name(studies, saved, maker, data):
     turned = studies[::-1].copy()
@@ -432,7 +457,9 @@ def test_training_on_named_cells_refuses_what_cannot_be_learnt_or_is_tested(stud
 def test_splits_come_back_from_their_file_which_has_the_same_bytes_each_time(studies, tmp_path):
     studies.obs_names = ["NA", "007", 'a,"b"', *studies.obs_names[3:]]
     studies.obs["study"] = studies.obs["study"].map({"s1": "NA", "s2": "a, b", "s3": "s3"})
-    splits = [split for make in MAKERS.values() for split in make(studies, "mine.h5ad", 0)]
+    # "between" names the studies, and "one out" makes splits of the same names as with some aside.
+    makers = [make for name, make in MAKERS.items() if name not in ("between", "one out")]
+    splits = [split for make in makers for split in make(studies, "mine.h5ad", 0)]
     files = [tmp_path / "one.csv.gz", tmp_path / "two.csv.gz"]
     protocols.save_splits(splits, files[0])
     back = protocols.read_splits(files[0])
@@ -441,7 +468,7 @@ def test_splits_come_back_from_their_file_which_has_the_same_bytes_each_time(stu
     assert len(back) == len(splits)
     for one, other in zip(splits, back, strict=True):
         assert one[:3] == other[:3]
-        for part in PARTS:
+        for part in (*PARTS, "aside"):
             assert list(getattr(one, part)) == list(getattr(other, part))
     assert pd.read_csv(files[0]).columns.tolist() == ["protocol", "repeat", "fold", "part", "cell"]
 
@@ -510,3 +537,334 @@ def test_labels_of_few_cells_are_dropped_by_name(studies, capsys):
     assert protocols.drop_rare(studies, minimum=6) is studies
     with pytest.raises(ValueError, match=r"Fewer than two labels of obs\['cell_type'\] have 30 cells"):
         protocols.drop_rare(studies, minimum=30)
+
+
+# Cells set aside
+
+
+def test_an_eighth_of_each_label_of_eight_or_more_is_set_aside(studies):
+    labels = studies.obs["cell_type"].astype(str)
+    cells = studies.obs_names[::-1]
+    rest, aside = protocols.set_aside(labels, cells, np.random.default_rng(0))
+    assert labels[aside].value_counts().to_dict() == {"A": 5, "B": 3, "C": 1}  # of 40, 25 and 15; D has six
+    assert list(rest) == [cell for cell in cells if cell not in set(aside)]
+    again = protocols.set_aside(labels, studies.obs_names, np.random.default_rng(0))[1]
+    assert list(again) == list(aside)
+    assert set(protocols.set_aside(labels, cells, np.random.default_rng(1))[1]) != set(aside)
+    few = cells[labels[cells] == "D"]
+    rest, aside = protocols.set_aside(labels, few, np.random.default_rng(0))
+    assert (list(rest), list(aside)) == (list(few), [])
+
+
+def test_cells_set_aside_are_of_the_training_studies_and_of_labels_that_train(studies):
+    labels, study = studies.obs["cell_type"].astype(str), studies.obs["study"].astype(str)
+    plain = protocols.leave_one_out(studies, batch_key="study")
+    assert all(split.aside.tolist() == [] for split in plain)
+    splits = protocols.leave_one_out(studies, batch_key="study", aside=True, n_repeats=2)
+    for split, before in zip(splits, plain * 2, strict=True):
+        out = split.protocol.removeprefix("held_out:")
+        assert set(split.test) == set(before.test)
+        assert learns(split) | set(split.aside) == learns(before)
+        assert out not in set(study[split.aside])
+        pool = labels[(study != out).to_numpy()].value_counts()
+        assert labels[split.aside].value_counts().to_dict() == {name: n // 8 for name, n in pool.items() if n >= 8}
+        assert set(labels[split.aside]) <= set(labels[split.train])
+    assert set(splits[0].aside) != set(splits[3].aside)
+    shared = protocols.leave_one_out(studies, batch_key="study", aside=True, labels="shared")
+    assert all({"A"} <= set(labels[split.aside]) <= {"A", "B", "C"} for split in shared)
+
+
+def test_what_would_be_tested_at_home_is_set_aside_on_request(studies, saved):
+    studies = studies[studies.obs["cell_type"] != "D"].copy()
+    studies.obs["study"] = np.where(studies.obs["study"] == "s1", "saved", "other")
+    away = studies.obs["study"] == "other"
+    studies.obs["cell_type"] = np.where(away & (studies.obs["cell_type"] == "C"), "E", studies.obs["cell_type"])
+    studies.uns["scbert"] = {"train_on": "saved"}
+    for labels in ("any", "shared"):
+        tested = protocols.carry_over(studies, labels=labels, n_repeats=2)
+        for split, before in zip(
+            protocols.carry_over(studies, labels=labels, n_repeats=2, aside=True), tested, strict=True
+        ):
+            assert (learns(split), set(split.validation)) == (learns(before), set(before.validation))
+            assert [*split.test, *split.aside] == list(before.test)
+            assert set(split.aside) == {cell for cell in before.test if not away[cell]} != set()
+            assert away[split.test].all()
+
+
+def test_studies_of_one_set_with_some_aside_are_those_left_out_one_at_a_time(studies):
+    carried = protocols.carry_over(studies, aside=True, n_repeats=2, seed=3)
+    expected = protocols.leave_one_out(studies, batch_key="study", aside=True, n_repeats=2, seed=3)
+    assert names_of(carried) == names_of(expected)
+    assert all(len(split.aside) for split in carried)
+
+
+def test_a_cell_set_aside_neither_trains_nor_is_tested(studies):
+    names = studies.obs_names
+    split = protocols.train_on(studies, names[:60], names[60:80], "x", aside=names[80:], seed=2)
+    assert set(split.aside) == set(names[80:])
+    assert (
+        names_of([split])[0][:6]
+        == names_of([protocols.train_on(studies, names[:60], names[60:80], "x", seed=2)])[0][:6]
+    )
+    for number in (5, 65):
+        with pytest.raises(ValueError, match=rf"1 cells are in more than one of .* \(first: {names[number]}\)"):
+            protocols.train_on(studies, names[:60], names[60:80], aside=[names[number]])
+
+
+def test_of_tested_cells_and_then_of_those_aside_it_is_said_which_have_an_unseen_label(studies):
+    labels = studies.obs["cell_type"].astype(str)
+    a, b, c = (studies.obs_names[labels == name] for name in "ABC")
+    split = protocols.Split("", 0, 0, a[:5], a[5:8], np.array([*b[:2], a[10]]), np.array([a[11], c[0], a[12]]))
+    assert protocols.find_unseen(studies, split).tolist() == [True, True, False, False, True, False]
+    assert protocols.find_unseen(studies, split._replace(aside=split.aside[:0])).tolist() == [True, True, False]
+
+
+# Between simulated studies
+
+
+def test_between_studies_of_a_saved_split_only_pool_cells_train_and_only_test_cells_are_tested(studies, saved):
+    study = studies.obs["study"].astype(str)
+    split = protocols.between_studies(studies, "saved", train="s1", test="s2", protocol="to s2", repeat=4)
+    assert split[:3] == ("to s2", 4, 0)
+    s1, s2 = (set(studies.obs_names[study == name]) for name in ("s1", "s2"))
+    assert learns(split) == s1 - saved
+    assert set(split.test) == s2 & saved
+    assert set(split.aside) == s1 & saved
+    other = protocols.between_studies(studies, "saved", train="s1", test="s2", protocol="to s2", repeat=5)
+    assert set(other.validation) != set(split.validation)
+    assert (set(other.test), set(other.aside)) == (set(split.test), set(split.aside))
+
+
+def test_between_studies_of_another_set_an_eighth_is_set_aside_and_all_of_the_other_study_is_tested(studies):
+    study, labels = studies.obs["study"].astype(str), studies.obs["cell_type"].astype(str)
+    splits = [protocols.between_studies(studies, "mine", train="s3", test="s1", repeat=repeat) for repeat in (0, 1)]
+    for split in splits:
+        assert set(split.test) == set(studies.obs_names[study == "s1"])
+        assert learns(split) | set(split.aside) == set(studies.obs_names[study == "s3"])
+        assert labels[split.aside].value_counts().to_dict() == {
+            name: n // 8 for name, n in labels[study == "s3"].value_counts().items() if n >= 8
+        }
+        assert set(labels[split.test[protocols.find_unseen(studies, split)[: len(split.test)]]]) == {"D"}  # not in s3
+    assert set(splits[0].aside) != set(splits[1].aside)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"train": "s9"}, "There is no study 's9': there are s1, s2, s3"),
+        ({"test": ""}, "There is no study '': there are s1, s2, s3"),
+        ({"test": "s1"}, "cells are in more than one of training, validation and test"),
+    ],
+)
+@pytest.mark.parametrize("data", ["mine", "saved"])
+def test_studies_between_which_nothing_can_be_carried_are_refused(studies, saved, data, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        protocols.between_studies(studies, data, **({"train": "s1", "test": "s2"} | options))
+
+
+def test_between_simulated_studies_no_cell_of_the_saved_test_part_trains(studies, saved):
+    from scbert.simulate import simulate_studies
+
+    del studies.obs["study"]
+    dealt = simulate_studies(studies[studies.obs["cell_type"] != "D"].copy(), n_studies=2, seed=1)
+    one, other = sorted(set(dealt.obs["study"]))
+    split = protocols.between_studies(dealt, "saved", train=one, test=other)
+    assert not learns(split) & saved
+    assert {*split.test, *split.aside} == saved & set(dealt.obs_names)
+
+
+# Types held out
+
+TYPES = ("A", "B", "C", "D", "E", "F")
+
+
+@pytest.fixture
+def types(make_cells):
+    """156 cells of six types, 48 to 10, in an order of their own."""
+    adata = make_cells(156)
+    adata.obs["cell_type"] = np.repeat(TYPES, [48, 36, 24, 20, 18, 10])
+    return adata[np.random.default_rng(1).permutation(156)].copy()
+
+
+@pytest.fixture
+def saved_types(types, monkeypatch):
+    """A third of each type, by name, as the saved split of the set "saved"."""
+    labels = types.obs["cell_type"].astype(str)
+    tested = {cell for name in TYPES for cell in np.sort(labels.index[labels == name])[::3]}
+
+    def load_split(adata, name):
+        assert name == "saved"
+        is_test = adata.obs_names.isin(tested)
+        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+    monkeypatch.setattr(protocols, "saved_splits", lambda: ["saved"])
+    monkeypatch.setattr(protocols, "load_split", load_split)
+    return tested
+
+
+def pairs(splits):
+    """Return {(repeat, name): (held-out split, its tuning split or None)}."""
+    found = {(split.repeat, *split.protocol.split(":", 1)[::-1]): split for split in splits}
+    return {
+        (repeat, name): (split, found.get((repeat, name, "tuning")))
+        for (repeat, name, kind), split in found.items()
+        if kind == "held_out"
+    }
+
+
+HELD = {"together": ["B", "E"], "alone": ["A", "E"]}
+
+
+@pytest.mark.parametrize("data", ["mine", "saved"])
+def test_types_held_out_are_in_no_part_but_the_tested_and_there_all_of_them(types, saved_types, data):
+    labels = types.obs["cell_type"].astype(str)
+    splits = protocols.hold_out_types(types, data, **HELD, n_repeats=2)
+    assert [(split.protocol, split.repeat) for split in splits] == [
+        (f"{kind}:{name}", repeat)
+        for repeat in (0, 1) for name in ("together", "A", "E") for kind in ("held_out", "tuning")
+    ]  # fmt: skip
+    for (_, name), (held, tuning) in pairs(splits).items():
+        out = set(HELD["together"]) if name == "together" else {name}
+        for split in (held, tuning):
+            assert not out & set(labels[[*sorted(learns(split)), *split.aside]])
+        assert set(labels[held.train]) == set(TYPES) - out
+        unseen = protocols.find_unseen(types, held)
+        n = len(held.test)
+        assert set(labels[held.test[unseen[:n]]]) == out
+        assert not unseen[n:].any()
+        assert set(labels[held.test]) == set(TYPES)  # known types are tested beside them
+        novel = set(held.test[unseen[:n]])
+        everything = set(types.obs_names[labels.isin(out).to_numpy()])
+        assert novel == (everything & saved_types if data == "saved" else everything)
+        sizes = labels[[*sorted(learns(held)), *held.aside]].value_counts()
+        assert labels[held.aside].value_counts().to_dict() == {
+            name: size // 8 for name, size in sizes.items() if size >= 8
+        }
+
+
+@pytest.mark.parametrize("data", ["mine", "saved"])
+def test_a_threshold_is_tuned_on_other_cells_and_other_new_types_than_those_tested(types, saved_types, data):
+    labels = types.obs["cell_type"].astype(str)
+    splits = protocols.hold_out_types(types, data, **HELD, n_repeats=2)
+    for (_, name), (held, tuning) in pairs(splits).items():
+        out = set(HELD["together"]) if name == "together" else {name}
+        used = learns(tuning) | set(tuning.test) | set(tuning.aside)
+        assert not used & set(held.test)
+        assert not out & set(labels[sorted(used)])
+        if data == "saved":
+            assert not used & saved_types
+        assert used == learns(held) | set(held.aside)
+        known = set(TYPES) - out
+        new = known - set(labels[tuning.train])
+        assert len(new) == len(known) // 3
+        unseen = protocols.find_unseen(types, tuning)
+        assert set(labels[tuning.test[unseen]]) == new
+        assert set(tuning.test[unseen]) == {cell for cell in used if labels[cell] in new}
+        assert set(tuning.test[~unseen]) == {cell for cell in held.aside if labels[cell] not in new}
+        assert (~unseen).any()
+
+
+def test_of_a_saved_split_the_tested_are_the_same_whatever_is_held_out_or_drawn(types, saved_types):
+    for seed in (0, 1):
+        splits = protocols.hold_out_types(types, "saved", **HELD, n_repeats=2, seed=seed)
+        assert all(set(held.test) == saved_types for held, _ in pairs(splits).values())
+        assert not any(learns(split) & saved_types for split in splits)
+
+
+def test_what_is_held_out_beside_leaves_a_split_as_it_was(types, saved_types):
+    few = names_of(protocols.hold_out_types(types, "mine", together=[], alone=["E"]))
+    more = names_of(protocols.hold_out_types(types, "mine", together=["B"], alone=["A", "E"], n_repeats=2))
+    assert len(few) == 2
+    assert set(few) < set(more)
+
+
+@pytest.mark.parametrize("data", ["mine", "saved"])
+def test_of_another_set_all_is_tested_and_what_one_set_teaches_lacks_the_types_held_out(types, saved_types, data):
+    labels = types.obs["cell_type"].astype(str)
+    types.obs["study"] = np.where(np.arange(156) % 3 == 0, "other", data)
+    types = types[~((types.obs["study"] == data) & (labels == "F"))].copy()  # it never was in the training set
+    types.uns["scbert"] = {"train_on": data}
+    labels, away = labels[types.obs_names], types.obs["study"] == "other"
+    splits = protocols.hold_out_types(types, "a name", together=["F", "B"], alone=["C"], n_repeats=2)
+    assert len(splits) == 8
+    for (_, name), (held, tuning) in pairs(splits).items():
+        out = {"F", "B"} if name == "together" else {"C"}
+        assert set(held.test) == set(types.obs_names[away])
+        assert set(labels[held.train]) == set("ABCDE") - out
+        at_home = learns(held) | set(held.aside)
+        assert not away[sorted(at_home)].any()
+        assert not at_home & saved_types if data == "saved" else len(at_home)
+        n = len(held.test)
+        assert set(labels[held.test[protocols.find_unseen(types, held)[:n]]]) == out | {"F"}
+        assert learns(tuning) | set(tuning.test) == at_home
+
+
+def test_no_threshold_is_tuned_where_fewer_than_two_types_would_train(types):
+    few = types[types.obs["cell_type"].isin(["A", "B", "C"])].copy()
+    splits = protocols.hold_out_types(few, "mine", together=["C"], alone=[])
+    assert [split.protocol for split in splits] == ["held_out:together"]
+    four = types[types.obs["cell_type"].isin(["A", "B", "C", "D"])].copy()
+    splits = protocols.hold_out_types(four, "mine", together=["C"], alone=[])
+    assert [split.protocol for split in splits] == ["held_out:together", "tuning:together"]
+    assert len(set(four.obs["cell_type"][splits[1].train])) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            {"together": ["A", "X"]},
+            r"obs\['cell_type'\] lacks the type 'X' to be held out. There are: A, B, C, D, E, F\.",
+        ),
+        ({"together": [], "alone": ["Y"]}, "lacks the type 'Y'"),
+        ({"together": list("ABCDE")}, "held_out:together leaves 1 labels of two cells or more to learn"),
+        ({"together": list("ABCDEF")}, "held_out:together leaves 0 labels of two cells or more to learn"),
+    ],
+)
+def test_types_that_cannot_be_held_out_are_refused(types, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        protocols.hold_out_types(types, "mine", **options)
+
+
+def test_types_to_hold_out_are_read_from_two_parameters(types):
+    read = protocols.read_held_out
+    assert read("B, E", "", types) == (["B", "E"], [])
+    assert read(" A ", "held_out", types) == (["A"], ["A"])
+    assert read("auto", "held_out", types) == (["B"], ["B"])  # A, B, C, D have 20 cells or more
+    assert read("auto", "all", types, minimum=10) == (["B", "E"], list(TYPES))
+    assert read("B", "all", types) == (["B"], ["A", "B", "C", "D"])
+    types.obs["kind"] = types.obs["cell_type"].map(lambda name: "B, naive" if name == "B" else name)
+    assert read("B, naive", "", types, label_key="kind") == (["B, naive"], [])
+    types.obs["even"] = np.repeat(["x", "z", "y", "w"], 39)  # ties go by name
+    assert read("auto", "all", types, label_key="even") == (["x"], ["w", "x", "y", "z"])
+
+
+def test_of_another_set_those_types_are_held_out_that_the_training_set_lacks(types):
+    types.obs["study"] = np.where(np.arange(156) % 2 == 0, "other", "first")
+    types.uns["scbert"] = {"train_on": "first"}
+    less = types[~((types.obs["study"] == "first") & types.obs["cell_type"].isin(["F", "C"]))].copy()
+    assert protocols.read_held_out("auto", "all", less) == (["C", "F"], [])
+    assert protocols.read_held_out("A", "held_out", less) == (["A"], [])
+    with pytest.raises(ValueError, match="finds no type to hold out, since the training set has all types: name types"):
+        protocols.read_held_out("auto", "", types)
+
+
+def test_types_that_cannot_be_read_are_refused(types):
+    with pytest.raises(ValueError, match="alone must be held_out, all or empty, not 'each'"):
+        protocols.read_held_out("A", "each", types)
+    with pytest.raises(ValueError, match="finds no type to hold out, since fewer than two have 40 cells: name types"):
+        protocols.read_held_out("auto", "", types, minimum=40)
+
+
+def test_cells_set_aside_come_back_from_the_file_of_their_splits(types, saved_types, tmp_path):
+    splits = protocols.hold_out_types(types, "saved", **HELD)
+    protocols.save_splits(splits, tmp_path / "splits.csv.gz")
+    back = protocols.read_splits(tmp_path / "splits.csv.gz")
+    assert [split.protocol for split in back] == [split.protocol for split in splits]
+    for one, other in zip(splits, back, strict=True):
+        assert [list(part) for part in one[3:]] == [list(part) for part in other[3:]]
+    assert [len(split.aside) > 0 for split in back] == [True, False] * 3
+    table = pd.read_csv(tmp_path / "splits.csv.gz")
+    table[table["part"] != "aside"].to_csv(tmp_path / "old.csv.gz", index=False)
+    old = protocols.read_splits(tmp_path / "old.csv.gz")
+    assert [(list(split.test), list(split.aside)) for split in old] == [(list(split.test), []) for split in splits]
