@@ -1,4 +1,4 @@
-"""Several studies out of one: the same real cells, as if laboratories that differ had sequenced a part each."""
+"""Several studies out of one: the same real cells, as if laboratories that differ had sequenced a part each; and a remedy."""
 
 from collections.abc import Sequence
 
@@ -140,6 +140,129 @@ def simulate_studies(
         }
     }
     return result
+
+
+def simulate_doses(
+    adata: anndata.AnnData,
+    effects: Sequence[str],
+    severities: Sequence[float],
+    *,
+    n_repeats: int = 1,
+    label_key: str = "cell_type",
+    seed: int = 0,
+) -> dict[tuple[str, int], anndata.AnnData]:
+    """Simulate two studies at each severity of each effect, and once more at equal depth.
+
+    Parameters
+    ----------
+    effects
+        Any of `EFFECTS`, and "all" for all of them at once.
+    severities
+        Of which 0 is simulated once: two halves that differ by chance.
+    n_repeats
+        Repeats 2 i and 2 i + 1 are the same simulation, seeded ``seed + i``: one for each direction between two studies.
+
+    Returns
+    -------
+    (level, repeat) -> cells, see `simulate_studies`. Levels are "none:0", "<effect>:<severity>", and for "depth" and "all" at
+    the largest severity "<effect>:<severity>:equalised", see `equalize_depth`.
+
+    Raises
+    ------
+    ValueError
+        No effect or severity, one named twice, or see `simulate_studies`.
+    """
+    effects, doses = list(effects), sorted(float(severity) for severity in severities)
+    for what, values in (("effects", effects), ("severities", doses)):
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{what} must be one or more, each once, not {values}.")
+    levels = [(effect, dose) for effect in effects for dose in doses if dose]
+    levels = [("none", dose) for dose in doses if not dose] + levels
+    worlds = {}
+    for repeat in range(n_repeats):
+        for effect, dose in levels:
+            touched, own = {"all": EFFECTS, "none": ()}.get(effect, (effect,)), seed + repeat // 2
+            cells = simulate_studies(adata, n_studies=2, severity=dose, effects=touched, label_key=label_key, seed=own)
+            worlds[f"{effect}:{dose:g}", repeat] = cells
+            if effect in ("depth", "all") and dose == doses[-1]:
+                worlds[f"{effect}:{dose:g}:equalised", repeat] = equalize_depth(cells, seed=own)
+    return worlds
+
+
+def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: int = 0) -> anndata.AnnData:
+    """Thin the counts of each cell so that all studies have the median library size of the shallowest one.
+
+    A remedy that costs counts: what a deep study measured beyond the shallowest is thrown away. Each count stays with the
+    same probability, the shallowest study's median library size over that of the cell's own study (both of all measured
+    genes, `scbert.preprocess.library_size`), so a cell stays deeper or shallower than others of its study.
+
+    Parameters
+    ----------
+    adata
+        Cells with whole counts in ``X``. Estimated, fractional ones, which ``uns["scbert"]["fractional_counts"]`` admits,
+        are rounded first, and how many counts that leaves is printed.
+    batch_key
+        Column of ``obs`` that says which study.
+    seed
+        Fixes the draws.
+
+    Returns
+    -------
+    A new AnnData with the same cells; the cells of the shallowest study as they were. A cell that thinning or rounding
+    would empty keeps one count. ``obs["n_counts"]``, if there, is thinned along: what it counts beyond ``X`` is drawn too,
+    rounded. The probabilities are in ``uns["scbert"]["equalize_depth"]``, study -> share kept. Layers, ``.raw`` and
+    embeddings belong to the old counts and are left out.
+
+    Raises
+    ------
+    ValueError
+        No counts, a missing or incomplete column of studies, or a seed that is none.
+
+    Differs from the published code: that has no such step; dividing by the library size there is meant to make depths
+    comparable, but tokens still depend on it.
+    """
+    from .datasets import check_column, check_counts
+
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a whole number, 0 or more, not {seed}.")
+    if adata.isbacked:
+        adata = adata.to_memory()
+    check_counts(adata, "adata")
+    check_column(adata, batch_key, "adata", constant_is_fine=True)
+    totals, before = library_size(adata), sparse.csr_matrix(adata.X, copy=True)
+    before.sum_duplicates()
+    rest = totals - np.asarray(before.sum(1), np.float64).ravel()  # what n_counts has beyond X
+    if not is_whole(before):
+        before = _round(before)
+        totals = rest + np.asarray(before.sum(1), np.float64).ravel()
+        print(f"Fractional counts are rounded, to {before.sum():,.0f} in all, before they are thinned.")
+
+    names, study = np.unique(adata.obs[batch_key].astype(str), return_inverse=True)
+    medians = np.array([np.median(totals[study == s]) for s in range(len(names))])
+    kept = medians.min() / medians  # (studies,)
+    random = {name: np.random.default_rng([seed, i]) for i, name in enumerate(("thin", "rest"))}
+    counts = _thin(before, study, np.repeat(kept[:, None], adata.n_vars, axis=1), random["thin"])
+    result = anndata.AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy())
+    if "n_counts" in result.obs:
+        drawn = random["rest"].binomial(np.rint(rest.clip(0)).astype(np.int64), kept[study])
+        beyond = np.where(kept[study] < 1, drawn, rest.clip(0))
+        result.obs["n_counts"] = np.asarray(counts.sum(1), np.float64).ravel() + beyond
+    noted = {
+        key: value for key, value in adata.uns.get("scbert", {}).items() if key not in ("tokenize", "fractional_counts")
+    }
+    result.uns["scbert"] = noted | {"equalize_depth": dict(zip(names.tolist(), kept.tolist(), strict=True))}
+    return result
+
+
+def _round(counts):
+    """Round counts to whole numbers; a cell that would be empty keeps one, of the gene that had most."""
+    rounded = counts.copy()
+    rounded.data = np.rint(rounded.data)
+    for cell in np.flatnonzero(np.asarray(rounded.sum(1)).ravel() == 0):
+        span = slice(counts.indptr[cell], counts.indptr[cell + 1])
+        rounded.data[span.start + counts.data[span].argmax()] = 1
+    rounded.eliminate_zeros()
+    return rounded
 
 
 def simulate_old_names(genes: Sequence[str], *, seed: int = 0) -> tuple[np.ndarray, pd.DataFrame]:

@@ -8,7 +8,7 @@ from scipy import sparse
 import scbert
 from scbert import simulate
 from scbert.genes import resolve
-from scbert.simulate import EFFECTS, simulate_studies
+from scbert.simulate import EFFECTS, equalize_depth, simulate_doses, simulate_studies
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +257,114 @@ def test_old_names_are_traced_shared_or_lost_as_said():
     again, _ = simulate.simulate_old_names(genes, seed=1)
     assert (again == names).all()
     assert (simulate.simulate_old_names(genes, seed=2)[0] != names).any()
+
+
+# Equal depth, as a remedy
+
+
+def medians(adata):
+    return pd.Series(scbert.preprocess.library_size(adata)).groupby(adata.obs["study"].to_numpy()).median()
+
+
+def test_studies_of_other_depth_have_the_median_of_the_shallowest_afterwards(many):
+    many.X, many.obs["n_counts"] = many.X * 20, many.obs["n_counts"] * 20  # so that medians hardly move by chance
+    uneven = simulate_studies(many, effects="depth")
+    shallowest = medians(uneven).min()
+    assert medians(uneven).max() > 2.5 * shallowest
+    even = equalize_depth(uneven)
+    assert medians(even).to_numpy() == pytest.approx(shallowest, rel=0.02)
+    assert even.obs_names.equals(uneven.obs_names) and even.obs["study"].equals(uneven.obs["study"])
+    shares = even.uns["scbert"]["equalize_depth"]
+    assert sorted(shares.values()) == pytest.approx([1 / 3, 3**-0.5, 1], rel=0.05)
+    # As a binomial with that probability would: mean and variance of what each value became.
+    deep = min(shares, key=shares.get)
+    own = (uneven.obs["study"] == deep).to_numpy()
+    was, became = uneven.X[own].toarray().ravel(), even.X[own].toarray().ravel()
+    p = shares[deep]
+    assert (became <= was).all()
+    assert became.sum() / was.sum() == pytest.approx(p, abs=0.003)
+    assert ((became - p * was) ** 2).sum() / (was * p * (1 - p)).sum() == pytest.approx(1, abs=0.05)
+
+
+def test_the_shallowest_study_and_a_single_study_stay_as_they_were(many):
+    uneven = simulate_studies(many, effects="depth")
+    shares = (even := equalize_depth(uneven)).uns["scbert"]["equalize_depth"]
+    own = (uneven.obs["study"] == max(shares, key=shares.get)).to_numpy()
+    assert (even.X[own] != uneven.X[own]).nnz == 0
+    assert (even.obs["n_counts"][own] == uneven.obs["n_counts"][own]).all()
+    alone = equalize_depth(uneven[own])
+    assert (uneven.X[own] != alone.X).nnz == 0
+
+
+def test_what_n_counts_holds_beyond_the_matrix_is_thinned_along(many):
+    uneven = simulate_studies(many, effects="depth")
+    even = equalize_depth(uneven)
+    beyond = even.obs["n_counts"] - totals(even)
+    assert (beyond >= 0).all() and (beyond == beyond.round()).all()
+    for study, share in even.uns["scbert"]["equalize_depth"].items():
+        own = (even.obs["study"] == study).to_numpy()
+        was = (uneven.obs["n_counts"] - totals(uneven))[own].sum()
+        assert beyond[own].sum() / was == pytest.approx(share, abs=0.04)
+    without = uneven.copy()
+    del without.obs["n_counts"]
+    assert "n_counts" not in equalize_depth(without).obs
+
+
+def test_thinning_to_the_shallowest_empties_no_cell_and_is_fixed_by_the_seed(pbmc):
+    uneven = simulate_studies(pbmc, severity=4, effects="depth")
+    even = equalize_depth(uneven)
+    assert totals(even).min() == 1
+    assert (equalize_depth(uneven).X != even.X).nnz == 0
+    assert (equalize_depth(uneven, seed=1).X != even.X).nnz > 0
+    scbert.datasets.check_counts(even, "even")
+    scbert.preprocess.library_size(even)  # n_counts is no smaller than the counts
+
+
+def test_fractional_counts_are_rounded_first_and_it_says_so(many, capsys):
+    uneven = simulate_studies(many, effects="depth")
+    uneven.X = uneven.X * 0.98
+    del uneven.obs["n_counts"]
+    faint = sparse.csr_matrix(([0.3, 0.2], ([0, 0], [3, 4])), shape=(1, uneven.n_vars))
+    uneven.X = sparse.vstack([faint, uneven.X[1:]], format="csr")
+    with pytest.raises(ValueError, match="fractional values"):
+        equalize_depth(uneven)
+    uneven.uns["scbert"]["fractional_counts"] = "estimated"
+    even = equalize_depth(uneven)
+    assert "rounded" in capsys.readouterr().out
+    assert (even.X.data == np.rint(even.X.data)).all()
+    assert even.X[0].toarray().ravel().nonzero()[0].tolist() == [3]
+    assert "fractional_counts" not in even.uns["scbert"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch_key": "donor"}, "no column 'donor'"),
+        ({"seed": -1}, "seed must be a whole number"),
+    ],
+)
+def test_equal_depth_refuses_what_it_cannot_use_in_one_sentence(many, change, says):
+    with pytest.raises(ValueError, match=says):
+        equalize_depth(simulate_studies(many, effects="depth"), **change)
+
+
+def test_doses_are_simulated_at_each_severity_in_two_directions(make_cells):
+    adata = make_cells(90)
+    worlds = simulate_doses(adata, ["depth", "labels", "all"], [2, 0, 1], n_repeats=3, seed=5)
+    levels = ["none:0", "depth:1", "depth:2", "depth:2:equalised", "labels:1", "labels:2", "all:1", "all:2"]
+    assert list(worlds) == [(level, repeat) for repeat in range(3) for level in [*levels, "all:2:equalised"]]
+    options = {"n_studies": 2, "severity": 2, "effects": EFFECTS}
+    for repeat, seed in ((0, 5), (1, 5), (2, 6)):
+        expected = simulate_studies(adata, seed=seed, **options)
+        assert (worlds["all:2", repeat].X != expected.X).nnz == 0
+        assert (worlds["all:2:equalised", repeat].X != equalize_depth(expected, seed=seed).X).nnz == 0
+    assert (worlds["none:0", 2].X != adata.X).nnz == 0
+    assert "none:0" not in dict(simulate_doses(adata, ["depth"], [1]))
+
+
+@pytest.mark.parametrize(
+    ("effects", "severities"), [([], [1]), (["depth"], []), (["all", "all"], [1]), (["all"], [1, 1])]
+)
+def test_doses_must_be_named_once(make_cells, effects, severities):
+    with pytest.raises(ValueError, match="one or more, each once"):
+        simulate_doses(make_cells(90), effects, severities)
