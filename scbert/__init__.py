@@ -44,12 +44,21 @@ _MODULES = (
     "evaluate",
     "significance",
     "methods",
+    "outputs",
     "benchmark",
     "corpus",
+    "calibration",
+    "novelty",
+    "mixing",
+    "interpret",
+    "deletion",
     "probe",
     "performance",
     "preflight",
     "plot",
+    "plot_shift",
+    "plot_novelty",
+    "plot_genes",
 )
 __all__ = ["annotate", "embed", "predict_proba", *_HOME, *_MODULES]
 

@@ -38,6 +38,7 @@ from .model import Classifier, ScBert
 from .probe import read_sets
 
 PERMUTATIONS_AT_ONCE = 20
+ROWS_AT_ONCE = 512
 
 
 def gene_attention(
@@ -130,7 +131,6 @@ def measure_focus(attention: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table, index=attention.index[attention.to_numpy().any(1)])
 
 
-@torch.no_grad()
 def dense_attention(model: Classifier | ScBert, bins: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Form the attention matrices of one cell, by the definition, in float64: for a small model or few genes.
 
@@ -153,17 +153,23 @@ def dense_attention(model: Classifier | ScBert, bins: torch.Tensor) -> tuple[np.
 
     Paper: Methods, "attention matrix"; Extended Data Fig. 1d.
     """
+    positions, layers = _read_features(model, bins)
+    return torch.stack([_form_rows(q, k) for q, k in layers]).numpy(), positions.numpy()
+
+
+@torch.no_grad()
+def _read_features(model, bins):
+    """Return the positions of a cell that enter, and of each layer phi(q) and phi(k), (heads, positions, features)."""
     encoder = getattr(model, "encoder", model)
     if encoder.config.key_stabiliser != "head":
-        raise ValueError("dense_attention needs key_stabiliser='head': with 'batch' a cell is not alone.")
+        raise ValueError("Dense attention needs key_stabiliser='head': with 'batch' a cell is not alone.")
     encoder = copy.deepcopy(encoder).cpu().double()
     enters = (bins.cpu() > 0) if encoder.config.expressed_only else torch.ones(len(bins), dtype=torch.bool)
     enters[-1] = True
-    positions = enters.nonzero().squeeze(1)
+    positions, layers = enters.nonzero().squeeze(1), []
     x = encoder.token_emb(bins.cpu()[positions])  # (positions, dim)
     if encoder.config.gene_embedding != "none":
         x = x + encoder.pos_emb.emb.weight[positions]
-    matrices = []
     for attention_block, feed_block in encoder.performer.net.layers:
         normed, layer = attention_block.norm(x), attention_block.fn
         q, k, v = (
@@ -171,34 +177,26 @@ def dense_attention(model: Classifier | ScBert, bins: torch.Tensor) -> tuple[np.
             for linear in (layer.to_q, layer.to_k, layer.to_v)
         )
         projection = layer.fast_attention.projection_matrix
-        matrix = _features(q, projection, axes=(2,)) @ _features(k, projection, axes=(1, 2)).mT
-        matrix = matrix / matrix.sum(2, keepdim=True)  # (heads, positions, positions)
-        x = x + layer.to_out((matrix @ v).transpose(0, 1).flatten(1))
+        q, k = _map_features(q, projection, axes=(2,)), _map_features(k, projection, axes=(1, 2))
+        out = q @ (k.mT @ v) / (q @ k.sum(1, keepdim=True).mT)
+        x = x + layer.to_out(out.transpose(0, 1).flatten(1))
         x = x + feed_block.fn(feed_block.norm(x))
-        matrices.append(matrix)
-    return torch.stack(matrices).numpy(), positions.numpy()
+        layers.append((q, k))
+    return positions, layers
 
 
-def measure_distance(model: Classifier | ScBert, adata: anndata.AnnData) -> float:
-    """Return the largest distance of `ScBert.attention_columns` from the means of dense matrices, over all cells given.
-
-    Both compute the same number, the former in float32 and without the matrix: a few parts in 10^8 apart is right.
-    """
-    encoder, worst = getattr(model, "encoder", model), 0.0
-    check_cells(encoder, adata)
-    for _, bins in open_cells(adata).in_order(1):
-        matrix, positions = dense_attention(encoder, bins[0])
-        columns = encoder.attention_columns(bins.to(next(encoder.parameters()).device))[0].cpu().numpy()
-        worst = max(worst, float(np.abs(columns[..., positions] - matrix.mean(2)).max()))
-    return worst
-
-
-def _features(x, projection, axes):
+def _map_features(x, projection, axes):
     """Return phi(x), (heads, positions, features), the maximum being taken over `axes`; a common factor is left out."""
     scale = x.shape[2] ** -0.25
     exponent = scale * x @ projection.T
     half_square = scale**2 * x.square().sum(2, keepdim=True) / 2
     return torch.exp(exponent - half_square - exponent.amax(axes, keepdim=True)) + EPS
+
+
+def _form_rows(q, k):
+    """Return rows of the attention matrix, (heads, queries, positions), each summing to one."""
+    rows = q @ k.mT
+    return rows / rows.sum(2, keepdim=True)
 
 
 def average_matrix(classifier: Classifier | ScBert, adata: anndata.AnnData, genes: Sequence[str]) -> pd.DataFrame:
@@ -207,9 +205,9 @@ def average_matrix(classifier: Classifier | ScBert, adata: anndata.AnnData, gene
     Parameters
     ----------
     classifier, adata
-        As in `gene_attention`; matrices of all genes that enter are formed, one cell at a time, so few cells.
+        As in `gene_attention`; a few cells will do, each is on its own.
     genes
-        Of the vocabulary.
+        Of the vocabulary; the rows of these alone are formed.
 
     Returns
     -------
@@ -230,14 +228,33 @@ def average_matrix(classifier: Classifier | ScBert, adata: anndata.AnnData, gene
         raise ValueError(f"{list(genes)[int(np.argmin(chosen))]} is not a gene of this model: choose among its genes.")
     total, count = np.zeros((2, len(chosen), len(chosen)))
     for _, bins in open_cells(adata).in_order(1):
-        matrix, positions = dense_attention(encoder, bins[0])
-        where = pd.Index(positions).get_indexer(chosen)
+        positions, layers = _read_features(encoder, bins[0])
+        where = pd.Index(positions.numpy()).get_indexer(chosen)
         here = np.flatnonzero(where >= 0)
-        pairs = np.ix_(here, here)
-        total[pairs] += matrix.mean((0, 1))[np.ix_(where[here], where[here])] * len(positions)
-        count[pairs] += 1
+        rows = torch.stack([_form_rows(q[:, where[here]], k) for q, k in layers]).mean((0, 1))  # (here, positions)
+        total[np.ix_(here, here)] += rows.numpy()[:, where[here]] * len(positions)
+        count[np.ix_(here, here)] += 1
     with np.errstate(invalid="ignore"):
         return pd.DataFrame(total / np.where(count > 0, count, np.nan), list(genes), list(genes))
+
+
+def measure_distance(model: Classifier | ScBert, adata: anndata.AnnData) -> float:
+    """Return the largest distance of `ScBert.attention_columns` from the column means of dense matrices, over all cells.
+
+    Both compute the same numbers, the former in float32 and without a matrix: a few parts in 10^8 apart is right. Of the
+    matrices some rows at a time are held.
+    """
+    encoder, worst = getattr(model, "encoder", model), 0.0
+    check_cells(encoder, adata)
+    for _, bins in open_cells(adata).in_order(1):
+        positions, layers = _read_features(encoder, bins[0])
+        columns = encoder.attention_columns(bins.to(next(encoder.parameters()).device))[
+            0
+        ].cpu()  # (depth, heads, genes + 1)
+        for received, (q, k) in zip(columns[..., positions], layers, strict=True):
+            dense = sum(_form_rows(part, k).sum(1) for part in q.split(ROWS_AT_ONCE, 1)) / len(positions)
+            worst = max(worst, float((received - dense).abs().max()))
+    return worst
 
 
 def contrast_types(
@@ -350,10 +367,10 @@ def mark_members(
     return top.assign(member=[gene in members[kind] if kind in members else None for kind, gene in pairs])
 
 
-def write_top(top: pd.DataFrame) -> pd.Series:
-    """Return the top genes of each type as a line, best first, with a star at each `member` of a set of the type."""
+def write_top(top: pd.DataFrame) -> str:
+    """Return a line for each type: its top genes, best first, with a star at each `member` of a set of the type."""
     starred = top["gene"] + np.where(top["member"].eq(True), "*", "")
-    return starred.groupby(top["type"]).agg(" ".join).rename("top genes (*: in a set of the type)")
+    return "\n".join(f"{kind}: {' '.join(genes)}" for kind, genes in starred.groupby(top["type"]))
 
 
 def enrich(
@@ -459,15 +476,20 @@ def count_first(enrichment: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
     Returns
     -------
     A row a collection and ranking: `types` that have a set, `enriched`, those for which a set of their own has an FDR
-    below the level, and `first`, those for which one also has the smallest p, alone or with others.
+    below the level, and `first`, those for which one also has the smallest p, alone or with others. Collections without
+    sets of a type are left out.
     """
     rows = {}
     for key, table in enrichment.groupby(["collection", "ranking"], sort=False):
         own = table[table["own"]]
+        if own.empty:
+            continue
         below = own[own["fdr"] < level]
         first = below.loc[below["rank"] == 1, "type"].nunique()
         rows[key] = {"types": own["type"].nunique(), "enriched": below["type"].nunique(), "first": first}
-    return pd.DataFrame(rows).T.rename_axis(["collection", "ranking"])
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["types", "enriched", "first"])
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["collection", "ranking"])
+    return table
 
 
 def measure_agreement(scores: Mapping[str, pd.DataFrame], n: int = 20) -> pd.DataFrame:

@@ -77,8 +77,8 @@ def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed
     Returns
     -------
     Tested cells and those set aside, on the genes that the methods read, with ``obsm``: "pca" and "harmony", of these cells
-    and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.annotate.embed`, and
-    "logistic_regression", its logits, which both have learnt from labels of the training cells.
+    and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.annotate.embed`,
+    "scbert_logits", and "logistic_regression", its logits, which all three have learnt from labels of the training cells.
 
     Raises
     ------
@@ -97,6 +97,7 @@ def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed
     if isinstance(encoder, ScBert):
         cells.obsm["scbert_encoder"] = embed(encoder, cells)
     cells.obsm["scbert"] = kept.embedding
+    cells.obsm["scbert_logits"] = kept.logits.to_numpy(np.float32)
     cells.obsm["logistic_regression"] = control.logits.to_numpy(np.float32)
     return cells
 

@@ -81,25 +81,27 @@ def dot_plot(
     z = (values - values.mean()) / values.std(ddof=0)
     ax = (
         ax
-        or plt.subplots(figsize=(3.3 + 0.18 * len(genes), 1.2 + 0.18 * len(types)), layout="constrained", dpi=SCREEN)[1]
+        or plt.subplots(figsize=(3.1 + 0.16 * len(genes), 1.1 + 0.165 * len(types)), layout="constrained", dpi=SCREEN)[
+            1
+        ]
     )
     x, y = np.meshgrid(np.arange(len(genes)), np.arange(len(types)))
     limit = float(np.abs(z.to_numpy()).max())
-    size = 100 * shares.loc[types, genes].to_numpy()
+    size = 85 * shares.loc[types, genes].to_numpy()
     colors = plt.get_cmap("PuOr_r", 11)  # few colours keep the file small
     dots = ax.scatter(x, y, s=size, c=z.to_numpy().ravel(), cmap=colors, vmin=-limit, vmax=limit, linewidths=0)
     ax.set(xlim=(-0.7, len(genes) - 0.3), ylim=(len(types) - 0.4, -0.6))
-    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=7.5)
-    ax.set_yticks(range(len(types)), types, fontsize=8)
+    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=7)
+    ax.set_yticks(range(len(types)), types, fontsize=7.5)
     ax.figure.colorbar(dots, ax=ax, label="z-score of attention", pad=0.01, aspect=15)
-    keys = [ax.scatter([], [], s=100 * share, color="0.6", label=f"{share:.0%}") for share in (0.25, 0.5, 1)]
+    keys = [ax.scatter([], [], s=85 * share, color="0.6", label=f"{share:.0%}") for share in (0.25, 0.5, 1)]
     title = "cells that\nexpress it"
     ax.figure.legend(handles=keys, title=title, frameon=False, fontsize=8, title_fontsize=8, loc="outside right center")
     sns.despine(ax=ax)
     return ax
 
 
-def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 4, level: float = 0.05) -> np.ndarray:
+def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 5, level: float = 0.05) -> np.ndarray:
     """Draw the best sets of each type: a panel a type, bars of -log10 FDR, the type's own sets filled.
 
     Parameters
@@ -123,7 +125,7 @@ def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 4, level: fl
     n_columns = min(n_columns, len(types))
     n_rows = -(-len(types) // n_columns)
     figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(2.9 * n_columns, 0.7 + (0.5 + 0.17 * (n + 1)) * n_rows), sharex=True, squeeze=False,
+        n_rows, n_columns, figsize=(2.4 * n_columns, 0.7 + (0.42 + 0.16 * (n + 1)) * n_rows), sharex=True, squeeze=False,
         layout="constrained", dpi=SCREEN,
     )  # fmt: skip
     for ax, kind in zip(axes.flat, types, strict=False):
@@ -136,10 +138,11 @@ def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 4, level: fl
                 y, -np.log10(row["fdr"]), color="#0173b2" if row["own"] else "white", edgecolor="#0173b2", height=0.7
             )
         names = [f"{_shorten(row.term)} ({row.overlap}/{row.size})" for row in shown.itertuples()]
-        ax.set_yticks(range(len(shown)), names, fontsize=8)
+        ax.set_yticks(range(len(shown)), names, fontsize=7)
+        ax.tick_params(axis="x", labelsize=8)
         ax.set_ylim(n + 0.6, -0.6)
         ax.axvline(-np.log10(level), color=GREY, ls="--", lw=1)
-        ax.set_title(kind, fontsize=9)
+        ax.set_title(kind, fontsize=8)
         sns.despine(ax=ax)
     for ax in axes.flat[len(types) :]:
         ax.remove()
@@ -286,7 +289,7 @@ def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
     panels = dict(iter(table.groupby("between", sort=False)))
     names = {title: list(dict.fromkeys([*part["one"], *part["other"]])) for title, part in panels.items()}
     widths = [len(own) - 1 for own in names.values()]
-    figure, axes = plt.subplots(
+    _, axes = plt.subplots(
         1, len(panels), figsize=(1.1 + 0.42 * sum(widths) + 0.85 * len(panels), 1.4 + 0.42 * max(widths)), squeeze=False,
         width_ratios=widths, layout="constrained", dpi=SCREEN,
     )  # fmt: skip
@@ -305,8 +308,8 @@ def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
         ax.set_xticklabels(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
         ax.tick_params(axis="y", labelsize=8, rotation=0)
         ax.set(xlabel="", ylabel="")
-        ax.set_title(f"{title}\n(chance {part['chance'].mean():.2f})" if value == "overlap" else title, fontsize=9)
-    figure.colorbar(axes[0, 0].collections[0], ax=axes[0], label=value, shrink=0.8, pad=0.01)
+        chance = f" (chance {part['chance'].mean():.2f})" if value == "overlap" else ""
+        ax.set_title(f"{title}\n{value}{chance}", fontsize=9)
     return axes[0]
 
 
@@ -361,7 +364,7 @@ def embeddings(adata: anndata.AnnData, bases: Sequence[str], label_key: str = "c
 
 
 def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> np.ndarray:
-    """Scatter cells coloured by the log-normalised counts of the top genes of the first types: a panel a gene.
+    """Scatter cells coloured by the log-normalised counts of top genes, from none to the most: a panel a gene.
 
     Parameters
     ----------
@@ -387,7 +390,7 @@ def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> 
         for known in (True, False)
     ]
     rows = [row for row in rows if len(row)]
-    figure, axes = plt.subplots(
+    _, axes = plt.subplots(
         len(rows), n, figsize=(1.9 * n, 1.65 * len(rows)), squeeze=False, layout="constrained", dpi=SCREEN
     )
     values, used = lognormalize(adata).tocsc(), []
@@ -398,10 +401,11 @@ def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> 
                 continue
             level = values[:, adata.var_names.get_loc(gene.gene)].toarray().ravel()
             order = np.argsort(level, kind="stable")  # the highest on top
-            points = ax.scatter(*adata.obsm["X_umap"][order, :2].T, c=level[order], s=8, cmap="viridis", linewidths=0)
-            figure.colorbar(points, ax=ax, shrink=0.7)
+            ax.scatter(*adata.obsm["X_umap"][order, :2].T, c=level[order], s=8, cmap="viridis", linewidths=0)
             ax.set(xticks=[], yticks=[])
-            ax.set_title(f"{gene.gene} {'(known)' if gene.member else '(not in the set)'}\n{gene.type}", fontsize=8)
+            ax.set_title(
+                f"{gene.gene} ({'known' if gene.member else 'new'}), up to {level.max():.1f}\n{gene.type}", fontsize=8
+            )
             sns.despine(ax=ax, left=True, bottom=True)
             used.append(ax)
     return np.array(used)

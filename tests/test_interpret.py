@@ -106,6 +106,7 @@ def test_an_even_spread_is_even_and_one_gene_that_takes_all_is_not(cells):
 
 def test_the_distance_from_dense_matrices_is_small_and_grows_with_an_error(either_mode, more_cells, monkeypatch):
     few = more_cells[:3].copy()
+    monkeypatch.setattr(interpret, "ROWS_AT_ONCE", 7)
     assert interpret.measure_distance(either_mode, few) < 1e-6
     right = scbert.ScBert.attention_columns
     monkeypatch.setattr(scbert.ScBert, "attention_columns", lambda self, bins: right(self, bins) + 0.01)
@@ -236,7 +237,7 @@ def test_members_are_marked_and_a_type_without_sets_is_left_open():
     top = pd.DataFrame({"type": ["a", "a", "b"], "gene": ["x", "y", "x"]})
     marked = interpret.mark_members(top, {"one": ["x"], "two": ["z"]}, {"a": ["one", "two"]})
     assert marked["member"].tolist() == [True, False, None]
-    assert interpret.write_top(marked).to_dict() == {"a": "x* y", "b": "x"}
+    assert interpret.write_top(marked) == "a: x* y\nb: x"
 
 
 def test_enrichment_is_the_hypergeometric_test_over_all_sets():
@@ -274,7 +275,7 @@ def test_several_rankings_and_collections_are_enriched_and_counted_each_on_its_o
     counts = interpret.count_first(table)
     assert counts.loc[("one", "right")].tolist() == [3, 2, 2]
     assert counts.loc[("one", "wrong")].tolist() == [3, 0, 0]
-    assert counts.loc[("two", "right")].tolist() == [0, 0, 0]
+    assert len(counts) == 2  # no type has a set in the other collection
 
 
 def test_sets_that_share_no_gene_with_the_background_are_refused():

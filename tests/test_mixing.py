@@ -332,11 +332,12 @@ def test_embeddings_of_one_split_are_gathered_on_the_genes_that_the_methods_read
     encoder = scbert.ScBert(scbert.ScBertConfig(n_genes=12, dim=8, depth=1, heads=2, dim_head=4))
     encoder.genes = list(adata.var_names[:12])
     cells = pd.DataFrame({"part": "test"}, index=names)
-    kept = SimpleNamespace(cells=cells, embedding=np.ones((40, 8), np.float32))
-    control = SimpleNamespace(cells=cells, logits=pd.DataFrame(np.ones((40, 3)), names))
+    logits = pd.DataFrame(np.ones((40, 3)), names)
+    kept = SimpleNamespace(cells=cells, embedding=np.ones((40, 8), np.float32), logits=logits)
+    control = SimpleNamespace(cells=cells, logits=logits)
     job = SimpleNamespace(adata=adata, genes=tuple(encoder.genes), split=split, n_bins=5)
     found = mixing.gather_embeddings(job, kept, control, encoder=encoder)
-    assert list(found.obsm) == ["pca", "harmony", "scbert_encoder", "scbert", "logistic_regression"]
+    assert list(found.obsm) == ["pca", "harmony", "scbert_encoder", "scbert", "scbert_logits", "logistic_regression"]
     assert found.obs_names.equals(names) and list(found.var_names) == encoder.genes
     # Counts are per 10,000 of all genes, not of the twelve.
     logs = scbert.preprocess.lognormalize(adata[names])[:, :12].toarray()

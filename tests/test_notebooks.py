@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXPECTED = [
     *["00_quickstart", "01_data_and_tokens", "02_pretrain", "03_finetune_and_annotate"],
-    *["04_benchmark", "05_cross_dataset"],
+    *["04_benchmark", "05_cross_dataset", "06_batch_effect", "07_novel_cell_types", "08_interpretability"],
     *["10_performance", "11_scoreboard"],
 ]
 MUST_FAIL = sorted((ROOT / "tests" / "notebooks_must_fail").glob("*.yaml"))

@@ -44,7 +44,7 @@ def test_dots_grow_with_the_share_and_are_coloured_by_z(means, top):
     shares = pd.DataFrame([[1.0, 0, 0.5], [0.5, 1, 1]], index=["a", "b"], columns=["x", "y", "z"])
     ax = plot_genes.dot_plot(means, shares, top, n=1)
     dots = ax.collections[0]
-    np.testing.assert_allclose(dots.get_sizes(), 100 * np.array([1, 0.5, 0.5, 1]))
+    np.testing.assert_allclose(dots.get_sizes(), 85 * np.array([1, 0.5, 0.5, 1]))
     np.testing.assert_allclose(dots.get_array().ravel(), [1, -1, -1, 1])
     assert texts(ax.get_xticklabels()) == ["x", "z"]
 
@@ -110,7 +110,7 @@ def test_agreement_is_averaged_over_types_and_has_a_panel_a_comparison():
     )
     table = pd.concat([table.assign(between="seeds"), table.assign(between="layers", spearman=1.0)])
     axes = plot_genes.agreement(table, "spearman")
-    assert [ax.get_title() for ax in axes] == ["seeds", "layers"]
+    assert [ax.get_title() for ax in axes] == ["seeds\nspearman", "layers\nspearman"]
     assert texts(axes[0].texts) == ["0.30", "0.60"]
 
 
@@ -130,7 +130,7 @@ def test_genes_on_cells_have_a_panel_each_known_ones_first_and_the_highest_on_to
     adata.var_names = ["x", "y", "z"]
     top = pd.DataFrame({"type": list("abb"), "gene": list("yxz"), "rank": [1, 1, 2], "member": [False, True, None]})
     axes = plot_genes.genes_on_cells(adata, top, n=2)
-    assert [ax.get_title() for ax in axes] == ["x (known)\nb", "y (not in the set)\na"]
+    assert [ax.get_title() for ax in axes] == ["x (known), up to 8.0\nb", "y (new), up to 7.6\na"]
     np.testing.assert_allclose(axes[0].collections[0].get_array(), np.log1p([1000, 2000, 3000]))
 
 
