@@ -396,6 +396,18 @@ def measure_jobs(jobs: Sequence, run, encoders: Mapping, *, seed: int = 0) -> tu
     return pd.concat(averages, names=["data", "embedding", "metric"]), first
 
 
+def sweep_embeddings(
+    embeddings: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    resolutions: Sequence[float] = RESOLUTIONS,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Apply `sweep_clusters` to each embedding of the same cells: its rows, with the embedding's name in `embedding`."""
+    tables = {name: sweep_clusters(embedding, labels, resolutions, seed=seed) for name, embedding in embeddings.items()}
+    return pd.concat(tables, names=["embedding"]).reset_index("embedding").reset_index(drop=True)
+
+
 def average_mixing(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Average the metrics of one embedding over splits: columns value, low, high, n (cells, in all) and splits.
 

@@ -359,3 +359,13 @@ def test_scib_metrics_finds_the_same(blobs):
         assert theirs[metric] == pytest.approx(ours[metric], abs=2e-3), metric
     for metric in ("nmi", "ari", "nmi_best"):  # clusters differ a little: another graph layout and another seed
         assert theirs[metric] == pytest.approx(ours[metric], abs=0.1), metric
+
+
+def test_a_sweep_of_several_embeddings_is_that_of_each():
+    random = np.random.default_rng(0)
+    labels = np.repeat(["a", "b"], 30)
+    places = {name: random.normal(size=(60, 2)) + 5 * (labels == "b")[:, None] for name in ("one", "two")}
+    table = mixing.sweep_embeddings(places, labels, [0.5, 1.0])
+    for name, own in table.groupby("embedding"):
+        expected = mixing.sweep_clusters(places[name], labels, [0.5, 1.0])
+        pd.testing.assert_frame_equal(own.drop(columns="embedding").reset_index(drop=True), expected)
