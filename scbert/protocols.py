@@ -555,7 +555,8 @@ def read_held_out(
         Labels with commas between them; or "auto": of an experiment with an arrow the types that the training set
         lacks, else every third label by size, from the second on, of those with `minimum` cells.
     alone
-        "held_out": the same types; "all": all types with `minimum` cells; empty, or with an arrow: none.
+        "held_out": the same types; "last": the last of them; "all": all types with `minimum` cells; labels with commas between them; empty, or with
+        an arrow: none.
     adata
         The cells.
 
@@ -581,10 +582,11 @@ def read_held_out(
         raise ValueError(
             f"held_out = auto finds no type to hold out, since {why}: name types with commas between them."
         )
-    choices = {"": [], "held_out": together, "all": common}
-    if alone not in choices:
-        raise ValueError(f"alone must be held_out, all or empty, not {alone!r}.")
-    return together, [] if first is not None else choices[alone]
+    choices = {"": [], "last": together[-1:], "held_out": together, "all": common}
+    single = choices[alone] if alone in choices else _read_labels(alone.strip(), labels)
+    if not set(single) <= set(labels):
+        raise ValueError(f"alone must be last, held_out, all, empty, or types with commas between them, not {alone!r}.")
+    return together, [] if first is not None else single
 
 
 def train_on(

@@ -849,8 +849,16 @@ def test_of_another_set_those_types_are_held_out_that_the_training_set_lacks(typ
         protocols.read_held_out("auto", "", types)
 
 
+def test_one_of_the_types_or_any_named_can_be_alone(types):
+    names = sorted(set(types.obs["cell_type"].astype(str)))
+    assert protocols.read_held_out(", ".join(names[:2]), "last", types) == (names[:2], names[1:2])
+    assert protocols.read_held_out(names[0], ", ".join(names[1:3]), types) == (names[:1], names[1:3])
+
+
 def test_types_that_cannot_be_read_are_refused(types):
-    with pytest.raises(ValueError, match="alone must be held_out, all or empty, not 'each'"):
+    with pytest.raises(
+        ValueError, match="alone must be last, held_out, all, empty, or types with commas between them, not 'each'"
+    ):
         protocols.read_held_out("A", "each", types)
     with pytest.raises(ValueError, match="finds no type to hold out, since fewer than two have 40 cells: name types"):
         protocols.read_held_out("auto", "", types, minimum=40)
