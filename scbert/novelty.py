@@ -319,8 +319,14 @@ def count_calls(cells: pd.DataFrame, threshold: float = PAPER) -> pd.DataFrame:
     return table.groupby(["method", "truth", "novel", "called"], sort=False).size().rename("cells").reset_index()
 
 
+def trim(measured: pd.DataFrame) -> pd.DataFrame:
+    """Leave out of `measure_all`, of types held out alone, the majority class and the threshold that nobody could know."""
+    level, method, rule = (measured.index.get_level_values(name) for name in ("level", "method", "rule"))
+    return measured[(level == "together") | ((method != "majority") & (rule != "best"))]
+
+
 def note_novelty(run, measured: pd.DataFrame, calibrated: pd.DataFrame) -> None:
-    """Put what `measure_all` and `calibrate_jobs` found on record.
+    """Put what `measure_all` and `calibrate_jobs` found on record, to four decimals, after `trim`.
 
     As ``<data>:held_out:<level>/<method>:<score>/<metric>`` at the tuned threshold, without a score at the paper's: its
     0.5 of the largest probability. A "/" in a type is "|". Of types alone, a few metrics are left to the tables.
@@ -328,13 +334,13 @@ def note_novelty(run, measured: pd.DataFrame, calibrated: pd.DataFrame) -> None:
     every = {"auroc", "aupr", "jaccard", "recall", "known_accuracy", "known_accuracy_all", "coverage"}
     every |= {"calibration_error", "calibration_error_scaled"}
     of_level = "{}:held_out:{}".format
-    for (data, level, method, score, rule, metric), row in measured.iterrows():
+    for (data, level, method, score, rule, metric), row in trim(measured).round(4).iterrows():
         of_paper = rule == "paper" and score == "max_probability"
         if (metric in every or level == "together") and (rule in ("", "tuned") or of_paper):
             name = f"{method}:{score}" if score and not of_paper else method
             run.note_metric(f"{of_level(data, level.replace('/', '|'))}/{name}/{metric}", *row)
-    for (data, level, method, metric), row in calibrated[["value", "low", "high", "n"]].dropna().iterrows():
-        if metric in every or level == "together":
+    for (data, level, method, metric), row in calibrated[["value", "low", "high", "n"]].dropna().round(4).iterrows():
+        if level == "together" or (metric in every and method != "majority"):
             run.note_metric(f"{of_level(data, level.replace('/', '|'))}/{method}/{metric}", *row)
 
 

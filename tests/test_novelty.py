@@ -209,8 +209,18 @@ def test_numbers_are_noted_under_agreed_names(kept):
     novelty.note_novelty(run, measured, calibration.calibrate_jobs(kept))
     for name in ("entropy/auroc", "entropy/aupr", "distance/jaccard", "margin/recall", "energy/known_accuracy"):
         assert f"set:held_out:x|y/scbert:{name}" in noted
-    assert "set:held_out:x|y/majority/calibration_error_scaled" in noted
-    assert "set:held_out:x|y/majority/coverage" in noted
+    assert "set:held_out:x|y/scbert/calibration_error_scaled" in noted
+    assert "set:held_out:x|y/scbert/coverage" in noted
+    assert not any("/majority" in name for name in noted), "of types held out alone it is left out"
     paper = measured.sort_index().loc[("set", "x/y", "scbert", "max_probability", "paper", "jaccard")]
-    assert noted["set:held_out:x|y/scbert/jaccard"] == (paper["value"], paper["n"])
+    assert noted["set:held_out:x|y/scbert/jaccard"] == (round(paper["value"], 4), paper["n"])
     assert not any("nan" in str(values) for values in noted.values())
+
+
+def test_of_types_alone_majority_and_the_best_threshold_are_left_out(kept):
+    cells = novelty.score_jobs(kept)
+    measured = novelty.measure_all(cells, novelty.choose_thresholds(cells))
+    trimmed = novelty.trim(measured).reset_index()
+    assert set(trimmed["method"]) == {"scbert"} and "best" not in set(trimmed["rule"])
+    together = measured.rename(index={"x/y": "together"}, level="level")
+    assert novelty.trim(together).equals(together)
