@@ -401,7 +401,9 @@ def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> 
                 continue
             level = values[:, adata.var_names.get_loc(gene.gene)].toarray().ravel()
             order = np.argsort(level, kind="stable")  # the highest on top
-            ax.scatter(*adata.obsm["X_umap"][order, :2].T, c=level[order], s=8, cmap="viridis", linewidths=0, rasterized=True)
+            ax.scatter(
+                *adata.obsm["X_umap"][order, :2].T, c=level[order], s=8, cmap="viridis", linewidths=0, rasterized=True
+            )
             ax.set(xticks=[], yticks=[])
             ax.set_title(
                 f"{gene.gene} ({'known' if gene.member else 'new'}), up to {level.max():.1f}\n{gene.type}", fontsize=8
