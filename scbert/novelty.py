@@ -217,7 +217,7 @@ def measure_novelty(
 def measure_all(cells: pd.DataFrame, thresholds: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Apply `measure_novelty` to each data set, level and method of `score_jobs` and `choose_thresholds`."""
     own = dict(iter(thresholds.groupby(GROUP)))
-    test = cells[(cells["purpose"] == "held_out") & (cells["part"] == "test")]
+    test = _take_held_out(cells)
     return pd.concat(
         {key: measure_novelty(part, own[key], seed=seed) for key, part in test.groupby(GROUP, sort=False)}, names=GROUP
     )
@@ -237,7 +237,7 @@ def compare_methods(
     ValueError
         The two were not tested on the same cells.
     """
-    test = cells[(cells["purpose"] == "held_out") & (cells["part"] == "test")]
+    test = _take_held_out(cells)
     found = {}
     for key, part in test.groupby(GROUP[:2], sort=False):
         pair = [part[part["method"] == name] for name in (method, other)]
@@ -342,6 +342,11 @@ def note_novelty(run, measured: pd.DataFrame, calibrated: pd.DataFrame) -> None:
     for (data, level, method, metric), row in calibrated[["value", "low", "high", "n"]].dropna().round(4).iterrows():
         if level == "together" or (metric in every and method != "majority"):
             run.note_metric(f"{of_level(data, level.replace('/', '|'))}/{method}/{metric}", *row)
+
+
+def _take_held_out(cells):
+    """Return the test cells of trainings that types were held out of, without those for tuning."""
+    return cells[(cells["purpose"] == "held_out") & (cells["part"] == "test")]
 
 
 def _measure(part, thresholds, weights):

@@ -174,11 +174,8 @@ def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str
     The axes, one a panel.
     """
     rows = table.reset_index()
-    _, axes = plt.subplots(
-        1, len(methods), figsize=(1.8 + 2.6 * len(methods), 2.8), sharey=True, squeeze=False, layout="constrained",
-        dpi=plot.SCREEN,
-    )  # fmt: skip
-    for ax, method in zip(axes[0], methods, strict=True):
+    axes = _make_row(len(methods), room=1.8, height=2.8)
+    for ax, method in zip(axes, methods, strict=True):
         for metric, (color, line) in LINES.items():
             own = rows[(rows["method"] == method) & (rows["metric"] == metric)].sort_values("threshold")
             ax.plot(own["threshold"], own["value"], line, color=color, label=plot._spell(metric), lw=1.8)
@@ -193,9 +190,9 @@ def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str
             ylim=(-0.02, 1.02),
         )
         sns.despine(ax=ax)
-    handles = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    axes[0, 0].figure.legend(handles.values(), handles, frameon=False, fontsize=8, loc="outside right center")
-    return axes[0]
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    axes[0].figure.legend(handles.values(), handles, frameon=False, fontsize=8, loc="outside right center")
+    return axes
 
 
 def reliability(table: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
@@ -211,11 +208,8 @@ def reliability(table: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
     The axes, one a panel.
     """
     rows = table.reset_index()
-    _, axes = plt.subplots(
-        1, len(methods), figsize=(1.6 + 2.6 * len(methods), 3.2), sharey=True, squeeze=False, layout="constrained",
-        dpi=plot.SCREEN,
-    )  # fmt: skip
-    for ax, method in zip(axes[0], methods, strict=True):
+    axes = _make_row(len(methods), room=1.6, height=3.2)
+    for ax, method in zip(axes, methods, strict=True):
         ax.plot([0, 1], [0, 1], color="0.7", lw=1)
         for name, color, face in (("as they are", "0.35", "white"), ("scaled", "#0173b2", "#0173b2")):
             own = rows[(rows["method"] == method) & (rows["logits"] == name)]
@@ -226,11 +220,9 @@ def reliability(table: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
         ax.set(title=plot._spell(method), xlabel="confidence", xlim=(0, 1.04), ylim=(-0.03, 1.03), aspect="equal")
         ax.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         sns.despine(ax=ax)
-    axes[0, 0].set(ylabel="accuracy, known types")
-    axes[0, 0].figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center"
-    )
-    return axes[0]
+    axes[0].set(ylabel="accuracy, known types")
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    return axes
 
 
 def novelty_accuracy(measured: pd.DataFrame, methods: Sequence[str], level: str = "together") -> np.ndarray:
@@ -418,3 +410,11 @@ def _band(y0, y1, height, **style):
     points += [(0, y0 + height), (0, y0)]
     codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
     return PathPatch(Path(points, codes), lw=0, antialiased=False, **style)  # else the picture is half as large again
+
+
+def _make_row(n, *, room, height):
+    """Return the axes of `n` panels side by side, with room for the names on the left and the legend on the right."""
+    _, axes = plt.subplots(
+        1, n, figsize=(room + 2.6 * n, height), sharey=True, squeeze=False, layout="constrained", dpi=plot.SCREEN
+    )
+    return axes[0]
