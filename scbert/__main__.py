@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from . import record
+from .run import record
 
 KINDS = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}}
 
@@ -71,7 +71,7 @@ def choose_part(source: Path, given: str | None) -> tuple[int, int] | None:
         raise click.ClickException(f"{error} Nothing was run.") from None
     if part is None:
         return None
-    from . import preflight
+    from .run import preflight
 
     if not preflight.has_benchmark(source):
         raise click.ClickException(f"{source.stem} has no benchmark to share out: leave out --part. Nothing was run.")
@@ -108,7 +108,7 @@ def run_beside(source: Path, parameters: dict) -> None:
 
 def check_room(profile, notebooks=None, parameters=None, *, jobs=1, parts=1, anyway=False):
     """Print what is needed, but for a demo, and stop in a sentence if this machine is short of it."""
-    from . import preflight
+    from .run import preflight
 
     try:
         needs = preflight.list_needs(profile, notebooks, parameters)
@@ -154,7 +154,7 @@ def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str
     """Return what to inject: the profile's section for this notebook, overridden by what was given, all checked."""
     chosen = {}
     if profile != "demo":  # the demo is the defaults of the notebooks
-        from . import preflight
+        from .run import preflight
 
         try:
             sections = preflight.read_sections(source.parent, profile)
@@ -276,8 +276,8 @@ def annotate(source, model, output, unassigned_below, batch_size, rename_genes):
 @click.option("--list", "only_list", is_flag=True, help="Print what there is, with size and licence; fetch nothing.")
 def fetch(names, everything, profile, only_list):
     """Fetch data sets, gene lists and weights by name, each held to its pinned hash."""
-    from . import datasets
-    from .download import cache_directory
+    from .sources import datasets
+    from .sources.download import cache_directory
 
     if only_list:
         try:
@@ -324,7 +324,7 @@ def fetch(names, everything, profile, only_list):
 )
 def convert(source, destination, genes):
     """Turn a published checkpoint into a bundle directory, with the licence of its weights on the card."""
-    from . import published
+    from .model import published
 
     try:
         names = None if genes is None else genes.read_text().split()

@@ -12,8 +12,8 @@ import pandas as pd
 if TYPE_CHECKING:
     import anndata
 
-    from .model import Classifier, ScBert
-    from .stream import CellStore
+    from .model.encoder import Classifier, ScBert
+    from .scale.stream import CellStore
 
 
 def annotate(
@@ -136,9 +136,9 @@ def _tokenize_for(model, adata):
     """Return the cells as tokens of the model's vocabulary, without touching `adata`."""
     import anndata
 
-    from .cells import check_cells
-    from .datasets import check_counts
-    from .preprocess import tokenize
+    from .data.cells import check_cells
+    from .sources.datasets import check_counts
+    from .data.preprocess import tokenize
 
     if not isinstance(adata, anndata.AnnData):  # a store
         check_cells(model, adata)
@@ -161,7 +161,7 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
     import torch
     from tqdm import tqdm
 
-    from .cells import open_cells
+    from .data.cells import open_cells
 
     cells, device = open_cells(tokens), next(encoder.parameters()).device
     bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)

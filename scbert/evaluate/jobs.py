@@ -1,0 +1,558 @@
+"""Methods on splits: planned, computed once, kept, continued, and shared out to several processes."""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import shutil
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from scipy import stats
+from tqdm import tqdm
+
+from . import kept as outputs
+from ..run import record
+from .metrics import accuracy, macro_f1
+from ..sources.genes import choose_genes
+from .methods import FITS, NEEDS, offer
+from ..data.preprocess import library_size, tokenize
+from .protocols import Parts, Split, check_disjoint, find_unseen, stratified_splits
+from ..train.recipe import Recipe
+
+# What a method's result depends on besides its own source: a change there makes kept results void.
+CODE = ("genes", "preprocess")
+CODE_OF_SCBERT = ("annotate", "attention", "cells", "model", "prefix", "recipe", "train")
+
+
+COLUMNS = ("cell", "truth", "predicted", "confidence", "seen", "part")  # of predictions, beside whose they are
+
+
+class Job(NamedTuple):
+    """One method on one split of one data set."""
+
+    data: str
+    adata: anndata.AnnData
+    genes: str | tuple[str, ...]
+    n_bins: int
+    split: Split
+    method: str
+    fit: Callable
+    label_key: str
+    seed: int
+    identity: str
+    """What the result depends on, hashed: the name of its file."""
+    cell_steps: int
+    """Training cells that pass through a network at most; 0 for other methods."""
+    keep: bool = False
+    """Whether logits and vectors of the predicted cells are kept, see `scbert.outputs`."""
+
+
+def plan(
+    adata: anndata.AnnData,
+    splits: Sequence[Split],
+    methods: dict[str, Callable],
+    *,
+    data: str,
+    label_key: str = "cell_type",
+    genes: str | Sequence[str] = "all",
+    n_bins: int = 5,
+    keep: bool = False,
+    seed: int = 0,
+) -> list[Job]:
+    """Return one job for each split and method, the methods of a split together.
+
+    Parameters
+    ----------
+    adata
+        Counts of all cells of the splits.
+    splits
+        From `scbert.protocols`.
+    methods
+        Name -> ``fit(train, validation, label_key=, seed=)``, see `scbert.methods`; `functools.partial` carries options.
+    data
+        The name under which results are reported.
+    genes
+        Names, in the order of the model; or a choice of `scbert.genes.choose_genes`, made on each split's training and
+        validation cells.
+    keep
+        Whether logits and vectors of the predicted cells are kept, for `read_kept`.
+    seed
+        Of a split's trainings, plus its repeat.
+
+    Raises
+    ------
+    ValueError
+        A cell on two sides of a split.
+    """
+    labels = adata.obs[label_key].astype(str)
+    genes = genes if isinstance(genes, str) else tuple(genes)
+    adata_hash = record.hash_data(adata), hashlib.sha256(library_size(adata).tobytes()).hexdigest()
+    described = {name: describe_method(fit) for name, fit in methods.items()}
+    kept_code = hash_code(inspect.getsource(outputs)) if keep else None
+    jobs = []
+    for split in splits:
+        parts = (split.train, split.validation, split.test, *([split.aside] if len(split.aside) else []))
+        check_disjoint(*parts)
+        cells = hashlib.sha256(repr([list(labels[part].items()) for part in parts]).encode()).hexdigest()
+        for name, fit in methods.items():
+            own_seed = seed + split.repeat
+            what = repr((adata_hash, cells, genes, n_bins, described[name], own_seed, *([kept_code] if keep else [])))
+            identity = hashlib.sha256(what.encode()).hexdigest()[:24]
+            steps = count_cell_steps(fit, len(split.train))
+            jobs.append(Job(data, adata, genes, n_bins, split, name, fit, label_key, own_seed, identity, steps, keep))
+    return jobs
+
+
+def count_cell_steps(fit: Callable, n_cells: int) -> int:
+    """Return how many cells pass through a network at most while a method trains on `n_cells`; 0 if it has no epochs."""
+    options = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
+    if callable(options.get("fit")):
+        return count_cell_steps(options["fit"], n_cells)
+    if "encoder" not in options:
+        return 0
+    steps_an_epoch = math.ceil(n_cells / (options["batch_size"] * options["accumulate"]))
+    n_epochs = max(options["n_epochs"], math.ceil(options["min_steps"] / steps_an_epoch))
+    return n_cells * (n_epochs + options["pretrain_epochs"])
+
+
+def describe_method(fit: Callable) -> str:
+    """Return all that a method's results depend on: its source and options, weights by their hash, versions of packages."""
+    if isinstance(fit, functools.partial):
+        own = {key: value for key, value in sorted(fit.keywords.items()) if key not in ("checkpoints", "progress")}
+        return f"{describe_method(fit.func)} {[(key, _describe(value)) for key, value in own.items()]}"
+    helpers = _find_helpers(fit)
+    modules = CODE + (CODE_OF_SCBERT if "encoder" in inspect.signature(fit).parameters else ())
+    parts = [fit, *helpers, *(importlib.import_module(f"{__package__}.{name}") for name in modules)]
+    packages = ["torch", "scikit-learn", "numpy"] + [NEEDS[name][1] for name in NEEDS if FITS[name] is fit]
+    versions = [metadata.version(name) for name in packages]
+    code = hash_code(*map(inspect.getsource, parts))
+    return f"{fit.__module__}.{fit.__qualname__}{inspect.signature(fit)} {code} {versions}"
+
+
+def _find_helpers(fit):
+    """Return the functions of a method's own module that it calls, and those that these call, by name."""
+    home, found, waiting = vars(inspect.getmodule(fit)), {}, [fit]
+    while waiting:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(waiting.pop())))
+        for name in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - {*found, fit.__name__}:
+            part = home.get(name)
+            if inspect.isfunction(part) and part.__module__ == fit.__module__:
+                found[name] = part
+                waiting.append(part)
+    return [found[name] for name in sorted(found)]
+
+
+def _describe(value):
+    if isinstance(value, torch.nn.Module):
+        digest = hashlib.sha256()
+        for name, tensor in value.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        return f"{value.config} {digest.hexdigest()}"
+    return describe_method(value) if callable(value) else repr(value)
+
+
+@functools.cache  # of the package's modules, for each method of each plan
+def hash_code(*sources: str) -> str:
+    """Return a hash of what Python sources do: comments, layout and docstrings do not count."""
+    digest = hashlib.sha256()
+    for source in sources:
+        tree = ast.parse(textwrap.dedent(source))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [part for part in body if not _is_docstring(part)]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def _is_docstring(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def run(jobs: Sequence[Job], run: record.Run, *, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compute the jobs that have no result yet, and return the results of all.
+
+    A result is a file of the folder ``jobs`` of the run, named by all that it depends on: what was done is not done
+    again, after an interruption or beside new jobs, and what depends on a changed parameter is. Under ``scbert run
+    --part 2/8`` only a share of the jobs is computed.
+
+    Parameters
+    ----------
+    jobs
+        From `plan`, of any number of data sets and protocols.
+    run
+        The notebook's run.
+    progress
+        Say how long it may take, and show a progress bar.
+
+    Returns
+    -------
+    Predictions, a row a job and test cell, and one of each cell set aside: data, protocol, repeat, fold, method, cell, truth,
+    predicted, confidence, seen (some training cell has its true label), and part ("test" or "aside").
+    Costs, a row a job: data, protocol, repeat, fold, method, training_cells, seconds, cpu_seconds, memory_mb (most that the
+    process took beyond what it held, sampled 50 times a second), cell_steps, chosen (on validation cells), accuracy and macro_f1 on
+    validation cells and on test cells whose label was seen.
+
+    Raises
+    ------
+    RuntimeError
+        Jobs failed, each named with its reason; the results of all others are kept.
+    scbert.record.PartDone
+        In a part, when its share is done.
+    """
+    folder = run.path("jobs")
+    part = record.find_part()
+    mine = list(jobs) if part is None else share_out(jobs, *part)
+    missing = [job for job in mine if not _file(folder, job).exists()]
+    _announce(jobs, mine, missing, progress)
+    failed = _compute(missing, run, progress)
+    if failed:
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise RuntimeError(
+            f"{len(failed)} of {len(missing)} jobs failed; all others are kept, and the same command tries these again. "
+            f"{'; '.join(failed[:3])}{more}"
+        )
+    if part is not None:
+        raise record.PartDone(f"Part {part[0]}/{part[1]} is done: {len(mine)} jobs, {len(missing)} of them computed.")
+    results = [json.loads(_file(folder, job).read_text()) for job in jobs]
+    here = {job.identity for job in missing}
+    run.earlier_seconds += sum(
+        done["seconds"] for job, done in zip(jobs, results, strict=True) if job.identity not in here
+    )
+    largest = max((done["memory_mb"] for done in results), default=0)
+    run.earlier_memory_mb = max(run.earlier_memory_mb, record.measure_peak_memory_mb() + largest)  # for preflight
+    return _gather(jobs, results)
+
+
+def read_kept(job: Job, run: record.Run) -> outputs.Kept:
+    """Return what a job that is done kept of its cells, see `scbert.outputs.Kept`.
+
+    Raises
+    ------
+    ValueError
+        The job was planned without `keep`, or was not run.
+    """
+    file = _file(run.path("jobs"), job)
+    if not job.keep or not file.exists():
+        what = "was not run yet: call run first" if job.keep else "keeps nothing: plan it with keep=True"
+        raise ValueError(f"The job of {job.method} on {job.data} {job.split.protocol} {what}.")
+    return outputs.load(file.with_suffix(".npz"), _list_cells(job, json.loads(file.read_text())))
+
+
+def share_out(jobs: Sequence[Job], part: int, n_parts: int) -> list[Job]:
+    """Return the jobs of one part, from 1: the largest first, each to the part that has least; a split's data may repeat."""
+    loads, mine = [0.0] * n_parts, []
+    for job in sorted(jobs, key=lambda job: (-_weight(job), job.identity)):
+        least = loads.index(min(loads))
+        loads[least] += _weight(job)
+        if least == part - 1:
+            mine.append(job)
+    order = {job.identity: number for number, job in enumerate(jobs)}
+    return sorted(mine, key=lambda job: order[job.identity])
+
+
+def _weight(job):
+    """Return a job's size for the progress bar, in cells: those that pass a network, or those that train."""
+    return job.cell_steps or len(job.split.train)
+
+
+def _name(job):
+    """Return the columns that say whose a row of predictions or costs is."""
+    split = job.split
+    return {
+        "data": job.data,
+        "protocol": split.protocol,
+        "repeat": split.repeat,
+        "fold": split.fold,
+        "method": job.method,
+    }
+
+
+def _file(folder, job):
+    return folder / f"{job.identity}.json"
+
+
+def _announce(jobs, mine, missing, progress):
+    share = "" if len(mine) == len(jobs) else f", {len(mine)} of them this part's"
+    print(f"{len(jobs)} jobs (method x split){share}; {len(mine) - len(missing)} are there, {len(missing)} to compute")
+    trained = [job for job in missing if "encoder" in inspect.signature(job.fit).parameters]
+    if trained and progress:
+        steps = sum(job.cell_steps for job in missing)
+        try:
+            minutes = steps * _time_cell(max(trained, key=lambda job: job.cell_steps)) / 60
+        except Exception as error:  # its job will say so, and all others are computed
+            print(f"scBERT: at most {steps:,} cell-steps; its pace was not measured ({record.first_line(error)})")
+            return
+        print(
+            f"scBERT: at most {steps:,} cell-steps, about {minutes:.1f} minutes at this machine's pace; others: seconds each"
+        )
+
+
+def _time_cell(job):
+    """Return seconds of training a cell: one epoch over up to 32 training cells, after another that warms up."""
+    prepared = _prepare(job)
+    train, validation = (
+        prepared[
+            pd.Series(cells).groupby(prepared.obs.loc[cells, job.label_key].astype(str).to_numpy()).head(8)[:32]
+        ].copy()
+        for cells in (job.split.train, job.split.validation)
+    )
+    known = validation.obs[job.label_key].isin(set(train.obs[job.label_key]))
+    options = {"n_epochs": 1, "pretrain_epochs": 0, "min_steps": 0, "progress": False}
+    seconds = []
+    for _ in range(2):
+        start = time.monotonic()
+        job.fit(train, validation[known.to_numpy()].copy(), label_key=job.label_key, seed=0, **options)
+        seconds.append(time.monotonic() - start)
+    return min(seconds) / train.n_obs
+
+
+def _compute(jobs, run, progress):
+    """Compute jobs, each kept as soon as it is there; return those that failed, in words."""
+    failed, last, prepared = [], None, None
+    bar = tqdm(
+        total=sum(map(_weight, jobs)), unit="cell", desc="jobs", mininterval=1, disable=not progress, file=sys.stdout
+    )
+    with bar:
+        for job in jobs:
+            bar.set_postfix_str(f"{job.data} {job.split.protocol} {job.method}".replace("  ", " "), refresh=False)
+            try:
+                if (key := (id(job.adata), id(job.split), job.genes, job.n_bins)) != last:
+                    prepared, last = _prepare(job), key
+                done, kept = _compute_job(job, prepared, run.path("checkpoints"))
+                if kept is not None:
+                    outputs.save(_file(run.path("jobs"), job).with_suffix(".npz"), *kept)
+                record.write_text(
+                    _file(run.path("jobs"), job), json.dumps(done) + "\n"
+                )  # last: it says that all is there
+            except Exception as error:  # all other jobs of a long night are computed all the same
+                reason = f"{type(error).__name__}: {record.first_line(error)}"
+                where = f"{job.data} {job.split.protocol}".strip()
+                failed.append(f"{job.method} on {where}, repeat {job.split.repeat}, fold {job.split.fold}: {reason}")
+            bar.update(_weight(job))
+    return failed
+
+
+def _prepare(job):
+    """Return the cells of a split with the genes that its methods read, tokenized."""
+    split = job.split
+    adata = job.adata[np.concatenate([split.train, split.validation, split.test, split.aside])]
+    genes = job.genes
+    if isinstance(genes, str):
+        genes = choose_genes(adata[: len(split.train) + len(split.validation)], genes)
+    return tokenize(adata.copy(), genes=list(genes), n_bins=job.n_bins)
+
+
+def _compute_job(job, prepared, checkpoints):
+    """Train and predict; return what is kept of it, and logits and vectors or None."""
+    split, kept = job.split, None
+    train, validation, test = (
+        prepared[list(cells)].copy() for cells in (split.train, split.validation, [*split.test, *split.aside])
+    )
+    # Without a progress bar of its own: the jobs have one.
+    options = offer(job.fit, checkpoints=checkpoints / job.identity, progress=False)
+    with watch_memory() as memory:
+        start, cpu_start = time.monotonic(), time.process_time()
+        predict = job.fit(train, validation, label_key=job.label_key, seed=job.seed, **options)
+        if job.keep:
+            kept = outputs.describe_cells(predict, train, test, label_key=job.label_key, seed=job.seed)
+            probabilities = outputs.to_probabilities(kept[0])
+            rows = predict_cells(job.method, lambda _: probabilities, test, label_key=job.label_key)
+        else:
+            rows = predict_cells(job.method, predict, test, label_key=job.label_key)
+        seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
+    chosen_by = predict_cells(job.method, predict, validation, label_key=job.label_key)
+    labels = sorted(set(rows["predicted"]))
+    is_test = np.arange(len(rows)) < len(split.test)
+    seen = rows[~find_unseen(job.adata, split, job.label_key) & is_test]
+    done = _name(job) | {
+        "training_cells": train.n_obs, "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu_seconds, 3), "memory_mb": round(memory["peak_mb"], 1),
+        "cell_steps": int(getattr(predict, "cell_steps", 0)), "chosen": getattr(predict, "chosen", ""),
+    }  # fmt: skip
+    for name, cells in (("validation", chosen_by), ("test", seen)):
+        truth, predicted = cells["truth"].to_numpy(), cells["predicted"].to_numpy()
+        done[f"{name}_accuracy"] = float(accuracy(truth, predicted)) if len(cells) else None
+        done[f"{name}_macro_f1"] = float(macro_f1(truth, predicted)) if len(cells) else None
+    shutil.rmtree(checkpoints / job.identity, ignore_errors=True)
+    return done | {
+        "labels": labels,
+        "predicted": [int(number) for number in pd.Index(labels).get_indexer(rows["predicted"])],
+        "confidence": [round(float(value), 4) for value in rows["confidence"]],
+    }, kept
+
+
+@contextlib.contextmanager
+def watch_memory():
+    """Yield a dict whose "peak_mb" is, afterwards, the most memory the process took beyond what it held before."""
+    process, peak, stop = psutil.Process(), {"peak_mb": 0.0}, threading.Event()
+    before = process.memory_info().rss
+
+    def sample():
+        while True:
+            peak["peak_mb"] = max(peak["peak_mb"], (process.memory_info().rss - before) / 2**20)
+            if stop.wait(0.02):
+                return
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _list_cells(job, done):
+    """Return a row a predicted cell, by name: truth, predicted, confidence, seen, part."""
+    cells = np.array([*job.split.test, *job.split.aside], dtype=object)
+    return pd.DataFrame(
+        {
+            "truth": job.adata.obs.loc[cells, job.label_key].astype(str).to_numpy(),
+            "predicted": np.asarray(done["labels"], dtype=object)[done["predicted"]],
+            "confidence": done["confidence"],
+            "seen": ~find_unseen(job.adata, job.split, job.label_key),
+            "part": np.where(np.arange(len(cells)) < len(job.split.test), "test", "aside"),
+        },
+        index=pd.Index(cells, name="cell"),
+    )
+
+
+def _gather(jobs, results):
+    """Return the predictions and costs of all jobs."""
+    predictions, costs = [], []
+    for job, done in zip(jobs, results, strict=True):
+        own = _name(job)
+        predictions.append(_list_cells(job, done).reset_index().assign(**own)[[*own, *COLUMNS]])
+        kept = ("labels", "predicted", "confidence", *own)
+        costs.append(own | {key: value for key, value in done.items() if key not in kept})
+    return pd.concat(predictions, ignore_index=True), pd.DataFrame(costs)
+
+
+def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
+    """Return what each method took a training, and sums over all jobs.
+
+    Parameters
+    ----------
+    costs
+        From `run`.
+    protocol
+        Whose trainings the medians are of; all if None.
+
+    Returns
+    -------
+    A row a method: seconds and cpu_seconds (medians a training), memory_mb (the most of a training: later ones reuse what
+    earlier ones left), cpu_hours_in_all and cell_steps_in_all.
+    """
+    trainings = costs if protocol is None else costs[costs["protocol"] == protocol]
+    by_method = trainings.groupby("method", sort=False)
+    table = by_method[["seconds", "cpu_seconds"]].median().join(by_method["memory_mb"].max())
+    in_all = costs.assign(cpu_hours=costs["cpu_seconds"] / 3600).groupby("method")[["cpu_hours", "cell_steps"]].sum()
+    return table.join(in_all.add_suffix("_in_all"))
+
+
+def measure_optimism(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return how much better each method looks on the cells that chose among its fits than on test cells.
+
+    Parameters
+    ----------
+    costs
+        From `run`, of one protocol.
+
+    Returns
+    -------
+    A row for each method and metric, accuracy and macro_f1: mean over trainings of validation minus test score, low and
+    high (95 % by Student's t over trainings; lowest and highest of two), n (trainings).
+
+    The published code reports validation scores.
+    """
+    rows = []
+    for method, own in costs.groupby("method", sort=False):
+        for metric in ("accuracy", "macro_f1"):
+            difference = (own[f"validation_{metric}"] - own[f"test_{metric}"]).dropna()
+            n, mean = len(difference), difference.mean()
+            half = stats.t.ppf(0.975, n - 1) * difference.std() / math.sqrt(n) if n > 2 else np.ptp(difference) / 2
+            rows.append(
+                {"method": method, "metric": metric, "value": mean, "low": mean - half, "high": mean + half, "n": n}
+            )
+    return pd.DataFrame(rows).set_index(["method", "metric"])
+
+
+def cross_validate(
+    adata: anndata.AnnData,
+    methods: dict[str, Callable],
+    *,
+    label_key: str = "cell_type",
+    n_folds: int = 5,
+    splits: list[Parts] | None = None,
+    recipe: Recipe = Recipe(),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Predict the test cells with each method, on the same splits.
+
+    Parameters
+    ----------
+    adata
+        Counts, tokenized if a method needs it.
+    methods
+        Name -> ``fit(train, validation, label_key=, seed=)``, which returns ``predict(adata)``, which returns
+        probabilities (cells x labels, a DataFrame).
+    label_key, n_folds, seed
+        See `stratified_splits`.
+    splits
+        Splits already made, by `split_cells` say, in place of `n_folds`.
+    recipe
+        Its `report_on` says which cells are predicted: test cells, or as published the validation cells.
+
+    Returns
+    -------
+    One row for each method and test cell, pooled over folds: method, fold, cell, truth, predicted, confidence.
+
+    Raises
+    ------
+    ValueError
+        See `stratified_splits`.
+
+    Paper: Methods, "benchmarking"; Fig. 2a.
+    """
+    rows = []
+    splits = stratified_splits(adata.obs[label_key], n_folds, seed) if splits is None else splits
+    for fold, (train, validation, test) in enumerate(splits):
+        check_disjoint(*(adata.obs_names[part] for part in (train, validation, test)))
+        scored = test if recipe.report_on == "test" else validation
+        for name, fit in methods.items():
+            predict = fit(adata[train].copy(), adata[validation].copy(), label_key=label_key, seed=seed)
+            rows.append(predict_cells(name, predict, adata[scored].copy(), label_key=label_key, fold=fold))
+    return pd.concat(rows, ignore_index=True)
+
+
+def predict_cells(
+    method: str, predict: Callable, adata: anndata.AnnData, *, label_key: str = "cell_type", fold: int = 0
+) -> pd.DataFrame:
+    """Predict cells with a fitted method: one row a cell, in the columns of `cross_validate`."""
+    probabilities = predict(adata)
+    return pd.DataFrame(
+        {
+            "method": method,
+            "fold": fold,
+            "cell": adata.obs_names,
+            "truth": adata.obs[label_key].astype(str).to_numpy(),
+            "predicted": probabilities.columns[probabilities.to_numpy().argmax(1)],
+            "confidence": probabilities.max(axis=1).to_numpy(),
+        }
+    )

@@ -1,0 +1,97 @@
+"""What a fitted method says of cells, beyond their label: logits, vectors, and how far from all known types they lie."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy.linalg import solve_triangular
+from scipy.special import softmax
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+
+from .methods import read_out
+from ..data.preprocess import lognormalize
+
+N_COMPONENTS = 30  # of the expression, for methods without vectors of their own
+
+
+class Kept(NamedTuple):
+    """What one method, trained on one split, says of the cells it predicts: those tested, and after them those set aside."""
+
+    cells: pd.DataFrame
+    """A row a cell, by name: truth, predicted, confidence, seen (some training cell has its true label), and part, "test" or "aside"."""
+    logits: pd.DataFrame
+    """Cells x labels; their softmax is the method's probabilities, see `scbert.methods.read_out`."""
+    embedding: np.ndarray
+    """(cells, dim)"""
+    distance: np.ndarray
+    """(cells,), see `measure_distance`."""
+
+
+def describe_cells(
+    predict: Callable, train: anndata.AnnData, cells: anndata.AnnData, *, label_key: str = "cell_type", seed: int = 0
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return logits (cells x labels), vectors (cells, dim) and distances (cells,) of a fitted method; see `Kept`.
+
+    The vectors are the method's own, or principal components of log-normalised counts, fitted on the training cells.
+    """
+    logits, vectors = read_out(predict, cells)
+    if vectors is None:
+        pca = PCA(min(N_COMPONENTS, train.n_obs - 1, train.n_vars), random_state=seed)
+        learnt = pca.fit_transform(lognormalize(train).toarray())
+        vectors = pca.transform(lognormalize(cells).toarray())
+    else:
+        learnt = read_out(predict, train)[1]
+    distance = measure_distance(learnt, train.obs[label_key].astype(str).to_numpy(), vectors)
+    return logits, vectors.astype(np.float32), distance.astype(np.float32)
+
+
+def measure_distance(train: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Return the Mahalanobis distance of each vector to the nearest label's mean.
+
+    Parameters
+    ----------
+    train, labels
+        (training cells, dim) and (training cells,). The covariance is that within labels, pooled, shrunk as by Ledoit and Wolf.
+    vectors
+        (cells, dim)
+
+    Lee et al. 2018 (NeurIPS) score novelty so.
+    """
+    names, index = np.unique(labels, return_inverse=True)
+    train, vectors = train.astype(np.float64), vectors.astype(np.float64)
+    means = np.stack([train[index == i].mean(0) for i in range(len(names))])  # (labels, dim)
+    covariance = LedoitWolf(assume_centered=True).fit(train - means[index]).covariance_
+    covariance += 1e-9 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)) + 1e-30 * np.eye(
+        len(covariance)
+    )
+    root = np.linalg.cholesky(covariance)
+    white, centres = (solve_triangular(root, x.T, lower=True).T for x in (vectors, means))
+    return np.sqrt(np.stack([((white - centre) ** 2).sum(1) for centre in centres]).min(0))
+
+
+def to_probabilities(logits: pd.DataFrame) -> pd.DataFrame:
+    """Return the softmax of logits, cells x labels."""
+    return pd.DataFrame(softmax(logits.to_numpy(np.float64), axis=1), logits.index, logits.columns)
+
+
+def save(path: Path, logits: pd.DataFrame, embedding: np.ndarray, distance: np.ndarray) -> None:
+    """Write what `load` reads, in one step; the cells' names stand elsewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
+    np.savez_compressed(
+        temporary,
+        logits=logits.to_numpy(np.float32), labels=np.array(logits.columns, dtype=str), embedding=embedding, distance=distance,
+    )  # fmt: skip
+    temporary.replace(path)
+
+
+def load(path: Path, cells: pd.DataFrame) -> Kept:
+    """Read what `save` wrote of these cells, in their order."""
+    with np.load(path) as file:
+        logits = pd.DataFrame(file["logits"].astype(np.float64), cells.index, file["labels"].astype(object))
+        return Kept(cells, logits, file["embedding"], file["distance"])

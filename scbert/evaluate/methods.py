@@ -1,0 +1,629 @@
+"""Methods that name cells, behind one signature: ``fit(train, validation, label_key=, seed=)`` returns ``predict(adata)``.
+
+Cells come with counts of the model's genes in ``X``, the same genes everywhere, and ``obs["n_counts"]``; `predict`
+returns probabilities, cells x labels of the training cells, each row summing to one. What validation cells chose is
+``predict.chosen``. ``predict.read_out(adata)``, of methods that have more to tell, returns logits (cells x labels), whose
+softmax is these probabilities, and vectors (cells, dim), or None for a method without any; see `read_out`.
+"""
+
+import contextlib
+import copy
+import inspect
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.special import log_expit, log_softmax, softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.preprocessing import normalize
+
+from ..annotate import predict_proba
+from ..annotate import read_out as read_out_scbert
+from ..sources.datasets import check_column, check_known
+from .metrics import macro_f1
+from ..sources.genes import hash_genes, is_published, rename_genes
+from ..model.encoder import ScBert, ScBertConfig
+from ..data.preprocess import is_whole, lognormalize
+from ..model.published import load_encoder
+from ..train.recipe import Recipe
+from ..train.finetune import finetune, pretrain
+
+TEMPERATURES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of similarities between 0 and 1: from near certainty to near none
+
+# What the optional methods import, the package that brings it, and the extra that brings the package.
+NEEDS = {
+    "celltypist": ("celltypist", "celltypist", "baselines"),
+    "singler": ("singler", "singler", "baselines"),
+    "scanvi": ("scvi", "scvi-tools", "scvi"),
+}
+
+SCVI_LOGGERS = ("scvi", "lightning.pytorch", "lightning.fabric")
+
+
+def fit_majority(train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int = 0) -> Callable:
+    """Learn the commonest label; see `scbert.benchmark.cross_validate` for the signature that all methods share."""
+    shares = train.obs[label_key].astype(str).value_counts(normalize=True, sort=True)
+    return lambda adata: pd.DataFrame(
+        np.tile(shares.to_numpy(), (adata.n_obs, 1)), index=adata.obs_names, columns=list(shares.index)
+    )
+
+
+def fit_logistic_regression(
+    train: anndata.AnnData,
+    validation: anndata.AnnData,
+    *,
+    label_key: str,
+    seed: int = 0,
+    penalties: Sequence[str] = ("l1", "l2"),
+    strengths: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
+    class_weight: str | None = None,
+) -> Callable:
+    """Fit logistic regression on log-normalised counts, penalty and strength C chosen on validation cells.
+
+    L1 is one-against-the-rest by liblinear, as in Boiarsky et al. 2023; L2 is multinomial. The best macro-F1 on
+    validation cells wins, ties go to the smaller loss. The choice is ``predict.chosen``; see `scbert.benchmark.cross_validate`.
+
+    Parameters
+    ----------
+    penalties, strengths
+        The grid.
+    class_weight
+        None, or "balanced": cells weigh in inverse proportion to their label's frequency (under L1 in each problem
+        of one label against the rest, by the frequencies of these two).
+
+    Raises
+    ------
+    ValueError
+        See `fit_nearest_centroid`.
+    """
+    y, truth = _read_labels(train, validation, label_key)
+    x, x_validation = lognormalize(train), lognormalize(validation)
+    best = None
+    for penalty in penalties:
+        for strength in strengths:
+            if penalty == "l1":
+                model = LogisticRegression(
+                    penalty="l1", C=strength, solver="liblinear", class_weight=class_weight, random_state=seed
+                )
+                model = OneVsRestClassifier(model)
+            else:
+                model = LogisticRegression(C=strength, max_iter=1000, class_weight=class_weight)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges the fit, converged or not
+                model.fit(x, y)
+            probabilities = model.predict_proba(x_validation)
+            column = pd.Index(model.classes_).get_indexer(truth)
+            loss = -np.log(probabilities[np.arange(len(truth)), column].clip(1e-12)).mean()
+            score = (macro_f1(truth, model.classes_[probabilities.argmax(1)]), -loss)
+            if best is None or score > best[0]:
+                best = (score, model, f"{penalty}, C={strength:g}")
+
+    def predict(adata):
+        return pd.DataFrame(best[1].predict_proba(lognormalize(adata)), index=adata.obs_names, columns=best[1].classes_)
+
+    def read_out(adata):
+        model = best[1]
+        if isinstance(model, OneVsRestClassifier):  # each label against the rest, and the shares of their probabilities
+            decisions = np.column_stack([part.decision_function(lognormalize(adata)) for part in model.estimators_])
+            logits = log_expit(decisions if decisions.shape[1] > 1 else np.hstack([-decisions, decisions]))
+        else:
+            logits = model.decision_function(lognormalize(adata))
+            logits = logits if logits.ndim == 2 else np.column_stack([np.zeros_like(logits), logits])
+        return pd.DataFrame(logits, adata.obs_names, model.classes_), None
+
+    predict.chosen, predict.read_out = best[2], read_out
+    return predict
+
+
+def fit_nearest_centroid(
+    train: anndata.AnnData,
+    validation: anndata.AnnData,
+    *,
+    label_key: str,
+    seed: int = 0,
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> Callable:
+    """Compare cells with the mean log-normalised profile of each label, by the cosine of the angle between them.
+
+    Nothing is drawn by lot: `seed` is there for the signature. Probabilities are the softmax of similarities over a
+    temperature, the one with the least log loss on validation cells; it moves no cell to another label.
+
+    Raises
+    ------
+    ValueError
+        No such label column, missing labels, one label only, no validation cells, or validation cells with a label
+        that no training cell has.
+    """
+    y, truth = _read_labels(train, validation, label_key)
+    labels, x = np.unique(y), lognormalize(train)
+    centroids = normalize(np.vstack([np.asarray(x[y == label].mean(0)) for label in labels]))  # (labels, genes)
+
+    def score(adata):
+        return normalize(lognormalize(adata)) @ centroids.T  # (cells, labels), from 0 to 1
+
+    return _predict_from_scores(score, labels, validation, truth, temperatures)
+
+
+def fit_celltypist(train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int = 0) -> Callable:
+    """Fit CellTypist's logistic regression: L2, one label against the rest, on scaled log-normalised counts.
+
+    Left out is what CellTypist offers beside it: feature selection (the genes are chosen before, the same for all
+    methods), mini-batches of stochastic gradient descent, and majority voting over clusters of test cells, which would
+    let test cells inform each other. Everything else stays at its defaults, C=1 among them: validation cells choose nothing.
+
+    CellTypist expects each cell's genes to sum to 10,000 before the logarithm. Here the total is over all measured
+    genes and only the selection is given, so that its check is switched off (``check_expression=False``; in prediction
+    it is a mere remark). Its probabilities, independent for each label, are divided by their sum over labels.
+
+    Raises
+    ------
+    ValueError
+        celltypist is not installed, no such label column, missing labels, or one label only.
+    """
+    _check_installed("celltypist")
+    y = _read_labels(train, None, label_key)
+    with _silenced():
+        import celltypist  # silences warnings of all packages, and has all print their remarks
+    with _silenced("celltypist.logger"):
+        model = celltypist.train(_lognormalized(train), labels=y, check_expression=False, random_state=seed)
+
+    def read_out(adata):
+        with _silenced("celltypist.logger"):
+            scores = celltypist.annotate(_lognormalized(adata), model=model).decision_matrix
+        return pd.DataFrame(log_expit(scores.to_numpy(np.float64)), adata.obs_names, scores.columns), None
+
+    def predict(adata):
+        logits, _ = read_out(adata)
+        # The softmax of log p is p over its sum, also where all p are too small for a float.
+        return pd.DataFrame(softmax(logits.to_numpy(), axis=1), logits.index, logits.columns)
+
+    predict.read_out = read_out
+    return predict
+
+
+def fit_singler(
+    train: anndata.AnnData,
+    validation: anndata.AnnData,
+    *,
+    label_key: str,
+    seed: int = 0,
+    temperatures: Sequence[float] = TEMPERATURES,
+    num_threads: int = 1,
+) -> Callable:
+    """Fit SingleR: Spearman correlation with single training cells over markers, and fine-tuning between close labels.
+
+    Markers ("classic"), the quantile of correlations (0.8) and the threshold of fine-tuning (0.05) are the defaults
+    of the package singler. These markers are made for bulk references: they compare medians, which are zero for many
+    genes of single cells; the package's other ways need a further package. Nothing is drawn by lot: `seed` is there
+    for the signature.
+
+    SingleR gives a label and, from before fine-tuning, one score a label. Where fine-tuning chose another label than
+    the one of the largest score, the two exchange their scores: the label of largest probability is always SingleR's.
+    Probabilities are the softmax of scores over a temperature, as in `fit_nearest_centroid`.
+
+    Raises
+    ------
+    ValueError
+        singler is not installed, or see `fit_nearest_centroid`.
+
+    Paper: Fig. 2 and 3 (SingleR in R; this is its port to Python).
+    """
+    _check_installed("singler")
+    import singler
+
+    y, truth = _read_labels(train, validation, label_key)
+    reference = singler.train_single(
+        lognormalize(train).T.tocsc(), list(y), list(train.var_names), num_threads=num_threads
+    )
+    labels = np.array(list(reference.labels))
+
+    def score(adata):
+        result = singler.classify_single(lognormalize(adata).T.tocsc(), reference, num_threads=num_threads)
+        scores = np.column_stack([result["scores"][label] for label in reference.labels])  # (cells, labels)
+        rows, best = np.arange(len(scores)), pd.Index(labels).get_indexer(result["best"])
+        first = scores.argmax(1)
+        scores[rows, first], scores[rows, best] = scores[rows, best], scores[rows, first]
+        scores[rows, best] += 1e-9 * (scores.argmax(1) != best)  # several largest scores: SingleR's choice leads
+        return scores
+
+    return _predict_from_scores(score, labels, validation, truth, temperatures)
+
+
+def fit_scanvi(
+    train: anndata.AnnData,
+    validation: anndata.AnnData,
+    *,
+    label_key: str,
+    seed: int = 0,
+    n_latent: int = 10,
+    max_epochs: tuple[int, int] = (50, 20),
+) -> Callable:
+    """Fit scVI, then scANVI on top of it, on whole counts of the given genes, on the CPU.
+
+    Parameters
+    ----------
+    n_latent
+        Dimensions of the latent space.
+    max_epochs
+        Passes over the training cells of scVI, and of scANVI.
+
+    No batches are told apart, since those of test cells may be new; validation cells choose nothing. All else is the
+    default of scvi-tools. `seed` sets the random numbers of the whole process, as scvi-tools does.
+
+    Raises
+    ------
+    ValueError
+        scvi-tools is not installed, counts are fractional, no such label column, missing labels, or one label only.
+    """
+    _check_installed("scanvi")
+    y = _read_labels(train, None, label_key)
+    unlabelled = "_" * (1 + max(len(label) for label in y))  # the name of no label
+    cells = _whole_counts(train, y)
+    with _silenced():
+        import scvi  # sets the levels of its loggers
+    with _silenced(*SCVI_LOGGERS):
+        scvi.settings.seed = seed
+        options = {"accelerator": "cpu", "enable_progress_bar": False}
+        scvi.model.SCVI.setup_anndata(cells, labels_key="label")
+        first = scvi.model.SCVI(cells, n_latent=n_latent)
+        first.train(max_epochs=max_epochs[0], **options)
+        model = scvi.model.SCANVI.from_scvi_model(first, unlabeled_category=unlabelled, labels_key="label")
+        model.train(max_epochs=max_epochs[1], **options)
+
+    def predict(adata):
+        cells = _whole_counts(adata, unlabelled)
+        with _silenced(*SCVI_LOGGERS):
+            probabilities = model.predict(cells, soft=True).astype(np.float64)
+        return probabilities.div(probabilities.sum(axis=1), axis=0)  # they come as float32
+
+    return predict
+
+
+def fit_scbert(
+    train: anndata.AnnData,
+    validation: anndata.AnnData,
+    *,
+    label_key: str,
+    seed: int = 0,
+    encoder: ScBert | ScBertConfig,
+    pretrain_epochs: int = 0,
+    n_epochs: int = 6,
+    min_steps: int = 0,
+    patience: int = 5,
+    batch_size: int = 16,
+    accumulate: int = 1,
+    learning_rate: float = 1e-3,
+    recipe: Recipe = Recipe(),
+    checkpoints: str | Path | None = None,
+    progress: bool = True,
+) -> Callable:
+    """Fine-tune scBERT; see `scbert.benchmark.cross_validate` for the signature.
+
+    Parameters
+    ----------
+    encoder
+        A pretrained encoder, or the shape of a new one.
+    pretrain_epochs
+        Epochs of pretraining on the training cells, without labels, before fine-tuning.
+    n_epochs, patience, batch_size, accumulate, learning_rate, recipe
+        Of fine-tuning, as in `scbert.finetune`. Published: batches of 3, 60 a step, rate 1e-4.
+    min_steps
+        Optimiser steps at least, where `n_epochs` of few cells would be fewer: epochs are added, and patience is a third of them if
+        that is more.
+    checkpoints
+        A folder of this method alone, for continuing after an interruption.
+
+    The trained model is ``predict.classifier``, one row an epoch of fine-tuning ``predict.history``, and
+    ``predict.cell_steps`` counts how often a training cell was learnt from: cells times epochs, of pretraining and of
+    fine-tuning.
+    """
+    model = ScBert(encoder, seed=seed) if isinstance(encoder, ScBertConfig) else copy.deepcopy(encoder)
+    stage = None if checkpoints is None else Path(checkpoints) / hash_genes(list(train.obs_names))[:12]
+    n_epochs = max(n_epochs, math.ceil(min_steps / math.ceil(train.n_obs / (batch_size * accumulate))))
+    patience = max(patience, n_epochs // 3) if min_steps else patience
+    if pretrain_epochs:
+        pretrain(
+            model, train, n_epochs=pretrain_epochs, learning_rate=3e-3, seed=seed, progress=progress,
+            checkpoint=stage and f"{stage}-pretrain.pt",
+        )  # fmt: skip
+    classifier = finetune(
+        model, train, label_key=label_key, validation=validation, n_epochs=n_epochs, patience=patience,
+        batch_size=batch_size, accumulate=accumulate, learning_rate=learning_rate, recipe=recipe, seed=seed,
+        checkpoint=stage and f"{stage}-finetune.pt", progress=progress,
+    )  # fmt: skip
+
+    def predict(adata):
+        return predict_proba(classifier, adata)
+
+    def read_out(adata):
+        return read_out_scbert(classifier, adata)
+
+    predict.classifier, predict.read_out = classifier, read_out
+    predict.history = classifier.history
+    predict.cell_steps = train.n_obs * (pretrain_epochs + len(classifier.history))
+    return predict
+
+
+FITS: dict[str, Callable] = {
+    "majority": fit_majority,
+    "logistic_regression": fit_logistic_regression,
+    "nearest_centroid": fit_nearest_centroid,
+    "celltypist": fit_celltypist,
+    "singler": fit_singler,
+    "scanvi": fit_scanvi,
+}
+
+
+def choose_encoder(
+    encoder: str, adata: anndata.AnnData, *, least: float = 0.5
+) -> tuple[anndata.AnnData, ScBert | ScBertConfig, str | list]:
+    """Return the data, where scBERT starts on them, and the genes that all methods then read.
+
+    Parameters
+    ----------
+    encoder
+        As in `scbert.load_encoder`; empty for none.
+    adata
+        Counts of the data.
+    least
+        Share of the encoder's genes that the data must have for it to be of use.
+
+    Returns
+    -------
+    The data (for published weights with their genes' names traced to the published ones), the encoder and its genes. Where
+    there is none, the shape of a small one, to be pretrained on the training cells of each split, and the choice of the
+    1,000 most variable genes, or all if there are fewer, see `scbert.genes.choose_genes`.
+
+    Either reads the genes that a cell expresses only (`ScBertConfig.expressed_only`), which takes half the time; an encoder
+    of the published genes reads all, as published.
+    """
+    if encoder:
+        pretrained = load_encoder(encoder)
+        if is_published(pretrained.genes):
+            adata = rename_genes(adata, pretrained.genes)
+        share = adata.var_names.isin(pretrained.genes).sum() / len(pretrained.genes)
+        print(f"{share:.0%} of the {len(pretrained.genes):,} genes of {encoder} are in the data", end="")
+        if share >= least:
+            print()
+            if not is_published(pretrained.genes):
+                pretrained.set_expressed_only(True)
+            return adata, pretrained, list(pretrained.genes)
+        print(": too few, so scBERT is pretrained on the training cells of each split instead")
+    n_genes = min(1000, adata.n_vars)
+    config = ScBertConfig(n_genes, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
+    return adata, config, str(n_genes)
+
+
+def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int = 6) -> dict[str, Callable]:
+    """Return name -> fit of the methods named, with blanks between: a notebook's parameter `methods`.
+
+    Majority, logistic regression and scBERT are among them, named or not: a table without them says little.
+
+    Parameters
+    ----------
+    names
+        Any of `FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training cells if only a shape is;
+        "scbert_scratch", of the same shape, from random weights; "scbert_published", as "scbert" under
+        `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise; from the published
+        weights with the script's batches, rate, epochs and patience too.
+    encoder
+        See `choose_encoder`.
+    n_epochs
+        Passes over the training cells, at least: few cells get more, until 30 optimiser steps for each.
+
+    Raises
+    ------
+    ValueError
+        An unknown method, or one whose package is not installed.
+    """
+    config = encoder if isinstance(encoder, ScBertConfig) else encoder.config
+    start = {"encoder": encoder, "pretrain_epochs": n_epochs if encoder is config else 0}
+    scratch = (
+        ScBert(config, gene_vectors=encoder.pos_emb.emb.weight[:-1]) if config.gene_embedding == "frozen" else config
+    )
+    train = partial(fit_scbert, n_epochs=n_epochs, min_steps=30 * n_epochs)
+    published = partial(fit_scbert, n_epochs=max(n_epochs, 15), recipe=Recipe.published())
+    if encoder is not config and is_published(encoder.genes):
+        train = partial(train, learning_rate=1e-4)  # what the published weights were tuned at
+        published = partial(
+            published, n_epochs=100, patience=10, batch_size=3, accumulate=60, learning_rate=1e-4
+        )  # to the letter
+    own = {
+        "scbert": partial(train, **start),
+        "scbert_scratch": partial(train, encoder=scratch),
+        "scbert_published": partial(published, **start),
+    }
+    chosen = list(dict.fromkeys(names.split()))
+    chosen = [name for name in ("majority", "logistic_regression", "scbert") if name not in chosen] + chosen
+    check_methods(chosen, also=tuple(own))
+    return {name: (FITS | own)[name] for name in chosen}
+
+
+def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:
+    """Return the methods, and for scBERT and logistic regression among them the three remedies for unequal classes.
+
+    Class weights, subsampling and oversampling, see `rebalance`, as "scbert:class_weight", "scbert:subsample" and so on.
+    """
+    more = {}
+    for name in ("scbert", "logistic_regression"):
+        if name in methods:
+            weight = {"recipe": Recipe(class_weight="balanced")} if name == "scbert" else {"class_weight": "balanced"}
+            more[f"{name}:class_weight"] = partial(methods[name], **weight)
+            for how in ("subsample", "oversample"):
+                more[f"{name}:{how}"] = partial(fit_rebalanced, fit=methods[name], how=how)
+    return methods | more
+
+
+def check_methods(names: Sequence[str], also: Sequence[str] = ()) -> None:
+    """Raise a ValueError if a name is neither in `FITS` nor in `also`, or if its package is not installed."""
+    known = [*FITS, *also]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"There is no method {unknown[0]!r}: choose from {', '.join(known)}.")
+    for name in names:
+        _check_installed(name)
+
+
+def rebalance(
+    train: anndata.AnnData, *, label_key: str, how: str, size: int | None = None, seed: int = 0
+) -> anndata.AnnData:
+    """Return training cells with equally many of each label.
+
+    Parameters
+    ----------
+    how
+        "subsample": cells of large labels are left out; "oversample": cells of small labels are drawn again, with
+        replacement, and their copies named <cell>-copy<n>.
+    size
+        Cells a label: of the smallest label if None, to subsample, be it a single cell, or of the largest, to
+        oversample. With a number, labels that have fewer, or when oversampling more, stay as they are.
+    seed
+        Fixes which cells.
+
+    Returns
+    -------
+    A copy with all layers and columns; what stays keeps its order, copies come last.
+
+    Raises
+    ------
+    ValueError
+        `how` is another, `size` is below 1, no such label column, or missing labels.
+
+    Khan et al. 2023 subsample, and draw new cells between neighbours of a small label by SMOTE. This can't be done
+    here: a token between two tokens has no meaning, and copies are what remains.
+    """
+    if how not in ("subsample", "oversample"):
+        raise ValueError(f"how must be 'subsample' or 'oversample', not {how!r}.")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1, not {size}.")
+    check_column(train, label_key, "The training set", constant_is_fine=True)
+    labels, random = train.obs[label_key].astype(str).to_numpy(), np.random.default_rng(seed)
+    rows = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
+    counts = [len(cells) for cells in rows.values()]
+    if how == "subsample":
+        size = min(counts) if size is None else size
+        kept = [random.choice(cells, min(size, len(cells)), replace=False) for cells in rows.values()]
+        return train[np.sort(np.concatenate(kept))].copy()
+    size = max(counts) if size is None else size
+    drawn = [random.choice(cells, max(size - len(cells), 0)) for cells in rows.values()]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Observation names are not unique", UserWarning)  # for a moment
+        more = train[np.concatenate([np.arange(train.n_obs), *drawn])].copy()
+        more.obs_names_make_unique(join="-copy")
+    return more
+
+
+def fit_rebalanced(
+    train: anndata.AnnData,
+    validation: anndata.AnnData,
+    *,
+    label_key: str,
+    seed: int = 0,
+    fit: Callable,
+    how: str,
+    size: int | None = None,
+    checkpoints: str | Path | None = None,
+    progress: bool = True,
+) -> Callable:
+    """Fit a method on rebalanced training cells, see `rebalance`; validation cells stay as they are.
+
+    ``functools.partial(fit_rebalanced, fit=fit_logistic_regression, how="oversample")`` is a method like any other.
+    """
+    rebalanced = rebalance(train, label_key=label_key, how=how, size=size, seed=seed)
+    options = offer(fit, checkpoints=checkpoints, progress=progress)
+    return fit(rebalanced, validation, label_key=label_key, seed=seed, **options)
+
+
+def offer(fit: Callable, **options) -> dict:
+    """Return those of the options that a method takes: not all of them train for long."""
+    return {name: value for name, value in options.items() if name in inspect.signature(fit).parameters}
+
+
+def read_out(predict: Callable, adata: anndata.AnnData) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Return a fitted method's logits (cells x labels), whose softmax is its probabilities, and its vectors of cells.
+
+    Of methods that decide on each label against the rest, logits are the logarithms of these probabilities: the sum of
+    their exponentials says how often "yes" was said. Of a method that tells probabilities alone, they are the logarithms of these.
+    """
+    if hasattr(predict, "read_out"):
+        return predict.read_out(adata)
+    return np.log(predict(adata).clip(lower=1e-12)), None
+
+
+def _check_installed(method):
+    module, package, extra = NEEDS.get(method, (None, None, None))
+    if module and find_spec(module) is None:
+        raise ValueError(f"{package} is not installed: pip install -c requirements.lock 'scbert-companion[{extra}]'.")
+
+
+def _read_labels(train, validation, label_key):
+    """Return the labels of training cells, and of validation cells where there are any, once they are in order."""
+    check_column(train, label_key, "The training set", constant_is_fine=False)
+    y = train.obs[label_key].astype(str).to_numpy()
+    if validation is None:
+        return y
+    check_column(validation, label_key, "The validation set", constant_is_fine=True)
+    truth = validation.obs[label_key].astype(str).to_numpy()
+    if not len(truth):
+        raise ValueError("There are no validation cells, and something is to be chosen on them.")
+    check_known(truth, y)
+    return y, truth
+
+
+def _predict_from_scores(score, labels, validation, truth, temperatures):
+    """Return `predict`, the softmax of scores (cells, labels) over the temperature that validation cells choose."""
+    scores, column = score(validation), pd.Index(labels).get_indexer(truth)
+    losses = [-log_softmax(scores / t, axis=1)[np.arange(len(truth)), column].mean() for t in temperatures]
+    temperature = temperatures[int(np.argmin(losses))]
+
+    def read_out(adata):
+        return pd.DataFrame(score(adata) / temperature, adata.obs_names, labels), None
+
+    def predict(adata):
+        logits, _ = read_out(adata)
+        return pd.DataFrame(softmax(logits.to_numpy(), axis=1), logits.index, logits.columns)
+
+    predict.chosen, predict.read_out = f"temperature={temperature:g}", read_out
+    return predict
+
+
+def _lognormalized(adata):
+    """Return cells with log-normalised counts in ``X``, as float32, and no more than their names."""
+    x = lognormalize(adata).astype(np.float32)
+    return anndata.AnnData(x, pd.DataFrame(index=adata.obs_names), pd.DataFrame(index=adata.var_names))
+
+
+def _whole_counts(adata, label):
+    """Return cells with counts in ``X`` and ``obs["label"]``, or raise a ValueError where counts are fractional."""
+    x = sparse.csr_matrix(adata.X, dtype=np.float32)
+    if not is_whole(x):
+        raise ValueError("scANVI models whole counts, and X holds fractional values: leave scanvi out for this set.")
+    obs = pd.DataFrame({"label": label}, index=adata.obs_names)
+    return anndata.AnnData(x, obs, pd.DataFrame(index=adata.var_names))
+
+
+@contextlib.contextmanager
+def _silenced(*names):
+    """Keep a package's warnings and remarks to itself, and undo what importing it does to those of others."""
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in names)]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers[1:]:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level, handlers in before:
+                logger.setLevel(level)
+                logger.handlers[:] = handlers

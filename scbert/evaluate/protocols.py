@@ -1,0 +1,750 @@
+"""Who trains, who chooses, who is tested: the paper's protocols, each as a list of splits that all methods share."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+
+from ..sources.datasets import check_column
+from .hygiene import load_split, save_split, saved_splits
+
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # training, validation and test cells by number
+PARTS = ("train", "validation", "test", "aside")  # of a `Split`
+
+
+class Split(NamedTuple):
+    """Training, validation and test cells, by name, of one training of a protocol."""
+
+    protocol: str
+    """Which one, and its level: "", "reference:0.30", "few:10", "imbalance:17", "held_out:celseq"."""
+    repeat: int
+    """Counts trainings that test anew: on the same cells, or on what another draw leaves."""
+    fold: int
+    """Counts the parts of one repeat, each of which tests other cells."""
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    aside: np.ndarray = np.array([], dtype=object)
+    """Cells that neither train, choose nor count as tested, of studies that train: for calibration, or to see what is
+    lost between studies. A label among them can be one that no cell trains, see `find_unseen`."""
+
+
+def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) -> list[Parts]:
+    """Split cells into training, validation and test, label by label.
+
+    Parameters
+    ----------
+    labels
+        (cells,)
+    n_folds
+        How many of five folds to return for 1, else how many folds to make: with 1, a fifth of the cells is
+        tested once; with k of 2 or more, each cell is tested once.
+    seed
+        Fixes the splits.
+
+    Returns
+    -------
+    A list of (training, validation, test) cell numbers, sorted. An eighth of what is not test is validation.
+
+    Raises
+    ------
+    ValueError
+        A label has fewer cells than folds (than five, for one fold).
+
+    Paper: Methods, "benchmarking" (five-fold cross-validation).
+    Differs from the published code: real folds, where the script draws one 80/20 split and reports on the
+    cells that stopped the training.
+    """
+    labels = np.asarray(labels, dtype=str)
+    n_made = 5 if n_folds == 1 else n_folds
+    counts = pd.Series(labels).value_counts()
+    if n_folds < 1:
+        raise ValueError(f"n_folds must be at least 1, not {n_folds}.")
+    if len(counts) < 2:
+        raise ValueError(f"All cells have the label {counts.index[0]!r}: there is nothing to tell apart.")
+    smallest = counts.iloc[-1]
+    if smallest < n_made or smallest - math.ceil(smallest / n_made) < 2:  # two must remain for training and validation
+        folds = f"fewer than the {n_made} folds need" if n_folds > 1 else "fewer than 5, and a fifth is tested"
+        raise ValueError(f"Label {counts.index[-1]!r} has {smallest} cells, {folds}: merge or drop it.")
+    splits = []
+    for rest, test in StratifiedKFold(n_made, shuffle=True, random_state=seed).split(labels, labels):
+        inner = StratifiedShuffleSplit(1, test_size=max(len(rest) // 8, len(counts)), random_state=seed)
+        train, validation = next(inner.split(rest, labels[rest]))
+        splits.append((np.sort(rest[train]), np.sort(rest[validation]), test))
+    return splits[:n_folds]
+
+
+def split_cells(
+    adata: anndata.AnnData, dataset: str, *, label_key: str = "cell_type", n_folds: int = 1, seed: int = 0
+) -> list[Parts]:
+    """Split the cells of a data set: by its saved split where it has one, else by `stratified_splits`.
+
+    Parameters
+    ----------
+    adata
+        All cells of the set.
+    dataset
+        Its name; "zheng_facs" has a saved split, whose 30 % are always the test cells, see `scbert.hygiene.load_split`.
+    label_key, n_folds, seed
+        As in `stratified_splits`; an eighth of the saved training cells is validation, drawn by `seed`.
+
+    Raises
+    ------
+    ValueError
+        Folds are asked of a set with a saved split, cells are missing, or see `stratified_splits`.
+    """
+    if dataset not in saved_splits():
+        return stratified_splits(adata.obs[label_key], n_folds, seed)
+    if n_folds != 1:
+        raise ValueError(f"{dataset} has one saved split, whose test cells train nothing: n_folds must be 1.")
+    rest, test = load_split(adata, dataset)
+    labels = adata.obs[label_key].astype(str).to_numpy()
+    inner = StratifiedShuffleSplit(1, test_size=max(len(rest) // 8, len(set(labels))), random_state=seed)
+    train, validation = next(inner.split(rest, labels[rest]))
+    return [(np.sort(rest[train]), np.sort(rest[validation]), test)]
+
+
+def check_disjoint(*parts: Sequence[str]) -> None:
+    """Raise a ValueError if a cell stands in two of the parts (training, validation, test, set aside)."""
+    cells = pd.Index(np.concatenate([np.asarray(part, dtype=object) for part in parts]))
+    if cells.has_duplicates:
+        shared = cells[cells.duplicated()].unique()
+        raise ValueError(
+            f"{len(shared)} cells are in more than one of training, validation and test (first: {shared[0]})."
+        )
+
+
+def drop_rare(adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: int = 5) -> anndata.AnnData:
+    """Return the cells whose label has at least so many, and print which labels were left out.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two labels remain.
+    """
+    sizes = adata.obs[label_key].astype(str).value_counts()
+    rare = sizes[sizes < minimum]
+    if len(sizes) - len(rare) < 2:
+        raise ValueError(
+            f"Fewer than two labels of obs[{label_key!r}] have {minimum} cells: there is nothing to tell apart."
+        )
+    if not len(rare):
+        return adata
+    names = ", ".join(f"{label} ({n})" for label, n in rare.items())
+    print(f"Left out, fewer than {minimum} cells: {names}")
+    return adata[(~adata.obs[label_key].astype(str).isin(rare.index)).to_numpy()].copy()
+
+
+def choose_pool(
+    adata: anndata.AnnData, dataset: str, *, label_key: str = "cell_type", seed: int = 0
+) -> tuple[pd.Index, pd.Index]:
+    """Return the names of the cells that may train, and of those that are tested whatever trains.
+
+    Those of the set's saved split, see `scbert.hygiene.load_split`; where there is none, a fifth of each label is
+    tested, drawn by `seed`.
+    """
+    if dataset in saved_splits():
+        rest, test = load_split(adata, dataset)
+    else:
+        train, validation, test = stratified_splits(adata.obs[label_key], 1, seed)[0]
+        rest = np.sort([*train, *validation])
+    return adata.obs_names[rest], adata.obs_names[test]
+
+
+def cross_validation(
+    adata: anndata.AnnData, dataset: str, *, label_key: str = "cell_type", n_folds: int = 5, seed: int = 0
+) -> list[Split]:
+    """Make the splits of stratified cross-validation, each with validation cells of its own (E1).
+
+    Parameters
+    ----------
+    adata
+        All cells of the set.
+    dataset
+        Its name. With a saved split the folds are of its training cells: each in turn is validation, the others train,
+        and the same test cells are tested by each, so that a training is a repeat. Without, each fold is tested once,
+        and an eighth of the rest is validation.
+    label_key, n_folds, seed
+        As in `stratified_splits`.
+
+    Raises
+    ------
+    ValueError
+        See `stratified_splits`.
+
+    Paper: Methods, "benchmarking" (five folds); Fig. 2a.
+    Differs from the published code: the script draws one 80/20 split and reports on the cells that stopped the training.
+    """
+    labels, names = adata.obs[label_key].astype(str), adata.obs_names
+    if dataset not in saved_splits():
+        splits = stratified_splits(labels, n_folds, seed)
+        return [Split("", 0, fold, *(names[part] for part in parts)) for fold, parts in enumerate(splits)]
+    rest, test = choose_pool(adata, dataset)
+    folds = stratified_splits(labels[rest], n_folds, seed)
+    return [
+        Split("", repeat, 0, rest[np.sort([*train, *others])], rest[validation], test)
+        for repeat, (train, others, validation) in enumerate(folds)
+    ]
+
+
+def reference_sizes(
+    adata: anndata.AnnData,
+    dataset: str,
+    *,
+    label_key: str = "cell_type",
+    fractions: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    cells_per_label: Sequence[int] = (),
+    n_repeats: int = 3,
+    query: str = "fixed",
+    seed: int = 0,
+) -> list[Split]:
+    """Make splits with references of several sizes: shares of the cells, or so many cells of each label (E2).
+
+    Parameters
+    ----------
+    fractions
+        Of the cells that may train, label by label, at least two of each; a smaller one is part of a larger one. With
+        query "rest", of all cells.
+    cells_per_label
+        How many cells of each label, for few-shot references; a label that has fewer gives all it has.
+    n_repeats
+        Draws.
+    query
+        "fixed": the cells of `choose_pool` are tested, whatever the size, so that sizes are compared on the same cells.
+        "rest": all that is not reference, as in the paper.
+    seed
+        Fixes the draws.
+
+    Returns
+    -------
+    Splits of protocols "reference:0.30" and "few:10". An eighth of a reference is validation, at least one cell of each
+    label.
+
+    Raises
+    ------
+    ValueError
+        A fraction outside 0 to 1, fewer than two cells a label, or a label with fewer than two cells that may train.
+
+    Paper: Methods, "benchmarking"; Fig. 2d. Repeats are not stated there.
+    """
+    if any(not 0 < fraction < 1 for fraction in fractions) or any(n < 2 for n in cells_per_label):
+        raise ValueError("A reference is a share of the cells between 0 and 1, or at least 2 cells of each label.")
+    if query not in ("fixed", "rest"):
+        raise ValueError(f"query must be fixed or rest, not {query!r}.")
+    if query == "rest" and dataset in saved_splits():
+        raise ValueError(f"{dataset} has a saved split, whose test cells train nothing: query must be fixed.")
+    levels = [(f"reference:{fraction:.2f}", fraction) for fraction in fractions]
+    levels += [(f"few:{n}", n) for n in cells_per_label]
+    twice = pd.Index([protocol for protocol, _ in levels])
+    if twice.has_duplicates:
+        raise ValueError(f"{twice[twice.duplicated()][0]} is asked for twice: name each size once, in whole per cents.")
+    labels = adata.obs[label_key].astype(str)
+    pool, test = choose_pool(adata, dataset, label_key=label_key, seed=seed)
+    everything = pool if query == "fixed" else adata.obs_names
+    splits = []
+    for repeat in range(n_repeats):
+        random = np.random.default_rng([seed, repeat])
+        shuffled = {label: random.permutation(cells) for label, cells in _group(labels, everything).items()}
+        for protocol, size in levels:
+            chosen = [cells[: size if size >= 2 else max(2, round(size * len(cells)))] for cells in shuffled.values()]
+            train, validation = hold_out(labels, np.concatenate(chosen), np.random.default_rng([seed, repeat, 1]))
+            rest = test if query == "fixed" else everything[~everything.isin(np.concatenate(chosen))]
+            if not len(rest):
+                raise ValueError(f"{protocol} leaves no cell to test: ask for fewer cells of each label.")
+            splits.append(Split(protocol, repeat, 0, train, validation, rest))
+    return splits
+
+
+def class_imbalance(
+    adata: anndata.AnnData,
+    dataset: str,
+    *,
+    common: Sequence[str],
+    rare: Sequence[str],
+    n_common: int = 170,
+    n_rare: Sequence[int] = (170, 17, 2),
+    n_query: int = 60,
+    label_key: str = "cell_type",
+    n_repeats: int = 3,
+    seed: int = 0,
+) -> list[Split]:
+    """Make splits of a few labels whose references differ in size, tested on as many cells of each (E3).
+
+    Parameters
+    ----------
+    common, rare
+        Labels that give `n_common` reference cells, and those that give each of `n_rare`; no other label takes part.
+    n_query
+        Test cells of each label.
+
+    Returns
+    -------
+    Splits of protocols "imbalance:17" and so on, by the cells of a rare label; the query is the same for all of a repeat, a smaller
+    reference is part of a larger one, and an eighth of it is validation, at least one cell of each label.
+
+    Raises
+    ------
+    ValueError
+        Labels that the data lack, or too few cells for reference and query.
+
+    Paper: Methods, "benchmarking"; Fig. 2e. Of the counts printed there (10,000, 100, 10,000, 100 for CD19+ B, CD8+
+    cytotoxic T, CD34+ and CD8+/CD45RA+ cells) only one reading can be drawn from Zheng68K, which has 242 CD34+ cells:
+    the two CD8+ types with 10,000, CD19+ B and CD34+ with 100, and 100 cells of each as query.
+    """
+    labels = adata.obs[label_key].astype(str)
+    missing = sorted({*common, *rare} - set(labels))
+    if missing or not common or not rare or set(common) & set(rare):
+        what = f"obs[{label_key!r}] lacks {', '.join(missing)}" if missing else "each needs a label of its own"
+        raise ValueError(
+            f"Imbalance is between common and rare labels: {what}. There are: {', '.join(sorted(set(labels)))}."
+        )
+    if n_query < 1:
+        raise ValueError(f"n_query must be at least 1, not {n_query}: cells of each label are to be tested.")
+    if not n_rare or len(set(n_rare)) < len(n_rare):
+        raise ValueError(f"n_rare must name the sizes of the rare reference, each once, not {list(n_rare)}.")
+    if dataset in saved_splits():
+        pool, test = choose_pool(adata, dataset, label_key=label_key, seed=seed)
+    else:  # reference and query are drawn from the same cells
+        pool = test = adata.obs_names
+    sizes = {label: max(n_rare) if label in rare else n_common for label in (*common, *rare)}
+    own, tested = _group(labels, pool), _group(labels, test)
+    for label, size in sizes.items():
+        taken = 0 if dataset in saved_splits() else n_query
+        if min(n_common, *n_rare) < 2 or len(own[label]) < size + taken or len(tested[label]) < n_query:
+            raise ValueError(
+                f"{label} has {len(own[label])} cells to train on and {len(tested[label])} to test: not enough for "
+                f"{size} as reference (at least 2) beside {n_query} as query. Ask for fewer."
+            )
+    splits = []
+    for repeat in range(n_repeats):
+        random = np.random.default_rng([seed, repeat])
+        query = {label: random.permutation(tested[label])[:n_query] for label in sizes}
+        reference = {label: random.permutation(np.setdiff1d(own[label], query[label])) for label in sizes}
+        for n in n_rare:
+            chosen = np.concatenate([reference[label][: n if label in rare else n_common] for label in sizes])
+            train, validation = hold_out(labels, chosen, np.random.default_rng([seed, repeat, 1]))
+            splits.append(
+                Split(f"imbalance:{n}", repeat, 0, train, validation, np.sort(np.concatenate([*query.values()])))
+            )
+    return splits
+
+
+def leave_one_out(
+    adata: anndata.AnnData,
+    *,
+    label_key: str = "cell_type",
+    batch_key: str = "batch",
+    labels: str = "any",
+    n_repeats: int = 1,
+    aside: bool = False,
+    seed: int = 0,
+) -> list[Split]:
+    """Make splits that train on all studies, samples or organs but one, and test on that one (E4, E5).
+
+    Parameters
+    ----------
+    batch_key
+        Column of ``obs`` that says which.
+    labels
+        "any": the training studies teach all labels that they have; tested cells of another label cannot be named
+        rightly, and are in the split all the same (see `find_unseen`). "shared": only cells of labels that all studies
+        have take part, as in the paper.
+    n_repeats
+        Draws of the validation cells: an eighth of the training cells, at least one of each label.
+    aside
+        Whether an eighth of the training studies' cells is set aside, see `set_aside`.
+
+    Returns
+    -------
+    Splits of protocols "held_out:<study>". Labels of one training cell are left out of training.
+
+    Raises
+    ------
+    ValueError
+        No such column, one study only, or fewer than two labels to learn without a study.
+
+    Paper: Methods, "benchmarking"; Fig. 3 (four pancreas studies, four shared types); Extended Data Fig. 5b (organs, by
+    its caption in five folds instead).
+    """
+    check_column(adata, label_key, "adata", constant_is_fine=False)
+    check_column(adata, batch_key, "adata", constant_is_fine=False)
+    if labels not in ("any", "shared"):
+        raise ValueError(f"labels must be any or shared, not {labels!r}.")
+    truth, batch = adata.obs[label_key].astype(str), adata.obs[batch_key].astype(str)
+    shared = set.intersection(*(set(own) for _, own in truth.groupby(batch)))
+    if labels == "shared" and len(shared) < 2:
+        raise ValueError(f"The studies of {batch_key} share {len(shared)} labels: take labels = any, or merge labels.")
+    cells = adata.obs_names[truth.isin(shared) if labels == "shared" else slice(None)]
+    splits = []
+    for repeat in range(n_repeats):
+        for number, study in enumerate(sorted(set(batch))):
+            own, others = cells[batch[cells] != study], cells[batch[cells] == study]
+            random = np.random.default_rng([seed, repeat, 2, number])
+            own, kept = set_aside(truth, own, random) if aside else (own, ())
+            options = {"label_key": label_key, "repeat": repeat, "aside": kept, "seed": seed}
+            splits.append(train_on(adata, own, others, f"held_out:{study}", **options))
+    return splits
+
+
+def carry_over(
+    adata: anndata.AnnData,
+    *,
+    label_key: str = "cell_type",
+    labels: str = "any",
+    n_repeats: int = 1,
+    aside: bool = False,
+    seed: int = 0,
+) -> list[Split]:
+    """Make the splits of an experiment of `scbert.corpus.load_experiments`.
+
+    Of a set with several studies those of `leave_one_out`, by ``obs["study"]``. Where ``uns["scbert"]["train_on"]`` names
+    a study, the splits of protocol "" that train on it and test the other, and beside that those cells of the first that
+    `choose_pool` keeps from training: what is lost on the way is then seen under one model. With `aside` these cells, or an
+    eighth of the training studies' (see `set_aside`), are not among the tested but set aside.
+
+    Raises
+    ------
+    ValueError
+        See `leave_one_out` and `train_on`.
+    """
+    first = adata.uns.get("scbert", {}).get("train_on")
+    options = {"label_key": label_key, "seed": seed}
+    if first is None:
+        return leave_one_out(adata, batch_key="study", labels=labels, n_repeats=n_repeats, aside=aside, **options)
+    own = adata[(adata.obs["study"] == first).to_numpy()]
+    pool, kept = choose_pool(own, first, **options)
+    others = adata.obs_names[(adata.obs["study"] != first).to_numpy()]
+    if labels == "shared":
+        truth = adata.obs[label_key].astype(str)
+        pool, others = pool[truth[pool].isin(set(truth[others]))], others[truth[others].isin(set(truth[pool]))]
+        kept = kept[truth[kept].isin(set(truth[others]))]
+    tested, kept = (others, kept) if aside else (others.append(kept), ())
+    return [train_on(adata, pool, tested, repeat=repeat, aside=kept, **options) for repeat in range(n_repeats)]
+
+
+def between_studies(
+    adata: anndata.AnnData,
+    dataset: str,
+    *,
+    train: str,
+    test: str,
+    protocol: str = "",
+    label_key: str = "cell_type",
+    repeat: int = 0,
+    seed: int = 0,
+) -> Split:
+    """Make the split that trains on one simulated study of a set, and tests another.
+
+    Parameters
+    ----------
+    adata
+        From `scbert.simulate.simulate_studies`: ``obs["study"]``.
+    dataset
+        The set that was dealt out. Of one with a saved split only training cells train, and only test cells are tested.
+    train, test
+        Studies.
+
+    Returns
+    -------
+    The split; set aside are test cells of the training study where there is a saved split, else an eighth of its cells.
+
+    Raises
+    ------
+    ValueError
+        No such study, or see `train_on`.
+    """
+    labels, study = adata.obs[label_key].astype(str), adata.obs["study"].astype(str)
+    for name in (train, test):
+        if name not in set(study):
+            raise ValueError(f"There is no study {name!r}: there are {', '.join(sorted(set(study)))}.")
+    own, others = (adata.obs_names[(study == name).to_numpy()] for name in (train, test))
+    if dataset in saved_splits():
+        pool, kept = choose_pool(adata, dataset, label_key=label_key)
+        own, aside, others = own[own.isin(pool)], own[own.isin(kept)], others[others.isin(kept)]
+    else:
+        own, aside = set_aside(labels, own, np.random.default_rng([seed, repeat, 2]))
+    return train_on(adata, own, others, protocol, label_key=label_key, repeat=repeat, aside=aside, seed=seed)
+
+
+def hold_out_types(
+    adata: anndata.AnnData,
+    dataset: str,
+    *,
+    together: Sequence[str],
+    alone: Sequence[str] = (),
+    label_key: str = "cell_type",
+    n_repeats: int = 1,
+    seed: int = 0,
+) -> list[Split]:
+    """Make splits whose training cells lack some types that are tested (E6).
+
+    Parameters
+    ----------
+    adata
+        All cells of the set, or an experiment of `scbert.corpus.load_experiments` with an arrow: one study trains, the
+        other is tested.
+    dataset
+        Its name, as in `choose_pool`.
+    together, alone
+        Types that are held out all at once, and those held out one at a time.
+    n_repeats
+        Draws of tested, set-aside and validation cells; of a set with a saved split the tested are always the same.
+
+    Returns
+    -------
+    For each repeat, splits of protocols "held_out:together" and "held_out:<type>". Tested are the test cells of
+    `choose_pool`, and all other cells of the types held out, but of a set with a saved split, whose encoder may have met
+    those. An eighth of the known training cells is set aside, for calibration. And beside each, "tuning:together" and
+    "tuning:<type>", for the choice of a threshold on data that are no test data: a training without a third of the known
+    types as well, drawn by lot, which are tested against cells set aside. None where fewer than two types would remain.
+
+    Raises
+    ------
+    ValueError
+        A type that the cells lack, or fewer than two types without those held out.
+
+    Paper: Methods, "novel cell type detection"; Fig. 4. Methods say one type at a time, the caption and Khan et al. 2023 read
+    as all at once: both are here.
+    """
+    labels = adata.obs[label_key].astype(str)
+    missing = sorted({*together, *alone} - set(labels))
+    if missing:
+        raise ValueError(
+            f"obs[{label_key!r}] lacks the type {missing[0]!r} to be held out. There are: {', '.join(sorted(set(labels)))}."
+        )
+    first = adata.uns.get("scbert", {}).get("train_on")
+    own = adata if first is None else adata[(adata.obs["study"] == first).to_numpy()]
+    groups = ({"together": list(together)} if len(together) else {}) | {label: [label] for label in alone}
+    splits = []
+    for repeat in range(n_repeats):
+        pool, tested = choose_pool(own, dataset if first is None else first, label_key=label_key, seed=seed + repeat)
+        if first is not None:
+            tested = adata.obs_names[(adata.obs["study"] != first).to_numpy()]
+        for name, types in groups.items():
+            random = np.random.default_rng([seed, repeat, zlib.crc32(name.encode())])
+            known, aside = set_aside(labels, pool[~labels[pool].isin(types)], random)
+            more = pool[labels[pool].isin(types)] if first is None and dataset not in saved_splits() else pool[:0]
+            options = {"label_key": label_key, "repeat": repeat, "seed": seed}
+            splits.append(train_on(adata, known, tested.append(more), f"held_out:{name}", aside=aside, **options))
+            learnt = sorted(set(labels[known]))
+            third = random.choice(learnt, max(1, len(learnt) // 3), replace=False)
+            if len(learnt) - len(third) >= 2:
+                is_new = {
+                    part: labels[cells].isin(third).to_numpy() for part, cells in (("known", known), ("aside", aside))
+                }
+                new = known[is_new["known"]].append(aside[is_new["aside"]])
+                rest = aside[~is_new["aside"]]
+                splits.append(train_on(adata, known[~is_new["known"]], rest.append(new), f"tuning:{name}", **options))
+    return splits
+
+
+def read_held_out(
+    text: str, alone: str, adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: int = 20
+) -> tuple[list[str], list[str]]:
+    """Return the types that a notebook's parameters hold out: all at once, and one at a time.
+
+    Parameters
+    ----------
+    text
+        Labels with commas between them; or "auto": of an experiment with an arrow the types that the training set
+        lacks, else every third label by size, from the second on, of those with `minimum` cells.
+    alone
+        "held_out": the same types; "last": the last of them; "all": all types with `minimum` cells; labels with commas between them; empty, or with
+        an arrow: none.
+    adata
+        The cells.
+
+    Raises
+    ------
+    ValueError
+        Another word, or "auto" finds no type.
+    """
+    labels = adata.obs[label_key].astype(str)
+    first = adata.uns.get("scbert", {}).get("train_on")
+    sizes = labels.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    common = list(sizes.index[sizes >= minimum])
+    if not text.strip():
+        raise ValueError("held_out is empty: name types with commas between them, or auto.")
+    if text.strip() != "auto":
+        together = _read_labels(text.strip(), labels)
+    elif first is not None:
+        together = sorted(set(labels) - set(labels[(adata.obs["study"] == first).to_numpy()]))
+    else:
+        together = common[1::3]
+    if not together:
+        why = "the training set has all types" if first is not None else f"fewer than two have {minimum} cells"
+        raise ValueError(
+            f"held_out = auto finds no type to hold out, since {why}: name types with commas between them."
+        )
+    choices = {"": [], "last": together[-1:], "held_out": together, "all": common}
+    single = choices[alone] if alone in choices else _read_labels(alone.strip(), labels)
+    if not set(single) <= set(labels):
+        raise ValueError(f"alone must be last, held_out, all, empty, or types with commas between them, not {alone!r}.")
+    return together, [] if first is not None else single
+
+
+def train_on(
+    adata: anndata.AnnData,
+    train: pd.Index,
+    test: pd.Index,
+    protocol: str = "",
+    *,
+    label_key: str = "cell_type",
+    repeat: int = 0,
+    aside: Sequence[str] = (),
+    seed: int = 0,
+) -> Split:
+    """Make the split that trains on some cells, an eighth of which is validation, and tests others, all by name.
+
+    Cells `aside` are none of these, see `Split`.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two labels with two training cells each, or a cell on both sides.
+    """
+    labels = adata.obs[label_key].astype(str)
+    sizes = labels[train].value_counts()
+    learnt = sizes.index[sizes >= 2]
+    if len(learnt) < 2:
+        raise ValueError(
+            f"{protocol or 'The reference'} leaves {len(learnt)} labels of two cells or more to learn: there is nothing "
+            "to tell apart."
+        )
+    kept, validation = hold_out(labels, train[labels[train].isin(learnt)], np.random.default_rng([seed, repeat]))
+    aside = np.asarray(aside, dtype=object)
+    check_disjoint(kept, validation, test, aside)
+    return Split(protocol, repeat, 0, kept, validation, np.asarray(test), aside)
+
+
+def set_aside(labels: pd.Series, cells: pd.Index, random: np.random.Generator) -> tuple[pd.Index, pd.Index]:
+    """Split cells, by name: all others, and an eighth of each label that has eight cells or more."""
+    groups = _group(labels, cells).values()
+    aside = pd.Index(
+        [cell for own in groups for cell in np.sort(random.permutation(own)[: len(own) // 8])], dtype=object
+    )
+    return cells[~cells.isin(aside)], aside
+
+
+def hold_out(labels: pd.Series, cells: Sequence[str], random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Split cells, by name, into training and validation: an eighth of each label, at least one and not all."""
+    validation = []
+    for label, own in _group(labels, pd.Index(cells)).items():
+        if len(own) < 2:
+            raise ValueError(
+                f"Label {label!r} has {len(own)} reference cell: one to train on and one to choose by are needed."
+            )
+        validation.append(random.permutation(own)[: max(1, round(len(own) / 8))])
+    validation = np.sort(np.concatenate(validation))
+    return np.setdiff1d(cells, validation), validation
+
+
+def _group(labels, cells):
+    """Return label -> its cells among those given, sorted by name, so that their order in the file does not matter."""
+    own = labels[cells]
+    return {label: np.sort(np.asarray(own.index[own == label])) for label in sorted(set(own))}
+
+
+def find_unseen(adata: anndata.AnnData, split: Split, label_key: str = "cell_type") -> np.ndarray:
+    """Return which test cells, and after them which cells set aside, have a label that no training cell has: bool."""
+    labels = adata.obs[label_key].astype(str)
+    return ~labels[[*split.test, *split.aside]].isin(set(labels[split.train])).to_numpy()
+
+
+def save_splits(splits: Sequence[Split], path: str | Path) -> None:
+    """Write splits as gzipped CSV, a row a cell: protocol, repeat, fold, part, cell."""
+    rows = [
+        pd.DataFrame(
+            {"protocol": s.protocol, "repeat": s.repeat, "fold": s.fold, "part": part, "cell": getattr(s, part)}
+        )
+        for s in splits
+        for part in PARTS
+    ]
+    save_split(pd.concat(rows).set_index("protocol"), path)
+
+
+def read_splits(path: str | Path) -> list[Split]:
+    """Return the splits of a file that `save_splits` wrote."""
+    table = pd.read_csv(path, dtype={"cell": str, "protocol": str}, keep_default_na=False)
+    splits = []
+    for (protocol, repeat, fold), rows in table.groupby(["protocol", "repeat", "fold"], sort=False):
+        parts = (rows["cell"][rows["part"] == part].to_numpy() for part in PARTS)
+        splits.append(Split(protocol, int(repeat), int(fold), *parts))
+    return splits
+
+
+def read_references(text: str) -> dict:
+    """Return the options of `reference_sizes` that a notebook's parameter names, such as "0.1 0.3 10 rest".
+
+    Numbers below 1 are shares of the cells, others cells of each label; "rest" tests all that is not reference.
+    """
+    numbers = [word for word in text.split() if word != "rest"]
+    try:
+        values = [float(word) for word in numbers]
+        if any(value >= 1 and not value.is_integer() or math.isnan(value) for value in values):
+            raise ValueError("no number of cells")
+    except ValueError:
+        raise ValueError(
+            f"references must be numbers, and may end with rest (0.1 0.3 10 rest), not {text!r}."
+        ) from None
+    return {
+        "fractions": [value for value in values if value < 1],
+        "cells_per_label": [int(value) for value in values if value >= 1],
+        "query": "rest" if "rest" in text.split() else "fixed",
+    }
+
+
+def read_imbalance(text: str, labels: Sequence[str]) -> dict:
+    """Return the options of `class_imbalance` that a notebook's parameter names.
+
+    Parameters
+    ----------
+    text
+        "auto": the commonest label as common and the second as rare, with as many reference cells, and a tenth, of
+        the second's cells but a quarter, which are the query (60 at most). Or such as "A, B | C | 170 | 170 17 2 | 60": common labels,
+        rare labels, reference cells of a common label, of a rare one, and test cells of each.
+    labels
+        Of the cells.
+
+    Raises
+    ------
+    ValueError
+        Another form, or (auto) too few cells.
+    """
+    if text == "auto":
+        if len(set(labels)) < 2:
+            raise ValueError("imbalance = auto needs two labels: leave it empty.")
+        (common, _), (rare, size) = pd.Series(np.asarray(labels, str)).value_counts().sort_index().nlargest(2).items()
+        n_query = min(60, int(size) // 4)
+        n_common = min(int(size * 0.7) - n_query, 170)
+        if n_common < 20:
+            raise ValueError(
+                f"{rare} has {size} cells: too few for imbalance = auto. Leave it empty, or name other labels."
+            )
+        return {"common": [common], "rare": [rare], "n_common": n_common, "n_rare": [n_common, n_common // 10],
+                "n_query": n_query}  # fmt: skip
+    parts = [part.strip() for part in text.split("|")]
+    try:
+        common, rare, n_common, n_rare, n_query = parts
+        return {
+            "common": _read_labels(common, labels),
+            "rare": _read_labels(rare, labels),
+            "n_common": int(n_common),
+            "n_rare": [int(number) for number in n_rare.split()],
+            "n_query": int(n_query),
+        }
+    except ValueError:
+        raise ValueError(
+            f"imbalance must be auto, empty, or like 'A, B | C | 170 | 170 17 2 | 60', not {text!r}."
+        ) from None
+
+
+def _read_labels(text, labels):
+    """Return the labels that stand between commas; a label that has a comma itself is named alone."""
+    return [text] if text in set(labels) else [label.strip() for label in text.split(",")]

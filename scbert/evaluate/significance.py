@@ -1,0 +1,237 @@
+"""What a difference between methods is worth: tests over few trainings, corrections, ranks, and what can't be decided."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from .metrics import METRICS, check_paired, check_predictions, resample_metrics, score_trainings
+
+
+def compare_all(
+    predictions: pd.DataFrame,
+    reference: str = "scbert",
+    metric: str = "accuracy",
+    *,
+    test_train_ratio: float | str | None = None,
+    sizes: pd.Series | None = None,
+    rare: int = 20,
+    level: float = 0.05,
+    seed: int = 0,
+    n_resamples: int = 5000,
+) -> pd.DataFrame:
+    """Compare a method with each other one, on the same cells and trainings.
+
+    Three looks at each difference: the paired bootstrap of `scbert.evaluate.score`, the corrected resampled t-test
+    (Nadeau and Bengio 2003) and the exact Wilcoxon signed-rank test, these two over trainings, a pair a repeat and
+    fold. The verdict is that of the bootstrap, at the level divided by the number of comparisons (Bonferroni): it
+    counts cells, where the Wilcoxon test of five pairs can't fall below 0.0625. With one repeat it is about these
+    trained models alone; the t-test is the one that asks about other trainings, and where the two disagree nothing is
+    decided about the method as such.
+
+    Parameters
+    ----------
+    predictions, sizes, rare
+        As in `scbert.evaluate.score`.
+    reference, metric
+        The method that is compared with all others, and one of `scbert.evaluate.METRICS`.
+    test_train_ratio
+        Test cells per training cell, or the column of `predictions` that holds it (its mean is taken), for the
+        t-test. 1 / (folds - 1) if None, and no t-test where there is one fold.
+    level, seed, n_resamples
+        Of the verdict, and of the bootstrap: an adjusted interval has few resamples beyond it, so take thousands.
+
+    Returns
+    -------
+    A row for each other method, in the order of `predictions`: value (reference minus other), low, high (95 %),
+    low_adjusted, high_adjusted (of the verdict), n (cells), repeats, trainings, t_p, t_p_holm, wilcoxon_p,
+    wilcoxon_p_holm, wilcoxon_p_smallest (that any outcome of so many pairs can have), and verdict: "better" or
+    "worse", said of the reference, or "not decided". A test that is not defined, with one training or without a
+    difference, is NaN and no part of Holm's correction. ``.attrs``: reference, metric, level.
+
+    Raises
+    ------
+    ValueError
+        The methods were not tested on the same cells, there is only one, or see `scbert.evaluate.check_predictions`.
+
+    Paper: Fig. 2a and Results, where P values are far below what a Wilcoxon test of five folds can reach.
+    """
+    table = check_predictions(predictions)
+    methods = list(table["method"].unique())
+    check_paired(table, [reference, *methods], metric)
+    others = [method for method in methods if method != reference]
+    if not others:
+        raise ValueError(f"There is only {reference}: nothing to compare it with.")
+    values, drawn = resample_metrics(table, sizes=sizes, rare=rare, seed=seed, n_resamples=n_resamples)
+    if np.isnan(values.loc[reference, metric]):
+        raise ValueError(f"No label has {rare} cells: {metric} is not defined here.")
+    drawn = pd.DataFrame(drawn[:, :, METRICS.index(metric)], columns=values.index)
+    trainings = score_trainings(table, sizes=sizes, rare=rare)
+    trainings = trainings.pivot(index=["repeat", "fold"], columns="method", values=metric).dropna()
+    ratio = test_train_ratio
+    if isinstance(ratio, str):
+        ratio = float(table[ratio].mean())
+    elif ratio is None:
+        n_folds = table.groupby("repeat")["fold"].nunique().min()
+        ratio = 1 / (n_folds - 1) if n_folds > 1 else math.nan
+    rows = {}
+    tails = level / len(others) / 2
+    for other in others:
+        difference = drawn[reference] - drawn[other]
+        low, high, low_adjusted, high_adjusted = np.nanquantile(difference, [0.025, 0.975, tails, 1 - tails])
+        verdict = "better" if low_adjusted > 0 else "worse" if high_adjusted < 0 else "not decided"
+        pairs = (trainings[reference] - trainings[other]).to_numpy()
+        rows[other] = {
+            "value": values.loc[reference, metric] - values.loc[other, metric],
+            "low": low,
+            "high": high,
+            "low_adjusted": low_adjusted,
+            "high_adjusted": high_adjusted,
+            "n": table["cell"].nunique(),
+            "repeats": table["repeat"].nunique(),
+            "trainings": len(pairs),
+            "t_p": corrected_t_test(pairs, ratio),
+            "wilcoxon_p": wilcoxon_test(pairs),
+            "wilcoxon_p_smallest": smallest_wilcoxon_p(len(pairs)),
+            "verdict": verdict,
+        }
+    found = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    for column in ("t_p", "wilcoxon_p"):
+        found.insert(found.columns.get_loc(column) + 1, f"{column}_holm", correct_by_holm(found[column]))
+    found.attrs = {"reference": reference, "metric": metric, "level": level}
+    return found
+
+
+def corrected_t_test(differences: np.ndarray, test_train_ratio: float) -> float:
+    """Return the two-sided p of the corrected resampled t-test; NaN for one difference, or if all are the same.
+
+    Trainings share cells, so the variance of their mean is taken as (1/k + test cells / training cells) times that
+    between them, in place of 1/k times.
+
+    Nadeau and Bengio 2003, Machine Learning 52:239-281.
+    """
+    k = len(differences)
+    if k < 2 or np.ptp(differences) < 1e-12:
+        return math.nan
+    variance = (1 / k + test_train_ratio) * np.var(differences, ddof=1)
+    return float(2 * stats.t.sf(abs(np.mean(differences)) / math.sqrt(variance), k - 1))
+
+
+def wilcoxon_test(differences: np.ndarray) -> float:
+    """Return the exact two-sided p of the Wilcoxon signed-rank test; NaN for one difference, or if all are zero.
+
+    Zeros are left out and ties share their mean rank; the p is over all signs of the ranks that there are, so it is
+    exact with ties too.
+    """
+    differences = np.round(differences, 12)  # equal shares of cells are equal
+    kept = differences[differences != 0]
+    if len(differences) < 2 or not len(kept):
+        return math.nan
+    ranks = np.round(2 * stats.rankdata(np.abs(kept))).astype(int)  # doubled, so whole with ties
+    ways = np.zeros(ranks.sum() + 1)  # of each sum of ranks, as a share of all signs
+    ways[0] = 1
+    for rank in ranks:
+        ways[rank:] = ways[rank:] / 2 + ways[:-rank] / 2
+        ways[:rank] /= 2
+    positive = ranks[kept > 0].sum()
+    return float(min(1, 2 * ways[: min(positive, ranks.sum() - positive) + 1].sum()))
+
+
+def smallest_wilcoxon_p(n_pairs: int) -> float:
+    """Return 2 / 2**n_pairs, the two-sided p where all differences have one sign; NaN for one pair."""
+    return 2.0 ** (1 - n_pairs) if n_pairs > 1 else math.nan
+
+
+def correct_by_holm(p: pd.Series) -> np.ndarray:
+    """Return p values corrected for their number by Holm's method; NaN stays, and counts for nothing."""
+    corrected, known = np.full(len(p), math.nan), p.notna().to_numpy()
+    if known.any():
+        corrected[known] = multipletests(p[known], method="holm")[1]
+    return corrected
+
+
+def rank_methods(scores: pd.DataFrame, *, level: float = 0.05) -> pd.DataFrame:
+    """Rank methods over blocks, with the Friedman test and Nemenyi's critical difference.
+
+    Parameters
+    ----------
+    scores
+        Blocks (data sets, studies or splits) x methods, higher is better; blocks should share no cells.
+    level
+        Of the critical difference.
+
+    Returns
+    -------
+    A row a method, best first: mean_rank (1 is best, ties share), first (blocks in which no other is better).
+    ``.attrs``: blocks; friedman_p (NaN for two methods or one block); friedman_p_smallest, that of blocks which all
+    agree; critical_difference between mean ranks; largest_difference there can be, methods - 1; blocks_needed, the
+    fewest with which a critical difference can be exceeded at all; and level.
+
+    Raises
+    ------
+    ValueError
+        A score is missing, or there is one method.
+
+    Demsar 2006, Journal of Machine Learning Research 7:1-30.
+    """
+    blocks, methods = scores.shape
+    if methods < 2:
+        raise ValueError("One method cannot be ranked: give a column for each of several.")
+    if scores.isna().any(axis=None) or not blocks:
+        missing = scores.columns[scores.isna().any()] if blocks else scores.columns
+        raise ValueError(f"No score of {', '.join(map(str, missing))} in some block: drop the block or the method.")
+    ranks = scores.round(12).rank(axis=1, ascending=False)
+    friedman = smallest = math.nan
+    if methods > 2 and blocks > 1:
+        smallest = float(stats.chi2.sf(blocks * (methods - 1), methods - 1))
+        if (ranks.nunique(axis=1) > 1).any():
+            friedman = float(stats.friedmanchisquare(*ranks.to_numpy().T).pvalue)
+    quantile = stats.studentized_range.ppf(1 - level, methods, math.inf) / math.sqrt(2)
+    spread = quantile**2 * methods * (methods + 1) / 6
+    found = pd.DataFrame({"mean_rank": ranks.mean(), "first": ranks.eq(ranks.min(axis=1), axis=0).sum()})
+    found = found.rename_axis("method").sort_values("mean_rank", kind="stable")
+    found.attrs = {
+        "blocks": blocks,
+        "friedman_p": friedman,
+        "friedman_p_smallest": smallest,
+        "critical_difference": float(math.sqrt(spread / blocks)),
+        "largest_difference": methods - 1,
+        "blocks_needed": math.floor(spread / (methods - 1) ** 2) + 1,
+        "level": level,
+    }
+    return found
+
+
+def say_limits(comparison: pd.DataFrame) -> str:
+    """Say in words what a table of `compare_all` decides, and which differences its cells and trainings can't show.
+
+    The smallest difference that can be told from zero is half the width of its adjusted interval.
+    """
+    metric, reference = comparison.attrs["metric"].replace("_", " ").replace("f1", "F1"), comparison.attrs["reference"]
+    row, many = comparison.iloc[0], len(comparison)
+    halves = (comparison["high_adjusted"] - comparison["low_adjusted"]) / 2
+    halves = halves[halves > 0].sort_values()
+    over = f" over {many} comparisons" if many > 1 else ""
+    trainings = f"{row['trainings']} training{'s' if row['trainings'] > 1 else ''} a method"
+    sentences = [f"{row['n']:,} test cells and {trainings}"]
+    if len(halves):
+        sizes = dict.fromkeys(f"{half:.2g}" for half in (halves.iloc[0], halves.iloc[-1]))
+        sizes = " to ".join(sizes) + (" (by method)" if len(sizes) > 1 else "")
+        sentences[0] += f": a difference in {metric} below about {sizes} can't be told from zero{over}"
+    smallest = row["wilcoxon_p_smallest"]
+    if np.isnan(smallest):
+        sentences[0] += "; one pair allows no test over trainings."
+    else:
+        corrected = f", and {min(1, smallest * many):.3g} after Holm's correction" if many > 1 else ""
+        sentences[0] += f"; {row['trainings']} pairs give a Wilcoxon p no smaller than {smallest:.3g}{corrected}."
+    words = {"better": "better than", "worse": "worse than", "not decided": "undecided against"}
+    found = {verdict: ", ".join(comparison.index[comparison["verdict"] == verdict]) for verdict in words}
+    decided = "; ".join(f"{words[verdict]} {names}" for verdict, names in found.items() if names)
+    sentences.append(f"At {1 - comparison.attrs['level']:.0%}{over}, {reference} is {decided}.")
+    if row["repeats"] == 1:
+        sentences.append(
+            "Without repeats this is about these trained models, not about what another training would give."
+        )
+    return " ".join(sentences)

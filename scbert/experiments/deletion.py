@@ -1,0 +1,506 @@
+"""Do the genes matter that come out on top? Rankings of genes, and what a prediction loses without the first of them.
+
+A ranking is worth something if deleting its first genes takes more of the true type's probability away than deleting
+others as strongly expressed, and if they alone bring it back. Genes are ranked on training cells, deleted in test cells.
+
+Paper: not in it. Fig. 5 shows genes of high attention and asks no further.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+
+from ..data.cells import check_cells, open_cells
+from ..sources.datasets import check_column, check_known
+from ..evaluate.metrics import draw_weights
+from .interpretability import contrast_types
+from ..model.encoder import Classifier, find_expressed
+from ..data.preprocess import library_size, lognormalize
+
+GROUP = ["judge", "kind"]
+
+
+def choose_cells(labels: Sequence[str], n: int, seed: int = 0) -> np.ndarray:
+    """Return numbers of at most `n` cells of each label, drawn without replacement, in order."""
+    random, labels = np.random.default_rng(seed), np.asarray(labels, dtype=str)
+    chosen = [random.permutation(np.flatnonzero(labels == label))[:n] for label in np.unique(labels)]
+    return np.sort(np.concatenate(chosen))
+
+
+def integrated_gradients(
+    classifier: Classifier, adata: anndata.AnnData, labels: Sequence[str], *, n_steps: int = 16, batch_size: int = 8
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Attribute the logit of a label to the genes of each cell, by integrated gradients (captum).
+
+    The path runs in a straight line to the cell as it is: from all tokens at 0, whose embeddings it joins to those of the
+    cell, while the gene embeddings stay. With ``config.expressed_only`` a gene that is not expressed is absent, and its
+    encoding zero, which no token says. So a second input runs along the path, from 0 to 1, by which each gene's encoding
+    is multiplied before the head; what a gene is due is the sum over both inputs. The genes that enter the encoder are
+    those of the whole cell all the way. (Without the second input what a gene does by being there is missed.)
+
+    Parameters
+    ----------
+    classifier
+        A fine-tuned model.
+    adata
+        Tokenized cells of its vocabulary.
+    labels
+        (cells,), the label of each whose logit is attributed, such as its true type.
+    n_steps
+        Points of the Gauss-Legendre rule on the path; each is a forward and a backward pass.
+    batch_size
+        Cells at once; changes speed and memory, never the result.
+
+    Returns
+    -------
+    Cells x genes, of either sign, zero where a token is 0. And a row a cell: `sum` of its attributions, and the
+    `difference` of the logit between the ends of the path, which the sum should equal. They differ by the rule's error,
+    and since the maxima within attention count as constants in its gradients.
+
+    Raises
+    ------
+    ValueError
+        captum is not installed, cells are not tokenized or for another vocabulary, or a label is unknown.
+
+    Paper: not in it. Sundararajan, Taly and Yan 2017.
+    """
+    if find_spec("captum") is None:
+        raise ValueError("captum is not installed: pip install -c requirements.lock 'scbert-companion[interpret]'.")
+    from captum.attr import IntegratedGradients
+
+    check_cells(classifier, adata)
+    check_known(labels, classifier.labels)
+    encoder, device = classifier.encoder, next(classifier.parameters()).device
+    target = torch.from_numpy(pd.Index(classifier.labels).get_indexer(list(labels))).to(device)
+
+    def read(x, there, positions, present):  # (cells, positions, dim), (cells, positions) -> (cells, labels)
+        hidden = encoder.norm(encoder.run_layers(x, present=present)) * there[..., None]
+        every = hidden.new_zeros(len(x), encoder.config.n_genes + 1, hidden.shape[2])
+        return classifier.head(every.scatter(1, positions[..., None].expand_as(hidden), hidden))
+
+    attribute, parts, sums = IntegratedGradients(read).attribute, [], []
+    for start, bins in open_cells(adata).in_order(batch_size):
+        bins = bins.to(device)
+        if encoder.config.expressed_only:
+            positions, present = find_expressed(bins)
+            absent = (positions == bins.shape[1] - 1).float()  # of the whole cell the trailing position alone is left
+        else:
+            positions = torch.arange(bins.shape[1], device=device).expand_as(bins)
+            present = torch.ones_like(bins, dtype=torch.bool)
+            absent = present.float()
+        with torch.no_grad():
+            x, empty = (_embed_at(encoder, tokens, positions) for tokens in (bins, torch.zeros_like(bins)))
+        (by_token, by_presence), missing = attribute(
+            (x, present.float()), (empty, absent), target[start : start + len(bins)], (positions, present),
+            n_steps=n_steps, method="gausslegendre", internal_batch_size=max(len(bins), 4 * batch_size),
+            return_convergence_delta=True,
+        )  # fmt: skip
+        values = (by_token.sum(2) + by_presence).masked_fill(~present, 0)  # (cells, positions)
+        parts.append(values.new_zeros(*bins.shape).scatter(1, positions, values)[:, :-1].cpu().numpy())
+        total = values.sum(1).double().cpu().numpy()
+        sums.append(np.stack([total, total - missing.double().cpu().numpy()], axis=1))
+    return (
+        pd.DataFrame(np.concatenate(parts).astype(np.float64), adata.obs_names, classifier.genes),
+        pd.DataFrame(np.concatenate(sums), adata.obs_names, ["sum", "difference"]),
+    )
+
+
+def _embed_at(encoder, tokens, positions):
+    """Return what enters the first layer at these positions, (cells, positions, dim), in either mode."""
+    x = encoder.token_emb(tokens.gather(1, positions))
+    return x if encoder.config.gene_embedding == "none" else x + encoder.pos_emb.emb(positions)
+
+
+def tabulate_scores(contrast: pd.DataFrame, value: str = "difference") -> pd.DataFrame:
+    """Turn the table of `scbert.interpret.contrast_types` into scores, types x genes, in the order of the genes."""
+    return contrast.pivot(index="type", columns="gene", values=value)[contrast["gene"].unique()]
+
+
+def score_by_attention(attention: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Score genes by what they receive in a type less what in others, types x genes: `contrast_types` without a test."""
+    return tabulate_scores(contrast_types(attention, labels, n_permutations=0))
+
+
+def score_by_weights(adata: anndata.AnnData, label_key: str = "cell_type", *, strength: float = 1.0) -> pd.DataFrame:
+    """Score genes by logistic regression: weight of the type x mean log-normalised expression in the type.
+
+    To first order that is what the type's logit loses, in an average cell of it, when the gene is deleted.
+
+    Parameters
+    ----------
+    adata
+        Counts of training cells.
+    strength
+        C of multinomial logistic regression with an L2 penalty, whose weights are centred over types.
+
+    Returns
+    -------
+    Types x genes.
+    """
+    x, labels = _read(adata, label_key)
+    model = LogisticRegression(C=strength, max_iter=5000).fit(x, labels)
+    weights = model.coef_ if len(model.classes_) > 2 else np.vstack([-model.coef_, model.coef_]) / 2
+    weights = weights - weights.mean(0)
+    means = np.vstack([np.asarray(x[labels == label].mean(0)) for label in model.classes_])
+    return pd.DataFrame(weights * means, model.classes_, adata.var_names)
+
+
+def score_by_expression(adata: anndata.AnnData, label_key: str = "cell_type") -> pd.DataFrame:
+    """Score genes by differential expression: the statistic of Wilcoxon's rank-sum test, each type against the rest.
+
+    Parameters
+    ----------
+    adata
+        Counts of training cells; a type of fewer than two is left out.
+
+    Returns
+    -------
+    Types x genes: of `scanpy.tl.rank_genes_groups`, on log-normalised counts.
+
+    Paper: Methods, "model interpretability" (there by DESeq).
+    """
+    import scanpy
+
+    x, labels = _read(adata, label_key)
+    genes = np.flatnonzero(x.getnnz(0))  # of a gene that no cell expresses there are ties only
+    light = anndata.AnnData(x[:, genes], obs=pd.DataFrame({"type": pd.Categorical(labels)}, adata.obs_names))
+    light.var_names = adata.var_names[genes]
+    light.uns["log1p"] = {"base": None}
+    types = [kind for kind, n in pd.Series(labels).value_counts().sort_index().items() if n > 1]
+    n_threads = torch.get_num_threads()  # numba, within scanpy, sets those of all of OpenMP to the number of cores
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.PerformanceWarning)  # scanpy's own table
+        scanpy.tl.rank_genes_groups(light, "type", groups=types, method="wilcoxon", tie_correct=True)
+    torch.set_num_threads(n_threads)
+    found = light.uns["rank_genes_groups"]
+    rows = {kind: pd.Series(found["scores"][kind], found["names"][kind]) for kind in types}
+    return pd.DataFrame(rows).T.reindex(columns=adata.var_names).astype(float).fillna(0.0)
+
+
+def score_by_gradients(
+    classifier: Classifier,
+    adata: anndata.AnnData,
+    label_key: str = "cell_type",
+    n_cells: int = 5,
+    *,
+    n_steps: int = 12,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, float]:
+    """Score genes by integrated gradients of the true type's logit: their mean in the type less that in other cells.
+
+    Parameters
+    ----------
+    classifier
+        A fine-tuned model.
+    adata
+        Tokenized training cells.
+    n_cells, seed
+        At most so many cells of each type are attributed, drawn by `seed`.
+    n_steps
+        See `integrated_gradients`.
+
+    Returns
+    -------
+    Types x genes; and the share of the logits' differences that the attributions miss in sum, small if they can be
+    trusted.
+    """
+    labels = _read(adata, label_key)[1]
+    chosen = choose_cells(labels, n_cells, seed)
+    values, sums = integrated_gradients(classifier, adata[chosen].copy(), labels[chosen], n_steps=n_steps)
+    missed = (sums["sum"] - sums["difference"]).abs().sum() / sums["difference"].abs().sum()
+    return score_by_attention(values, labels[chosen]), float(missed)
+
+
+def _read(adata, label_key):
+    check_column(adata, label_key, "The training set", constant_is_fine=False)
+    return lognormalize(adata), adata.obs[label_key].astype(str).to_numpy()
+
+
+def order_genes(scores: pd.DataFrame, n: int) -> dict[str, list[str]]:
+    """Return the `n` genes of the largest score of each type, best first: what is deleted."""
+    return {kind: list(row.sort_values(ascending=False, kind="stable").index[:n]) for kind, row in scores.iterrows()}
+
+
+def match_genes(
+    ranking: Mapping[str, Sequence[str]],
+    adata: anndata.AnnData,
+    label_key: str = "cell_type",
+    *,
+    n_draws: int = 1,
+    n_nearest: int = 10,
+    seed: int = 0,
+) -> list[dict[str, list[str]]]:
+    """Draw for each gene of a ranking another one that the type expresses as strongly: what chance would do.
+
+    Parameters
+    ----------
+    ranking
+        Type -> genes, see `order_genes`.
+    adata
+        Counts of training cells.
+    n_draws
+        How many such rankings.
+    n_nearest
+        Each is drawn from so many genes of the nearest mean expression (log-normalised, in cells of the type) among those
+        that the ranking of the type does not name and that were not drawn before. Where a ranking takes the strongest
+        genes, all that are left are weaker: compare the means (`measure_levels`).
+    seed
+        Fixes the draws.
+
+    Returns
+    -------
+    For each draw, type -> as many genes, in the order of those they stand for.
+
+    Raises
+    ------
+    ValueError
+        Too few other genes, or no cells of a type.
+    """
+    x, labels = _read(adata, label_key)
+    random, draws = np.random.default_rng(seed), [{} for _ in range(n_draws)]
+    for kind, genes in ranking.items():
+        if not (labels == kind).any():
+            raise ValueError(f"No training cell is {kind}: rank its genes on cells that have the label.")
+        level = pd.Series(np.asarray(x[labels == kind].mean(0)).ravel(), adata.var_names)
+        if 2 * len(genes) > len(level):
+            raise ValueError(f"{len(genes)} of {len(level)} genes leave too few to draw from: rank fewer.")
+        for drawn in draws:
+            others, drawn[kind] = level.drop(list(genes)), []
+            for gene in genes:
+                near = (others - level[gene]).abs().nsmallest(n_nearest).index
+                drawn[kind].append(str(random.choice(near)))
+                others = others.drop(drawn[kind][-1])
+    return draws
+
+
+def measure_levels(
+    ranking: Mapping[str, Sequence[str]], adata: anndata.AnnData, label_key: str = "cell_type"
+) -> pd.Series:
+    """Return the mean log-normalised expression of each type's genes in cells of the type: how strong what is deleted is."""
+    x, labels = _read(adata, label_key)
+    column = {kind: adata.var_names.get_indexer(list(genes)) for kind, genes in ranking.items()}
+    return pd.Series({kind: float(x[labels == kind][:, genes].mean()) for kind, genes in column.items()})
+
+
+def delete_genes(
+    predict: Callable,
+    adata: anndata.AnnData,
+    ranking: Mapping[str, Sequence[str]],
+    labels: Sequence[str],
+    numbers: Sequence[int],
+) -> pd.DataFrame:
+    """Set the counts of the first genes of each cell's own type to zero, and see what becomes of its probability.
+
+    Parameters
+    ----------
+    predict
+        Cells -> probabilities, cells x labels: of any method, see `scbert.methods`.
+    adata
+        Counts of test cells.
+    ranking
+        Type -> genes, the most important first.
+    labels
+        (cells,), the true type of each.
+    numbers
+        How many genes to delete.
+
+    Returns
+    -------
+    A row a cell and number: cell, type, number, `probability` of the true type, and `intact`, that of the cell as it
+    is. Totals of counts (``n_counts``) stay those of the whole cell, so the tokens of other genes stay as they are. Cells
+    that are left without a count are predicted all the same; scBERT needs tokenized cells for that.
+
+    Raises
+    ------
+    ValueError
+        Labels without a ranking or unknown to the method, a gene that the data lack, or fewer genes than a number asks.
+
+    Paper: not in it; Extended Data Fig. 1b deletes markers before training, another question.
+    """
+    return _perturb(predict, adata, ranking, labels, numbers, keep=False)
+
+
+def insert_genes(
+    predict: Callable,
+    adata: anndata.AnnData,
+    ranking: Mapping[str, Sequence[str]],
+    labels: Sequence[str],
+    numbers: Sequence[int],
+) -> pd.DataFrame:
+    """Keep the counts of the first genes of each cell's own type alone; else as `delete_genes`."""
+    return _perturb(predict, adata, ranking, labels, numbers, keep=True)
+
+
+def _perturb(predict, adata, ranking, labels, numbers, keep):
+    """Predict all perturbed cells in one call, the cells as they are first."""
+    labels = np.asarray(labels, dtype=str)
+    if len(labels) != adata.n_obs:
+        raise ValueError(f"There are {len(labels)} labels for {adata.n_obs} cells: give one for each cell.")
+    missing = sorted(set(labels) - set(ranking))
+    if missing:
+        raise ValueError(f"The ranking has no genes for {', '.join(missing)}: rank each type of these cells.")
+    kinds = sorted(set(labels))
+    order = [adata.var_names.get_indexer(list(ranking[kind])) for kind in kinds]
+    if min(map(len, order)) < max(numbers) or min(numbers) < 1:
+        raise ValueError(f"Rankings of {min(map(len, order))} genes can't answer for {list(numbers)}: rank more genes.")
+    if any((columns < 0).any() for columns in order):
+        raise ValueError("A ranking names a gene that these cells lack: rank the genes of the data.")
+    row, columns = pd.Index(kinds).get_indexer(labels), np.concatenate(order)
+    rank = np.concatenate([np.arange(len(genes)) for genes in order])  # of each gene in its type's ranking, from 0
+    kind = np.repeat(np.arange(len(kinds)), [len(genes) for genes in order])
+
+    def change(values):
+        values, versions = sparse.csr_matrix(values), [sparse.csr_matrix(values)]
+        for number in numbers:
+            first = rank < number
+            entries = np.ones(first.sum(), values.dtype), (kind[first], columns[first])
+            named = values.multiply(sparse.csr_matrix(entries, shape=(len(kinds), adata.n_vars))[row]).tocsr()
+            versions.append(named if keep else values - named)
+            versions[-1].eliminate_zeros()
+        return sparse.vstack(versions, format="csr")
+
+    n_versions = 1 + len(numbers)
+    names = [f"{cell}|{number}" for number in (0, *numbers) for cell in adata.obs_names]
+    obs = pd.DataFrame({"n_counts": np.tile(library_size(adata), n_versions)}, index=names)
+    changed = anndata.AnnData(change(adata.X), obs=obs, var=pd.DataFrame(index=adata.var_names))
+    if "bins" in adata.layers:  # the same tokens as anew, since totals stay; and cells may be left without one
+        changed.layers["bins"] = change(adata.layers["bins"])
+        changed.uns["scbert"] = {"tokenize": dict(adata.uns["scbert"]["tokenize"])}
+    probabilities = predict(changed)
+    check_known(labels, probabilities.columns)
+    column = np.tile(probabilities.columns.get_indexer(labels), n_versions)
+    true = probabilities.to_numpy()[np.arange(len(column)), column].reshape(n_versions, -1)  # (versions, cells)
+    table = {
+        "cell": np.tile(adata.obs_names, len(numbers)), "type": np.tile(labels, len(numbers)),
+        "number": np.repeat(numbers, adata.n_obs), "probability": true[1:].ravel(),
+        "intact": np.tile(true[0], len(numbers)),
+    }  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def judge_rankings(
+    judges: Mapping[str, Callable],
+    adata: anndata.AnnData,
+    rankings: Mapping[str, Sequence[Mapping[str, Sequence[str]]]],
+    labels: Sequence[str],
+    numbers: Sequence[int],
+) -> pd.DataFrame:
+    """Delete and insert the genes of several rankings, and ask several judges; see `delete_genes`.
+
+    Parameters
+    ----------
+    judges
+        Name -> predict.
+    rankings
+        Name -> one or several of type -> genes, such as the draws of `match_genes`.
+
+    Returns
+    -------
+    The tables of `delete_genes` and `insert_genes` with the columns judge, ranking, draw and kind.
+    """
+    rows = []
+    for judge, predict in judges.items():
+        for name, draws in rankings.items():
+            for draw, ranking in enumerate(draws):
+                for kind, change in (("deletion", delete_genes), ("insertion", insert_genes)):
+                    table = change(predict, adata, ranking, labels, numbers)
+                    rows.append(table.assign(judge=judge, ranking=name, draw=draw, kind=kind))
+    return pd.concat(rows, ignore_index=True)
+
+
+def measure_areas(
+    curves: pd.DataFrame,
+    *,
+    against: str | None = None,
+    by_number: bool = False,
+    seed: int = 0,
+    n_resamples: int = 2000,
+) -> pd.DataFrame:
+    """Measure the share of the true type's probability that is left, averaged over the numbers of genes.
+
+    With numbers that grow by a factor it is the area under the curve over their logarithm. Small is good for
+    deletion, large for insertion.
+
+    Parameters
+    ----------
+    curves
+        Tables of `delete_genes` and `insert_genes`, with the columns ranking, and, where there are several: judge (who
+        predicts), kind ("deletion" or "insertion"), seed (a training), draw (of random genes, averaged within a seed).
+        Within a judge and kind, all rankings are of the same cells and seeds.
+    against
+        A ranking: return its area less that of each other ranking, with the interval of the difference.
+    by_number
+        Return the share at each number, in place of their mean.
+    seed, n_resamples
+        Fix the resampling, over cells within types, and over seeds where there are several, the same for all
+        rankings, see `scbert.evaluate.draw_weights`.
+
+    Returns
+    -------
+    A row a judge, kind and ranking, with `by_number` a row for each number too: value, low, high (95 %), n (cells) and
+    seeds. The value is the mean probability over that of the cells as they are, not the mean of ratios. The index is the
+    name of the metric, such as "scbert:random/deletion_area". With `against` also `verdict`: whether its genes matter
+    "better" or "worse" than those of the other ranking, or "not decided", where the interval holds zero.
+
+    Raises
+    ------
+    ValueError
+        Rankings of other cells or seeds, or no ranking `against`.
+    """
+    defaults = {"judge": "", "kind": "deletion", "seed": 0}
+    curves = curves.assign(**{name: value for name, value in defaults.items() if name not in curves})
+    numbers = ["number"] if by_number else []
+    rows = []
+    for (judge, kind), part in curves.groupby(GROUP, sort=False):
+        names, seeds = list(dict.fromkeys(part["ranking"])), part["seed"].unique()
+        if against is not None and against not in names:
+            raise ValueError(f"There is no ranking {against!r}: there are {', '.join(names)}.")
+        means = part.groupby([*numbers, "ranking", "seed", "cell"])[["probability", "intact"]].mean()
+        wide = means.unstack("cell")
+        if wide.isna().any(axis=None) or len(means.groupby(["ranking", "seed"])) != len(names) * len(seeds):
+            raise ValueError("Rankings can be compared on the same cells and seeds only: some are missing in one.")
+        types = part.drop_duplicates("cell").set_index("cell")["type"].reindex(wide["intact"].columns)
+        strata = pd.factorize(types)[0]
+        sizes = types.map(types.value_counts()).to_numpy()
+        for number, block in wide.groupby("number") if by_number else [(None, wide)]:
+            left, intact = (  # (rankings, seeds, cells), rankings and seeds in the order of their names
+                block[column].to_numpy().reshape(len(names), len(seeds), -1) for column in ("probability", "intact")
+            )
+            order = sorted(names)
+            drawn = np.concatenate(
+                [_divide(left, intact, *w) for w in draw_weights(strata, sizes, len(seeds), seed, n_resamples)]
+            )  # (resamples, rankings)
+            value = _divide(left, intact, np.ones((1, len(types))), np.ones((1, len(seeds))))[0]
+            for name in names:
+                i = order.index(name)
+                here, spread = value[i], drawn[:, i]
+                if against is not None:
+                    base = order.index(against)
+                    here, spread = value[base] - here, drawn[:, base] - spread
+                low, high = np.quantile(spread, [0.025, 0.975])
+                row = {"judge": judge, "kind": kind, "ranking": name} | ({"number": number} if by_number else {})
+                row |= {"value": here, "low": low, "high": high, "n": len(types), "seeds": len(seeds)}
+                rows += [row] if name != against else []
+    table = pd.DataFrame(rows)
+    table.index = (
+        table["judge"] + ":" + (table["ranking"] if against is None else against) + "/" + table["kind"] + "_area"
+    )
+    if against is not None:
+        table.index += "_minus_" + table["ranking"]
+        gain = table["value"].where(table["kind"] != "deletion", -table["value"])
+        named = np.where(gain > 0, "better", "worse")
+        table["verdict"] = np.where((table["low"] <= 0) & (table["high"] >= 0), "not decided", named)
+    return table.rename_axis("metric")
+
+
+def _divide(left, intact, of_cells, of_seeds):
+    """Weigh cells and seeds, (resamples, cells) and (resamples, seeds): return (resamples, rankings)."""
+    sums = (np.einsum("rc,ksc,rs->rk", of_cells, values, of_seeds, optimize=True) for values in (left, intact))
+    return np.divide(*sums)

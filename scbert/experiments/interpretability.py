@@ -1,0 +1,548 @@
+"""Which genes the model looks at: exact attention, contrasts between types, agreement, enrichment.
+
+What a gene receives is the mean of its column of the attention matrix, over the genes that attend, heads and layers.
+With FAVOR+ the matrix is A = D^-1 Q' K'^T, where Q' and K' are the random features of queries and keys, (genes,
+features), and D holds the sums of its rows. The mean of its columns is then
+
+    K' (Q'^T D^-1 1) / n
+
+a sum over genes for each feature, and a product with each gene's features: linear in the genes, and exact. No matrix
+of genes x genes is formed. `dense_attention` forms it all the same, by the definition, to hold the former against.
+
+Paper: Methods, "model interpretability"; Fig. 5, Extended Data Fig. 1d.
+Differs from the published code: its script can't load what fine-tuning saves; applies attention a second time, to what
+the layer has made already; sums in half precision, by which rows sum to 0.73 in place of 1; holds a matrix of all
+genes x all genes for each head; and averages absolute values over zero genes that attend, of which there are some
+95 %, and over the trailing token. Here each layer's own attention is averaged, over expressed genes that attend.
+
+What attention is not: it says which genes were read, not which decided. `scbert.deletion` asks the latter.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from itertools import combinations
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from scipy import stats
+
+from ..model.attention import EPS
+from ..data.cells import check_cells, open_cells
+from ..evaluate.metrics import bootstrap
+from ..model.encoder import Classifier, ScBert
+from .pretraining import read_sets
+
+PERMUTATIONS_AT_ONCE = 20
+ROWS_AT_ONCE = 512
+
+
+def gene_attention(
+    classifier: Classifier | ScBert,
+    adata: anndata.AnnData,
+    *,
+    batch_size: int = 32,
+    by_layer: bool = False,
+    expressed_only: bool = True,
+) -> pd.DataFrame | dict[int, pd.DataFrame]:
+    """Attention that each gene receives, averaged over queries, heads and layers; exact, and linear in the genes.
+
+    Parameters
+    ----------
+    classifier
+        A fine-tuned model, or an encoder.
+    adata
+        Tokenized cells of its vocabulary.
+    batch_size
+        Cells a forward pass; changes speed and memory, never the result.
+    by_layer
+        Return a table for each layer, numbered from 1, in place of their mean.
+    expressed_only
+        Average over expressed genes that attend; else over all positions that enter the encoder.
+
+    Returns
+    -------
+    Cells x genes, non-negative, each row summing to one: the share of what all genes receive. The trailing token is
+    left out. With ``config.expressed_only`` a gene that a cell does not express receives nothing. A cell without a
+    token has a row of zeros.
+
+    Raises
+    ------
+    ValueError
+        The cells are not tokenized, or for another vocabulary.
+
+    Paper: Methods, "model interpretability"; Fig. 5a.
+    Differs from the published code: see the head of this module.
+    """
+    encoder = getattr(classifier, "encoder", classifier)
+    check_cells(encoder, adata)
+    device, batches = next(encoder.parameters()).device, []
+    for _, bins in open_cells(adata).in_order(batch_size):
+        columns = encoder.attention_columns(bins.to(device), expressed_only=expressed_only)
+        batches.append(columns[..., :-1].mean(2).cpu().numpy())  # (cells, depth, genes)
+    received = np.concatenate(batches).astype(np.float64)
+
+    def share(values):
+        total = values.sum(1, keepdims=True)
+        return pd.DataFrame(values / np.where(total > 0, total, 1), adata.obs_names, encoder.genes)
+
+    if by_layer:
+        return {layer + 1: share(received[:, layer]) for layer in range(received.shape[1])}
+    return share(received.mean(1))
+
+
+def even_attention(adata: anndata.AnnData) -> pd.DataFrame:
+    """Return what genes would receive if each expressed one received the same, cells x genes: a control.
+
+    Raises
+    ------
+    ValueError
+        The cells are not tokenized.
+    """
+    if "bins" not in adata.layers:
+        raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
+    expressed = (adata.layers["bins"] > 0).toarray().astype(np.float64)
+    return pd.DataFrame(expressed / expressed.sum(1, keepdims=True).clip(min=1), adata.obs_names, adata.var_names)
+
+
+def average(values: Sequence[float], *, seed: int = 0) -> dict[str, float]:
+    """Return the mean over cells, or over types, with its 95 % interval by bootstrap: value, low, high and n."""
+    return bootstrap(np.mean, np.asarray(values, np.float64), seed=seed)
+
+
+def measure_focus(attention: pd.DataFrame) -> pd.DataFrame:
+    """Say how far each cell's attention is from an even spread over the genes that receive any.
+
+    Returns
+    -------
+    A row a cell: `genes` that receive any; `largest`, what the most attended of them receives, as a multiple of an
+    even share; and `effective_share`, the exponential of the entropy over the number of genes: 1 for an even spread,
+    near 0 if one gene receives everything. Cells without a token are left out.
+    """
+    values = attention.to_numpy()
+    values = values[values.any(1)]
+    genes = (values > 0).sum(1)
+    entropy = stats.entropy(values, axis=1)
+    table = {"genes": genes, "largest": values.max(1) * genes, "effective_share": np.exp(entropy) / genes}
+    return pd.DataFrame(table, index=attention.index[attention.to_numpy().any(1)])
+
+
+def dense_attention(model: Classifier | ScBert, bins: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Form the attention matrices of one cell, by the definition, in float64: for a small model or few genes.
+
+    Parameters
+    ----------
+    model
+        A classifier or an encoder, with ``key_stabiliser="head"``.
+    bins
+        (genes + 1,) tokens of one cell, the last one 0.
+
+    Returns
+    -------
+    (depth, heads, positions, positions), row i being what position i attends to, which sums to one; and the
+    (positions,) columns of `bins` that enter the encoder, the trailing one included.
+
+    Raises
+    ------
+    ValueError
+        The model has ``key_stabiliser="batch"``, by which a cell's attention depends on other cells.
+
+    Paper: Methods, "attention matrix"; Extended Data Fig. 1d.
+    """
+    positions, layers = _read_features(model, bins)
+    return torch.stack([_form_rows(q, k) for q, k in layers]).numpy(), positions.numpy()
+
+
+@torch.no_grad()
+def _read_features(model, bins):
+    """Return the positions of a cell that enter, and of each layer phi(q) and phi(k), (heads, positions, features)."""
+    encoder = getattr(model, "encoder", model)
+    if encoder.config.key_stabiliser != "head":
+        raise ValueError("Dense attention needs key_stabiliser='head': with 'batch' a cell is not alone.")
+    encoder = copy.deepcopy(encoder).cpu().double()
+    enters = (bins.cpu() > 0) if encoder.config.expressed_only else torch.ones(len(bins), dtype=torch.bool)
+    enters[-1] = True
+    positions, layers = enters.nonzero().squeeze(1), []
+    x = encoder.token_emb(bins.cpu()[positions])  # (positions, dim)
+    if encoder.config.gene_embedding != "none":
+        x = x + encoder.pos_emb.emb.weight[positions]
+    for attention_block, feed_block in encoder.performer.net.layers:
+        normed, layer = attention_block.norm(x), attention_block.fn
+        q, k, v = (
+            linear(normed).unflatten(1, (layer.heads, -1)).transpose(0, 1)  # (heads, positions, dim_head)
+            for linear in (layer.to_q, layer.to_k, layer.to_v)
+        )
+        projection = layer.fast_attention.projection_matrix
+        q, k = _map_features(q, projection, axes=(2,)), _map_features(k, projection, axes=(1, 2))
+        out = q @ (k.mT @ v) / (q @ k.sum(1, keepdim=True).mT)
+        x = x + layer.to_out(out.transpose(0, 1).flatten(1))
+        x = x + feed_block.fn(feed_block.norm(x))
+        layers.append((q, k))
+    return positions, layers
+
+
+def _map_features(x, projection, axes):
+    """Return phi(x), (heads, positions, features), the maximum being taken over `axes`; a common factor is left out."""
+    scale = x.shape[2] ** -0.25
+    exponent = scale * x @ projection.T
+    half_square = scale**2 * x.square().sum(2, keepdim=True) / 2
+    return torch.exp(exponent - half_square - exponent.amax(axes, keepdim=True)) + EPS
+
+
+def _form_rows(q, k):
+    """Return rows of the attention matrix, (heads, queries, positions), each summing to one."""
+    rows = q @ k.mT
+    return rows / rows.sum(2, keepdim=True)
+
+
+def average_matrix(classifier: Classifier | ScBert, adata: anndata.AnnData, genes: Sequence[str]) -> pd.DataFrame:
+    """Average the attention between chosen genes, as multiples of an even spread, over cells, heads and layers.
+
+    Parameters
+    ----------
+    classifier, adata
+        As in `gene_attention`; a few cells will do, each is on its own.
+    genes
+        Of the vocabulary; the rows of these alone are formed.
+
+    Returns
+    -------
+    Genes x genes: row i is what i attends to, over the cells in which both genes enter the encoder; NaN for two that
+    never do so together. 1 is what each would receive if attention were spread evenly over what enters.
+
+    Raises
+    ------
+    ValueError
+        A gene is not in the vocabulary, or see `gene_attention` and `dense_attention`.
+
+    Paper: Extended Data Fig. 1d, of all genes.
+    """
+    encoder = getattr(classifier, "encoder", classifier)
+    check_cells(encoder, adata)
+    chosen = pd.Index(encoder.genes).get_indexer(list(genes))
+    if (chosen < 0).any():
+        raise ValueError(f"{list(genes)[int(np.argmin(chosen))]} is not a gene of this model: choose among its genes.")
+    total, count = np.zeros((2, len(chosen), len(chosen)))
+    for _, bins in open_cells(adata).in_order(1):
+        positions, layers = _read_features(encoder, bins[0])
+        where = pd.Index(positions.numpy()).get_indexer(chosen)
+        here = np.flatnonzero(where >= 0)
+        rows = torch.stack([_form_rows(q[:, where[here]], k) for q, k in layers]).mean((0, 1))  # (here, positions)
+        total[np.ix_(here, here)] += rows.numpy()[:, where[here]] * len(positions)
+        count[np.ix_(here, here)] += 1
+    with np.errstate(invalid="ignore"):
+        return pd.DataFrame(total / np.where(count > 0, count, np.nan), list(genes), list(genes))
+
+
+def measure_distance(model: Classifier | ScBert, adata: anndata.AnnData) -> float:
+    """Return the largest distance of `ScBert.attention_columns` from the column means of dense matrices, over all cells.
+
+    Both compute the same numbers, the former in float32 and without a matrix: a few parts in 10^8 apart is right. Of the
+    matrices some rows at a time are held.
+    """
+    encoder, worst = getattr(model, "encoder", model), 0.0
+    check_cells(encoder, adata)
+    for _, bins in open_cells(adata).in_order(1):
+        positions, layers = _read_features(encoder, bins[0])
+        columns = encoder.attention_columns(bins.to(next(encoder.parameters()).device))[
+            0
+        ].cpu()  # (depth, heads, genes + 1)
+        for received, (q, k) in zip(columns[..., positions], layers, strict=True):
+            dense = sum(_form_rows(part, k).sum(1) for part in q.split(ROWS_AT_ONCE, 1)) / len(positions)
+            worst = max(worst, float((received - dense).abs().max()))
+    return worst
+
+
+def contrast_types(
+    attention: pd.DataFrame, labels: Sequence[str], *, n_permutations: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Compare what each gene receives in the cells of a type with what it receives in all others.
+
+    Parameters
+    ----------
+    attention
+        Cells x genes, see `gene_attention`; or any other value of a gene in a cell.
+    labels
+        (cells,), the type of each.
+    n_permutations
+        Draws of labels permuted over cells; 0 leaves p and fdr out.
+    seed
+        Fixes them.
+
+    Returns
+    -------
+    A row a type and gene: type, gene, cells (of the type), mean_in, mean_out, difference, z (the difference less its
+    mean over permutations, over their standard deviation), p, and fdr (Benjamini and Hochberg over all types and genes).
+    ``p = (1 + permutations with as large a difference, of either sign) / (1 + permutations)``; 1 for a gene that never
+    varies.
+
+    No p is below 1 / (1 + permutations): with too few of them a single gene among many can't pass the correction.
+    Cells are permuted freely: p takes them for independent, which cells of one donor or run are not.
+
+    Raises
+    ------
+    ValueError
+        Labels of another number than cells, or one type only.
+
+    Paper: Fig. 5a, c: "compared to other cell types", without a definition or a test.
+    """
+    labels = np.asarray(labels, dtype=str)
+    if len(labels) != len(attention):
+        raise ValueError(f"There are {len(labels)} labels for {len(attention)} cells: give one for each cell.")
+    types, code = np.unique(labels, return_inverse=True)
+    if len(types) < 2:
+        raise ValueError(f"All cells are {types[0]}: there is no other type to compare with.")
+    values = attention.to_numpy(np.float64)  # (cells, genes)
+    sizes, total = np.bincount(code)[:, None], values.sum(0)
+
+    def differ(codes):  # (permutations, cells) -> (permutations, types, genes), mean inside less mean outside
+        inside = (codes[:, None] == np.arange(len(types))[:, None]).reshape(-1, codes.shape[1]).astype(np.float64)
+        inside = (inside @ values).reshape(len(codes), len(types), -1)
+        return inside / sizes - (total - inside) / (len(labels) - sizes)
+
+    found = differ(code[None])[0]
+    random, drawn = np.random.default_rng(seed), np.zeros((3, *found.shape))  # exceedances, sum, sum of squares
+    threshold = np.abs(found) * (1 - 1e-9)  # rounding must not hide a tie
+    for start in range(0, n_permutations, PERMUTATIONS_AT_ONCE):
+        n = min(PERMUTATIONS_AT_ONCE, n_permutations - start)
+        differences = differ(random.permuted(np.tile(code, (n, 1)), axis=1))
+        drawn += (np.abs(differences) >= threshold).sum(0), differences.sum(0), np.square(differences).sum(0)
+    inside = found + (total - found * sizes) / len(labels)  # solve both equations of the means
+    outside = inside - found
+    table = {
+        "type": np.repeat(types, values.shape[1]), "gene": np.tile(attention.columns.astype(str), len(types)),
+        "cells": np.repeat(sizes.ravel(), values.shape[1]), "mean_in": inside.ravel(), "mean_out": outside.ravel(),
+        "difference": found.ravel(),
+    }  # fmt: skip
+    if n_permutations:
+        exceed, mean, square = drawn[0], drawn[1] / n_permutations, drawn[2] / n_permutations
+        deviation = np.sqrt(np.maximum(square - mean**2, 0))
+        varies = np.ptp(values, axis=0) > 0
+        p = np.where(varies, (1 + exceed) / (1 + n_permutations), 1.0)
+        z = np.divide(found - mean, deviation, out=np.zeros_like(found), where=varies & (deviation > 0))
+        table |= {"z": z.ravel(), "p": p.ravel(), "fdr": stats.false_discovery_control(p.ravel())}
+    return pd.DataFrame(table)
+
+
+def find_top(contrast: pd.DataFrame, n: int = 20) -> pd.DataFrame:
+    """Return the `n` genes of each type with the largest difference, above zero, and their `rank` from 1."""
+    rows = contrast[contrast["difference"] > 0].sort_values(["type", "difference"], ascending=[True, False])
+    rows = rows.groupby("type").head(n).reset_index(drop=True)
+    return rows.assign(rank=rows.groupby("type").cumcount() + 1)
+
+
+def load_sets(name: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return a collection of gene sets, and which of its sets are those of a cell type: label -> sets.
+
+    Parameters
+    ----------
+    name
+        "markers", a small table that comes with the package; or one of `scbert.probe.read_sets`, which is fetched.
+
+    Raises
+    ------
+    ValueError
+        Another name.
+    """
+    own = yaml.safe_load(Path(__file__).with_name("markers.yaml").read_text(encoding="utf-8"))
+    return own["markers"] if name == "markers" else read_sets(name), own["types"].get(name, {})
+
+
+def mark_members(
+    top: pd.DataFrame, sets: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Add to the table of `find_top` the column `member`: whether a gene is in a set of its type; None without a set.
+
+    Parameters
+    ----------
+    sets, names
+        As `load_sets` returns them.
+    """
+    members = {kind: {gene for name in own for gene in sets[name]} for kind, own in names.items()}
+    pairs = zip(top["type"], top["gene"], strict=True)
+    return top.assign(member=[gene in members[kind] if kind in members else None for kind, gene in pairs])
+
+
+def write_top(top: pd.DataFrame) -> str:
+    """Return a line for each type: its top genes, best first, with a star at each `member` of a set of the type."""
+    starred = top["gene"] + np.where(top["member"].eq(True), "*", "")
+    return "\n".join(f"{kind}: {' '.join(genes)}" for kind, genes in starred.groupby(top["type"]))
+
+
+def enrich(
+    genes: Mapping[str, Sequence[str]],
+    sets: Mapping[str, Sequence[str]],
+    background: Sequence[str],
+    *,
+    names: Mapping[str, Sequence[str]] | None = None,
+    minimum: int = 3,
+    maximum: int = 200,
+) -> pd.DataFrame:
+    """Ask which sets a type's genes are in more often than by chance: the hypergeometric test, by gseapy.
+
+    Parameters
+    ----------
+    genes
+        Type -> its top genes.
+    sets
+        Set -> genes.
+    background
+        All genes that could have come out on top: the model's own, and those that the cells express.
+    names
+        Type -> its own sets, see `load_sets`.
+    minimum, maximum
+        Sets with so many genes in the background are tested.
+
+    Returns
+    -------
+    A row a type and set: type, term, overlap, size (genes of the set in the background), drawn (genes of the type),
+    odds_ratio, p, fdr (Benjamini and Hochberg over all types and sets), rank (by p, within the type), own (whether it
+    is a set of this type), genes (those in common). Sets without any are rows too, with p = 1.
+
+    Raises
+    ------
+    ValueError
+        gseapy is not installed, or no set has enough genes in the background.
+
+    Paper: Fig. 5b, by Enrichr, whose background is about 20,000 genes, which a model of fewer has never seen.
+    Differs from gseapy: it corrects over the sets that are hit only; here all tested sets count.
+    """
+    if find_spec("gseapy") is None:
+        raise ValueError("gseapy is not installed: pip install -c requirements.lock 'scbert-companion[interpret]'.")
+    import gseapy
+
+    known = set(background)
+    tested = {name: sorted(known.intersection(members)) for name, members in sets.items()}
+    tested = {name: members for name, members in tested.items() if minimum <= len(members) <= maximum}
+    if not tested:
+        raise ValueError(
+            f"None of the {len(sets)} sets has {minimum} to {maximum} genes among the {len(known)} of the background: "
+            "are both named by symbols?"
+        )
+    rows = []
+    for kind, own in genes.items():
+        own = sorted(known.intersection(own))
+        found = pd.DataFrame(columns=["Term", "P-value", "Odds Ratio", "Genes"])
+        if any(set(own).intersection(members) for members in tested.values()):
+            found = gseapy.enrich(own, tested, background=list(known), outdir=None, cutoff=1, no_plot=True).results
+        found = found.set_index("Term").reindex(list(tested))
+        hits = found["Genes"].fillna("").map(lambda names: sorted(filter(None, names.split(";"))))
+        table = {
+            "type": kind, "term": list(tested), "overlap": hits.map(len).to_numpy(),
+            "size": [len(members) for members in tested.values()], "drawn": len(own),
+            "odds_ratio": found["Odds Ratio"].astype(float).to_numpy(), "p": found["P-value"].astype(float).fillna(1).to_numpy(),
+            "own": [name in (names or {}).get(kind, ()) for name in tested], "genes": hits.map(" ".join).to_numpy(),
+        }  # fmt: skip
+        rows.append(pd.DataFrame(table))
+    table = pd.concat(rows, ignore_index=True)
+    table.insert(7, "fdr", stats.false_discovery_control(table["p"]))
+    table.insert(8, "rank", table.groupby("type")["p"].rank(method="min").astype(int))
+    return table.sort_values(["type", "p", "term"], ignore_index=True)
+
+
+def enrich_all(
+    rankings: Mapping[str, Mapping[str, Sequence[str]]],
+    collections: Mapping[str, tuple[Mapping, Mapping]],
+    background: Sequence[str],
+) -> pd.DataFrame:
+    """Enrich the top genes of several rankings in several collections: `enrich`, with the columns collection and ranking.
+
+    Parameters
+    ----------
+    rankings
+        Name -> type -> genes.
+    collections
+        Name -> what `load_sets` returns.
+    background
+        As in `enrich`; each collection is corrected on its own.
+    """
+    tables = {
+        (name, ranking): enrich(genes, sets, background, names=names)
+        for name, (sets, names) in collections.items()
+        for ranking, genes in rankings.items()
+    }
+    return (
+        pd.concat(tables, names=["collection", "ranking"]).reset_index(["collection", "ranking"]).reset_index(drop=True)
+    )
+
+
+def count_first(enrichment: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+    """Count the types whose best set, with an FDR below `level`, is one of their own: the paper's "top-1".
+
+    Returns
+    -------
+    A row a collection and ranking: `types` that have a set, `enriched`, those for which a set of their own has an FDR
+    below the level, and `first`, those for which one also has the smallest p, alone or with others. Collections without
+    sets of a type are left out.
+    """
+    rows = {}
+    for key, table in enrichment.groupby(["collection", "ranking"], sort=False):
+        own = table[table["own"]]
+        if own.empty:
+            continue
+        below = own[own["fdr"] < level]
+        first = below.loc[below["rank"] == 1, "type"].nunique()
+        rows[key] = {"types": own["type"].nunique(), "enriched": below["type"].nunique(), "first": first}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["types", "enriched", "first"])
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["collection", "ranking"])
+    return table
+
+
+def measure_agreement(scores: Mapping[str, pd.DataFrame], n: int = 20) -> pd.DataFrame:
+    """Compare scores of genes pairwise: between seeds, layers, or ways to rank.
+
+    Parameters
+    ----------
+    scores
+        Name -> types x genes; large is important.
+    n
+        Genes on top to compare.
+
+    Returns
+    -------
+    A row a pair and type: one, other, type, genes (that either gives another score than zero), spearman over those,
+    overlap (share of the `n` top genes of one that are among those of the other), and chance, the overlap of two
+    random choices among these genes.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two names, or tables of other types or genes.
+    """
+    if len(scores) < 2:
+        raise ValueError("Agreement needs two tables of scores or more.")
+    first, rows = next(iter(scores.values())), []
+    for name, table in scores.items():
+        if not (table.index.equals(first.index) and table.columns.equals(first.columns)):
+            raise ValueError(f"The scores of {name} are of other types or genes than the first: reindex them.")
+    for (one, left), (other, right) in combinations(scores.items(), 2):
+        for kind in first.index:
+            a, b = left.loc[kind].to_numpy(float), right.loc[kind].to_numpy(float)
+            used = np.flatnonzero((a != 0) | (b != 0))
+            a, b, k = a[used], b[used], min(n, len(used))
+            shared = np.intersect1d(np.argsort(-a, kind="stable")[:k], np.argsort(-b, kind="stable")[:k])
+            varies = len(used) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0
+            rows.append(
+                {
+                    "one": one, "other": other, "type": kind, "genes": len(used),
+                    "spearman": float(stats.spearmanr(a, b).statistic) if varies else np.nan,
+                    "overlap": len(shared) / max(k, 1), "chance": k / max(len(used), 1),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def compare_groups(groups: Mapping[str, Mapping[str, pd.DataFrame]], n: int = 20) -> pd.DataFrame:
+    """Measure agreement within each of several groups of scores: `measure_agreement`, with a column ``between``.
+
+    Parameters
+    ----------
+    groups
+        Group, such as "seeds", -> name -> types x genes; one of a single table is left out.
+    """
+    tables = {group: measure_agreement(scores, n) for group, scores in groups.items() if len(scores) > 1}
+    return pd.concat(tables, names=["between"]).reset_index("between").reset_index(drop=True)

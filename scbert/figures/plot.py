@@ -1,0 +1,562 @@
+"""One function a figure: each draws on the axes it is given, or on its own, and returns them."""
+
+import itertools
+import textwrap
+from collections.abc import Sequence
+
+import anndata
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from sklearn.metrics import confusion_matrix
+
+GREY = "0.45"
+SCREEN = 72  # dots an inch of figures with many panels in a notebook, to keep it small; files have 120
+STYLES = {  # of the methods, in all figures: safe for colour-blind readers, and no two share a marker and a hue
+    "scbert": ("#0173b2", "o"),
+    "scbert_scratch": ("#7fbfea", "o"),
+    "logistic_regression": ("#de8f05", "s"),
+    "majority": ("0.6", "X"),
+    "nearest_centroid": ("#029e73", "D"),
+    "celltypist": ("#cc78bc", "^"),
+    "singler": ("#8c5a2b", "v"),
+    "scanvi": ("#d55e00", "P"),
+}
+MORE_STYLES = [("#56308c", "<"), ("#c9b800", ">"), ("#fbafe4", "p"), ("#222255", "h"), ("#44aa99", "*"), ("0.3", "d")]
+
+
+def color_labels(labels: Sequence[str]) -> dict[str, tuple | str]:
+    """Return a colour for each label, safe for colour-blind readers up to ten labels; ``Unassigned`` is grey."""
+    names = [label for label in sorted(set(labels)) if label != "Unassigned"]
+    safe = [color for i, color in enumerate(sns.color_palette("colorblind", 10)) if i != 7] + ["#222255"]  # 7 is grey
+    palette = safe if len(names) <= len(safe) else sns.husl_palette(len(names))
+    colors = dict(zip(names, palette, strict=False))
+    return colors | {"Unassigned": GREY} if "Unassigned" in set(labels) else colors
+
+
+def style_methods(methods: Sequence[str]) -> dict[str, dict]:
+    """Return colour, marker and filling of each method, as matplotlib's keywords: its own one in all figures, if it has one.
+
+    A variant, such as "scbert:oversample", has the colour of its method, and a marker of its own that is not filled.
+    """
+    names = list(dict.fromkeys(methods))
+    others = [name for name in dict.fromkeys(name.split(":")[0] for name in names) if name not in STYLES]
+    styles = STYLES | dict(zip(others, itertools.cycle(MORE_STYLES), strict=False))
+    variants = dict(
+        zip(sorted({name.partition(":")[2] for name in names} - {""}), itertools.cycle("<>^dvp"), strict=False)
+    )
+    chosen = {}
+    for name in names:
+        color, marker = styles[name.split(":")[0]]
+        variant = name.partition(":")[2]
+        chosen[name] = {"color": color, "marker": variants.get(variant, marker)}
+        chosen[name] |= {"markerfacecolor": "white"} if variant else {}
+    return chosen
+
+
+def _spell(name):
+    return str(name).replace("_", " ").replace("f1", "F1")
+
+
+def place_cells(adata: anndata.AnnData, seed: int = 0, *, basis: str | None = None) -> None:
+    """Give cells without ``obsm["X_umap"]`` one: UMAP of 30 principal components of log-normalised counts.
+
+    With `basis`, such as "X_scbert", UMAP of these columns of ``obsm``, in place of any there is.
+    """
+    if "X_umap" in adata.obsm and basis is None:
+        return
+    import scanpy
+
+    from ..data.preprocess import lognormalize
+
+    light = anndata.AnnData(lognormalize(adata), obs=adata.obs[[]].copy())
+    if basis is None:
+        scanpy.pp.pca(light, n_comps=min(30, min(light.shape) - 1), random_state=seed)
+    else:
+        light.obsm["X_pca"] = adata.obsm[basis]
+    scanpy.pp.neighbors(light, use_rep="X_pca", random_state=seed)
+    scanpy.tl.umap(light, random_state=seed)
+    adata.obsm["X_umap"] = light.obsm["X_umap"]
+
+
+def embedding(
+    adata: anndata.AnnData,
+    color: str,
+    *,
+    basis: str = "X_umap",
+    background: np.ndarray | None = None,
+    palette: dict | None = None,
+    title: str = "",
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Scatter cells, coloured by a column of `obs`: labels with a legend, or numbers with a colour bar.
+
+    Parameters
+    ----------
+    background
+        (cells, 2), further points in pale grey behind.
+    palette
+        Label -> colour, to share between panels; the legend names all of it. `color_labels` of the column if None.
+
+    Paper: Fig. 2b.
+    """
+    ax = ax or plt.subplots(figsize=(4.5, 4))[1]
+    if background is not None:
+        ax.scatter(*background[:, :2].T, s=5, color="0.88", linewidths=0, rasterized=True)
+    x, y = adata.obsm[basis][:, :2].T
+    values = adata.obs[color]
+    size = float(np.clip(6000 / max(len(x), 1), 4, 26))
+    if pd.api.types.is_numeric_dtype(values):
+        points = ax.scatter(x, y, c=values, s=size, cmap="viridis", vmin=0, vmax=1, linewidths=0, rasterized=True)
+        ax.figure.colorbar(points, ax=ax, shrink=0.7)
+    else:
+        for label, dot in (palette or color_labels(values.astype(str))).items():
+            here = (values == label).to_numpy()
+            style = {"marker": "x", "linewidths": 1} if label == "Unassigned" else {"linewidths": 0}
+            ax.scatter(x[here], y[here], s=size, color=dot, label=label, rasterized=True, **style)
+        if legend:
+            ax.legend(frameon=False, fontsize=7, markerscale=1.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set(title=title or color, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    sns.despine(ax=ax, left=True, bottom=True)
+    return ax
+
+
+def named_cells(
+    adata: anndata.AnnData,
+    predictions: pd.DataFrame,
+    methods: Sequence[str],
+    label_key: str = "cell_type",
+    batch_key: str | None = None,
+    *,
+    n_columns: int = 3,
+) -> np.ndarray:
+    """Scatter cells by batch, by true label, and by what each method calls them, in the same colours.
+
+    Parameters
+    ----------
+    adata
+        With ``obsm["X_umap"]``, see `place_cells`.
+    predictions
+        method, cell and predicted; of a cell that is tested more than once, the first row is shown. Cells that a
+        method did not name are pale grey.
+    methods
+        A panel each.
+
+    Returns
+    -------
+    The axes, one a panel, those of batch (if there is a `batch_key`) and truth first.
+
+    Raises
+    ------
+    ValueError
+        None of the cells is named by a method.
+
+    Paper: Fig. 2b, 3a, 3b, 3e, 3f.
+    """
+    named = {
+        method: cells.drop_duplicates("cell").set_index("cell")["predicted"].reindex(adata.obs_names)
+        for method, cells in predictions.groupby("method")
+    }
+    for method in methods:
+        if method not in named or named[method].isna().all():
+            raise ValueError(f"The predictions of {method!r} name none of these cells.")
+    truth = adata.obs[label_key].astype(str)
+    palette = color_labels([*truth, *(label for method in methods for label in named[method].dropna())])
+    panels = {} if batch_key is None else {_spell(batch_key): adata.obs[batch_key].astype(str)}
+    panels |= {"true label": truth} | {_spell(method): named[method] for method in methods}
+    n_columns = min(n_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(3.1 * n_columns + 2.4, 3.1 * n_rows),
+        squeeze=False,
+        layout="constrained",
+        dpi=SCREEN,
+    )
+    place = adata.obsm["X_umap"]
+    keys = {"cell type": palette}
+    for ax, (title, values) in zip(axes.flat, panels.items(), strict=False):
+        colors = palette
+        if batch_key is not None and ax is axes[0, 0]:
+            batches = sorted(set(values))
+            colors = keys[title] = dict(zip(batches, sns.color_palette("viridis", len(batches)), strict=True))
+        shown = anndata.AnnData(obs=pd.DataFrame({title: values}), obsm={"X_umap": place})
+        embedding(shown, title, background=place, palette=colors, legend=False, ax=ax)
+    dots = []
+    for title, colors in keys.items():  # one legend of several parts, each under its title
+        dots.append(plt.Line2D([], [], ls="", label=title))
+        for name, color in colors.items():
+            dots.append(plt.Line2D([], [], ls="", marker="x" if name == "Unassigned" else "o", color=color, label=name))
+    legend = figure.legend(handles=dots, frameon=False, fontsize=7, loc="outside right center")
+    for text in legend.get_texts():
+        text.set_fontweight("bold" if text.get_text() in keys else "normal")
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    return axes.ravel()[: len(panels)]
+
+
+def confusion(
+    truth: Sequence[str],
+    predicted: Sequence[str],
+    *,
+    labels: Sequence[str] | None = None,
+    colorbar: bool = True,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what became of each true type: rows sum to one, the number of cells stands beside the name.
+
+    Parameters
+    ----------
+    labels
+        The columns, and the order of all; the labels that are true or predicted if None.
+
+    Paper: Fig. 2c.
+    """
+    labels = sorted(set(truth) | set(predicted)) if labels is None else list(labels)
+    counts = confusion_matrix(truth, predicted, labels=labels)
+    totals = counts.sum(1)
+    rows = totals > 0
+    shares = pd.DataFrame(
+        counts[rows] / totals[rows, None],
+        index=[f"{label} ({n})" for label, n in zip(labels, totals, strict=True) if n],
+        columns=labels,
+    )
+    ax = ax or plt.subplots(figsize=(1.5 + 0.5 * len(labels), 1 + 0.42 * len(labels)))[1]
+    numbers = shares.map(lambda share: f"{share:.2f}" if share else "")
+    sns.heatmap(
+        shares, vmin=0, vmax=1, cmap="cividis", annot=numbers, fmt="", annot_kws={"size": 7}, square=True, ax=ax,
+        xticklabels=True, yticklabels=True, cbar=colorbar, cbar_kws={"label": "share of the true type", "shrink": 0.7},
+    )  # fmt: skip
+    ax.tick_params(labelsize=8)
+    ax.set_xticklabels(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    ax.set(title=title, xlabel="predicted", ylabel="true (cells)")
+    return ax
+
+
+def confusions(predictions: pd.DataFrame, methods: Sequence[str] | None = None) -> np.ndarray:
+    """Draw a confusion matrix a method, side by side, on one colour scale and with the same labels.
+
+    Parameters
+    ----------
+    predictions
+        method, truth, predicted; all repeats and folds are pooled, and the numbers of cells are those of all.
+    methods
+        Which, and in which order; all if None.
+
+    Returns
+    -------
+    The axes, one a method.
+
+    Paper: Fig. 2c, 2e.
+    """
+    methods = list(dict.fromkeys(predictions["method"]) if methods is None else methods)
+    predictions = predictions[predictions["method"].isin(methods)]
+    labels = sorted({*predictions["truth"], *predictions["predicted"]})
+    size, longest = max(0.42 * len(labels) + 0.3, 1.6), max(map(len, labels))
+    figure, axes = plt.subplots(  # the names need room on the left, and slanted below
+        1, len(methods), squeeze=False, layout="constrained", dpi=SCREEN,
+        figsize=(size * len(methods) + 1.6 + 0.07 * longest, size + 0.8 + 0.055 * longest),
+    )  # fmt: skip
+    for ax, method in zip(axes[0], methods, strict=True):
+        cells = predictions[predictions["method"] == method]
+        confusion(cells["truth"], cells["predicted"], labels=labels, colorbar=False, title=_spell(method), ax=ax)
+        if ax is not axes[0, 0]:
+            ax.set(ylabel="", yticks=[])
+    figure.colorbar(axes[0, 0].collections[0], ax=axes[0], label="share of the true type", shrink=0.6, pad=0.01)
+    return axes[0]
+
+
+def scores(table: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Axes:
+    """Draw each method's score with its 95 % interval, best on top; `table` is that of `evaluate.score`.
+
+    Paper: Fig. 2a, with intervals in place of box plots.
+    """
+    rows = table.xs(metric, level="metric").sort_values("value")
+    ax = ax or plt.subplots(figsize=(5, 0.6 + 0.4 * len(rows)))[1]
+    styles = style_methods(rows.index)
+    for y, (method, row) in enumerate(rows.iterrows()):
+        ax.plot([row["low"], row["high"]], [y, y], color=styles[method]["color"], lw=2)
+        ax.plot(row["value"], y, ms=7, mec="white", mew=0.3, **styles[method])
+    ax.set(yticks=range(len(rows)), yticklabels=rows.index, xlim=(0, 1), xlabel=metric.replace("_", " "))
+    ax.grid(axis="x", color="0.9")
+    sns.despine(ax=ax, left=True)
+    return ax
+
+
+def boxes(table: pd.DataFrame, metric: str, *, by: str = "data", order: Sequence[str] | None = None) -> np.ndarray:
+    """Draw what each training of each method reached: a box, and every point of it; a panel a data set.
+
+    Parameters
+    ----------
+    table
+        A row a training and method, from `evaluate.score_trainings`.
+    by
+        The column that makes the panels.
+    order
+        Methods from top to bottom; by median over all panels if None.
+
+    Returns
+    -------
+    The axes, one a panel.
+
+    Paper: Fig. 2a.
+    """
+    if order is None:
+        order = table.groupby("method")[metric].median().sort_values(ascending=False).index
+    panels, styles = list(dict.fromkeys(table[by])), style_methods(order)
+    _, axes = plt.subplots(
+        1, len(panels), figsize=(1.6 + 3 * len(panels), 0.9 + 0.36 * len(order)), sharey=True, squeeze=False,
+        layout="constrained", dpi=SCREEN,
+    )  # fmt: skip
+    for ax, panel in zip(axes[0], panels, strict=True):
+        for y, method in enumerate(order):
+            here = (table[by] == panel) & (table["method"] == method)
+            values, style = table.loc[here, metric].dropna().to_numpy(), styles[method]
+            if len(values) > 2:
+                line = {"color": style["color"], "lw": 1.2}
+                ax.boxplot(
+                    values, positions=[y], orientation="horizontal", widths=0.6, showfliers=False, manage_ticks=False,
+                    boxprops=line, whiskerprops=line, capprops=line, medianprops=line | {"lw": 2.4},
+                )  # fmt: skip
+            dodge = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else 0
+            ax.scatter(values, y + dodge, s=26, lw=0.3, edgecolors="white", zorder=3, **style)
+        ax.set(title=panel if len(panels) > 1 else "", xlabel=_spell(metric))
+        low = _leave_majority(table[table[by] == panel], metric)
+        if low is not None:
+            ax.set_xlim(left=low)
+            value = table.loc[(table[by] == panel) & (table["method"] == "majority"), metric].mean()
+            ax.text(low, list(order).index("majority"), f" \u2190 {value:.2f}", va="center", fontsize=8, color=GREY)
+        ax.grid(axis="x", color="0.9")
+        ax.set_axisbelow(True)
+        sns.despine(ax=ax, left=True)
+    axes[0, 0].set(yticks=range(len(order)), yticklabels=[_spell(method) for method in order])
+    axes[0, 0].invert_yaxis()
+    return axes[0]
+
+
+def _leave_majority(table, column):
+    """Return where an axis may start if the majority is far below all other methods, so that those fill the panel; else None."""
+    rest = table.loc[table["method"] != "majority", column].dropna()
+    majority = table.loc[table["method"] == "majority", column].dropna()
+    if len(rest) < 2 or not len(majority) or rest.min() - majority.max() < rest.max() - rest.min():
+        return None
+    return rest.min() - 0.12 * (rest.max() - rest.min())
+
+
+def curve(
+    table: pd.DataFrame,
+    x: str,
+    metric: str,
+    *,
+    logarithmic: bool = False,
+    xlabel: str = "",
+    methods: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a metric against the size of the reference: a line a method, with its interval at each size.
+
+    Parameters
+    ----------
+    table
+        value, low and high by `x`, method and metric, in the index or in columns:
+        ``pandas.concat({0.1: evaluate.score(...), ...}, names=["fraction"])``.
+    x
+        The name of the sizes: a share of the cells, or a number a type with `logarithmic`.
+    methods
+        Which; all if None. The legend has them in the order of their last values.
+
+    Paper: Fig. 2d.
+    """
+    rows = _take_metric(table, metric, methods)
+    height = max(3.6, 0.6 + 0.24 * rows["method"].nunique())
+    ax = ax or plt.subplots(figsize=(7, height), layout="constrained", dpi=SCREEN)[1]
+    sizes = np.sort(rows[x].unique()).astype(float)
+    place = np.log10 if logarithmic else np.asarray
+    gap = np.diff(place(sizes)).min() if len(sizes) > 1 else 1.0
+    last = rows.sort_values(x).groupby("method")["value"].last().sort_values(ascending=False)
+    styles = style_methods(rows["method"])
+    for shift, method in zip(np.linspace(-0.07, 0.07, len(last)) * gap, last.index, strict=True):
+        line = rows[rows["method"] == method].sort_values(x)
+        at = place(line[x].to_numpy(float)) + shift  # side by side, so that no interval hides another
+        _draw_intervals(ax, 10**at if logarithmic else at, line, "-", label=_spell(method), **styles[method])
+    ax.set(xlabel=xlabel or _spell(x), ylabel=_spell(metric), xscale="log" if logarithmic else "linear")
+    ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    ax.minorticks_off()
+    low = _leave_majority(rows.assign(value=rows["low"]), "value")
+    if low is not None:
+        ax.set_ylim(bottom=low)
+        value = rows.loc[rows["method"] == "majority", "value"].max()
+        note = f"majority at most {value:.2f} \u2193"
+        ax.text(0.5, 0.01, note, transform=ax.transAxes, ha="center", fontsize=8, color=GREY)
+    ax.grid(axis="y", color="0.9")
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=ax)
+    return ax
+
+
+def studies(
+    table: pd.DataFrame, metric: str, *, by: str = "study", methods: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw a metric of each method on each study that was held out, with intervals, the methods side by side.
+
+    Parameters
+    ----------
+    table
+        As in `curve`, by study, method and metric.
+    by
+        The name of the studies; their order is that of the table.
+    methods
+        Which, and in which order; all if None.
+
+    Paper: Fig. 3c, 3d.
+    """
+    rows = _take_metric(table, metric, methods)
+    slots = {study: slot for slot, study in enumerate(dict.fromkeys(rows[by]))}
+    methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
+    width = 2.2 + 0.17 * len(slots) * (len(methods) + 2)
+    ax = ax or plt.subplots(figsize=(width, 3.4), layout="constrained", dpi=SCREEN)[1]
+    styles = style_methods(methods)
+    for shift, method in zip(np.linspace(-0.36, 0.36, len(methods)) if len(methods) > 1 else [0], methods, strict=True):
+        line = rows[rows["method"] == method]
+        _draw_intervals(ax, line[by].map(slots).to_numpy() + shift, line, "", label=_spell(method), **styles[method])
+    for edge in range(1, len(slots)):
+        ax.axvline(edge - 0.5, color="0.85", lw=0.8)
+    ax.set(xlim=(-0.5, len(slots) - 0.5), ylabel=_spell(metric))
+    ax.set_xticks(range(len(slots)), [textwrap.fill(str(study).replace("_", " "), 16) for study in slots])
+    ax.grid(axis="y", color="0.9")
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=ax)
+    return ax
+
+
+def _take_metric(table, metric, methods):
+    """Return the rows of one metric and of some methods, with what stands in the index as columns."""
+    rows = table.reset_index() if any(table.index.names) else table
+    rows = rows[rows["metric"] == metric] if "metric" in rows else rows
+    rows = rows if methods is None else rows[rows["method"].isin(methods)]
+    if rows.empty:
+        raise ValueError(f"The table has no {metric}{'' if methods is None else ' of ' + ', '.join(methods)}.")
+    return rows
+
+
+def _draw_intervals(ax, x, rows, line, **style):
+    """Draw values with low and high at the given places; an interval need not be symmetrical."""
+    errors = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+    errors = np.clip(errors, 0, None)  # a percentile interval may leave out the value by a hair
+    edge = {"mec": style["color"], "mew": 1.2}
+    ax.errorbar(x, rows["value"], errors, linestyle=line, lw=1.4, elinewidth=1.2, ms=6, **edge, **style)
+
+
+def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw mean ranks, best on top; bars are half a critical difference each way, so two that overlap are not told apart.
+
+    Parameters
+    ----------
+    table
+        From `significance.rank_methods`.
+    """
+    found, styles = table.attrs, style_methods(table.index)
+    ax = ax or plt.subplots(figsize=(5.4, 1.3 + 0.34 * len(table)), layout="constrained", dpi=SCREEN)[1]
+    half = found["critical_difference"] / 2
+    for y, (method, rank) in enumerate(table["mean_rank"].items()):
+        color = styles[method]["color"]
+        ax.plot([rank - half, rank + half], [y, y], color=color, lw=5, alpha=0.35, solid_capstyle="butt")
+        ax.plot(rank, y, ms=8, mec="white", mew=0.3, **styles[method])
+    ax.set(yticks=range(len(table)), yticklabels=[_spell(method) for method in table.index])
+    ax.set(xlim=(0.5, len(table) + 0.5), xticks=range(1, len(table) + 1), xlabel="mean rank (1 is best)")
+    p, difference = found["friedman_p"], found["critical_difference"]
+    title = f"{found['blocks']} blocks: critical difference {difference:.2f}, largest possible {found['largest_difference']}"
+    title += "" if np.isnan(p) else f"\nFriedman p = {p:.2g} (smallest possible {found['friedman_p_smallest']:.2g})"
+    ax.set_title(title, fontsize=9)
+    ax.invert_yaxis()
+    ax.grid(axis="x", color="0.9")
+    ax.set_axisbelow(True)
+    sns.despine(ax=ax, left=True)
+    return ax
+
+
+def gene_names(table: pd.DataFrame) -> np.ndarray:
+    """Draw how many genes have which status, and what share of the counts is theirs; of `genes.count_statuses`.
+
+    Returns
+    -------
+    Two axes.
+    """
+    _, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
+    for ax, column, color, number in zip(axes, table, ["C0", "C1"], ["{:,}", "{:.1%}"], strict=True):
+        bars = ax.barh(table.index, table[column], color=color)
+        ax.bar_label(bars, labels=[number.format(value) for value in table[column]], padding=3, fontsize=8)
+        ax.set(xlabel=column.replace("_", " "), xlim=(0, table[column].max() * 1.2))
+        ax.locator_params(axis="x", nbins=5)
+        sns.despine(ax=ax)
+    axes[0].invert_yaxis()
+    axes[0].figure.tight_layout()
+    return axes
+
+
+def history(table: pd.DataFrame, columns: dict[str, str], *, ylabel: str, ax: Axes | None = None) -> Axes:
+    """Draw columns of a training history against the epoch; `columns` is column -> name in the legend."""
+    ax = ax or plt.subplots(figsize=(4.5, 3))[1]
+    for (column, name), style in zip(columns.items(), ("-o", "--s", ":^", "-."), strict=False):
+        ax.plot(table["epoch"], table[column], style, ms=3, label=name)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.legend(frameon=False, fontsize=8)
+    sns.despine(ax=ax)
+    return ax
+
+
+def by_token(table: pd.DataFrame, names: dict[str, str], ax: Axes | None = None) -> Axes:
+    """Draw masked accuracy against the true token, one line a method; `names` says which columns, and their labels."""
+    ax = ax or plt.subplots(figsize=(5.5, 3.2))[1]
+    for (column, label), marker in zip(names.items(), "oSDv^"[: len(names)].lower(), strict=True):
+        ax.plot(table.index.astype(str), table[column], marker=marker, label=label, lw=2 if marker == "o" else 1)
+    ax.set_xticks(range(len(table)), [f"{token}\n(n = {n:,})" for token, n in table["n_masked"].items()], fontsize=8)
+    ax.set(xlabel="true token (masks)", ylabel="masked accuracy", ylim=(-0.03, 1.03))
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=ax)
+    return ax
+
+
+def scale_logarithmically(ax: Axes, x_ticks: Sequence[int]) -> Axes:
+    """Make both axes logarithmic, with plain numbers: the given ones below, 1, 2 and 5 times powers of ten beside."""
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks(x_ticks, [f"{tick:,}" for tick in x_ticks])
+    ax.yaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    return ax
+
+
+def costs(sweep: pd.DataFrame) -> np.ndarray:
+    """Draw seconds and peak memory against tokens, a column a step and a line an attention.
+
+    Parameters
+    ----------
+    sweep
+        From `scbert.performance.measure_afresh`: tokens, attention, step, seconds and peak_mb.
+
+    Returns
+    -------
+    The axes, (2, steps).
+    """
+    lengths, steps = sorted(sweep["tokens"].unique()), sweep["step"].unique()
+    colors = dict(zip(sweep["attention"].unique(), sns.color_palette("colorblind"), strict=False))
+    _, axes = plt.subplots(2, len(steps), figsize=(9, 6.4), sharex=True, squeeze=False)
+    for row, (column, label) in zip(
+        axes, {"seconds": "seconds a cell", "peak_mb": "peak MB a cell"}.items(), strict=True
+    ):
+        for ax, step in zip(row, steps, strict=True):
+            lines = sweep[sweep["step"] == step].groupby("attention", sort=False)
+            for marker, (name, part) in zip("osD^", lines, strict=False):
+                ax.plot(part["tokens"], part[column], f"{marker}-", color=colors[name], label=name.replace("_", " "))
+            scale_logarithmically(ax, lengths).set(ylabel=label, title=step if column == "seconds" else "")
+    for ax in axes[1]:
+        ax.set_xlabel("tokens")
+    axes[0, 0].legend(fontsize=8, loc="upper left")
+    axes[0, 0].figure.tight_layout()
+    return axes

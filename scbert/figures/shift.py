@@ -1,0 +1,284 @@
+"""Figures of notebook 06: what depth, platform and study shift do to accuracy, to tokens and to embeddings."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import anndata
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from ..evaluate.embeddings import OF_BATCHES, OF_LABELS
+from .plot import SCREEN, _draw_intervals, _spell, _take_metric, color_labels, style_methods
+from ..data.preprocess import library_size, tokenize
+
+SPELT = {  # names of metrics and embeddings in figures
+    "label_silhouette": "label silhouette", "label_purity": "neighbours of\nthe same label", "label_lisi": "label LISI (cLISI)",
+    "nmi": "NMI of clusters", "nmi_best": "NMI, best\nresolution", "ari": "ARI of clusters", "ari_best": "ARI, best\nresolution",
+    "batch_silhouette": "batch silhouette\nwithin labels", "batch_mixing": "neighbours of other\nbatches / chance",
+    "batch_lisi": "batch LISI (iLISI)", "pca": "PCA", "logistic_regression": "logistic\nregression, logits", "harmony": "Harmony", "scbert": "scBERT", "scbert_logits": "scBERT, logits", "scbert_encoder": "scBERT, before\nfine-tuning",
+}  # fmt: skip
+MARKS = {  # of embeddings: those of the methods have their method's style
+    "pca": ("0.45", "X"),
+    "harmony": ("#029e73", "D"),
+    "scbert_encoder": ("#7fbfea", "^"),
+    "scbert_logits": ("#56308c", "v"),
+}
+
+
+def dose_response(
+    table: pd.DataFrame, metric: str = "accuracy", *, methods: Sequence[str] | None = None, n_columns: int = 3
+) -> np.ndarray:
+    """Draw a metric against the severity of each simulated effect: a panel an effect, a line a method with its intervals.
+
+    Parameters
+    ----------
+    table
+        value, low and high by level, method and metric, in the index or in columns. Levels are those of
+        `scbert.simulate.simulate_doses`: "none:0" stands at the left of every panel, "depth:1" in the panel of depth; those of
+        three parts are left out.
+    methods
+        Which, and in which order in the legend; all if None.
+
+    Returns
+    -------
+    The axes, one a panel; all share their scales.
+
+    Raises
+    ------
+    ValueError
+        The table has no such metric, or no effect but "none".
+    """
+    rows = _take_metric(table, metric, methods)
+    methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
+    parts = rows["level"].str.split(":")
+    rows = rows[parts.str.len() == 2].assign(effect=parts.str[0], severity=parts.str[1].astype(float))
+    effects = [effect for effect in dict.fromkeys(rows["effect"]) if effect != "none"]
+    if not effects:
+        raise ValueError("The table has no effect but none: simulate one at least.")
+    axes = _make_panels(len(effects), n_columns, width=2.9, height=2.7, room=2.0, sharex=True, sharey=True)
+    styles, severities = style_methods(methods), np.sort(rows["severity"].unique())
+    gap = np.diff(severities).min() if len(severities) > 1 else 1.0
+    for ax, effect in zip(axes, effects, strict=True):
+        own = rows[rows["effect"].isin(["none", effect])].sort_values("severity")
+        for shift, method in zip(np.linspace(-0.06, 0.06, len(methods)) * gap, methods, strict=True):
+            line = own[own["method"] == method]
+            at = line["severity"].to_numpy(float) + shift  # side by side, so that no interval hides another
+            _draw_intervals(ax, at, line, "-", label=_spell(method), **styles[method])
+        ax.set(title=_spell(effect), xlabel="severity")
+        ax.set_xticks(severities, [f"{severity:g}" for severity in severities])
+        ax.tick_params(labelbottom=True)
+        ax.grid(axis="y", color="0.9")
+        sns.despine(ax=ax)
+    for ax in axes[::n_columns]:
+        ax.set_ylabel(_spell(metric))
+    figure = axes[0].figure
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    return axes
+
+
+def _make_panels(n_panels, n_columns, *, width, height, room, **options):
+    """Return the axes of so many panels, row by row; `room` inches are for a legend on the right."""
+    n_columns = min(n_columns, n_panels)
+    n_rows = -(-n_panels // n_columns)
+    size = (width * n_columns + room, height * n_rows)
+    _, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained", dpi=SCREEN, **options)
+    for ax in axes.flat[n_panels:]:
+        ax.remove()
+    return axes.ravel()[:n_panels]
+
+
+def mixing(table: pd.DataFrame, *, embeddings: Sequence[str] | None = None, title: str = "") -> np.ndarray:
+    """Draw metrics of several embeddings beside each other: what is kept of types on the left, how studies mix on the right.
+
+    Parameters
+    ----------
+    table
+        From `scbert.mixing.measure_mixing` or `average_mixing`, value, low and high by embedding and metric, in the index or
+        in columns.
+    embeddings
+        Which, from top to bottom within a metric; all if None.
+
+    Returns
+    -------
+    Two axes: of labels, and of batches. The dashed line is at 1, which batch_mixing may exceed.
+
+    Raises
+    ------
+    ValueError
+        The table has none of the metrics, or none of the embeddings.
+
+    Paper: Fig. 3a, 3b, in numbers.
+    """
+    rows = table.reset_index() if any(table.index.names) else table
+    embeddings = list(dict.fromkeys(rows["embedding"]) if embeddings is None else embeddings)
+    rows = rows[rows["embedding"].isin(embeddings)]
+    sides = [[metric for metric in part if metric in set(rows["metric"])] for part in (OF_LABELS, OF_BATCHES)]
+    if not any(sides):
+        raise ValueError("The table has no metric of these embeddings: see scbert.mixing.measure_mixing.")
+    styles = _style_embeddings(embeddings)
+    height = 1.1 + (0.2 + 0.08 * len(embeddings)) * max(map(len, sides))
+    _, axes = plt.subplots(1, 2, figsize=(9.6, height), layout="constrained", dpi=SCREEN)
+    for ax, metrics, name in zip(axes, sides, ("types kept apart", "studies mixed"), strict=True):
+        for shift, embedding in zip(_dodge(len(embeddings)), embeddings, strict=True):
+            own = rows[rows["embedding"] == embedding].set_index("metric").reindex(metrics).dropna(subset="value")
+            y = np.array([metrics.index(metric) for metric in own.index]) + shift
+            arms = np.clip([own["value"] - own["low"], own["high"] - own["value"]], 0, None)
+            label = SPELT.get(embedding, _spell(embedding))
+            ax.errorbar(own["value"], y, xerr=arms, ls="", ms=6, elinewidth=1.2, mec="white", mew=0.4, label=label,
+                        **styles[embedding])  # fmt: skip
+        for edge in range(1, len(metrics)):
+            ax.axhline(edge - 0.5, color="0.88", lw=0.8)
+        ax.axvline(1, color="0.6", lw=0.8, ls="--")
+        ax.set_yticks(range(len(metrics)), [SPELT.get(metric, _spell(metric)) for metric in metrics], fontsize=8)
+        ax.set(title=name, ylim=(len(metrics) - 0.5, -0.5), xlabel="0 worst, 1 best")
+        own = rows[rows["metric"].isin(metrics)]
+        ax.set_xlim(min(0, own["low"].min()) - 0.03, max(1, own["high"].max()) + 0.03)
+        ax.grid(axis="x", color="0.93")
+        ax.set_axisbelow(True)
+        ax.tick_params(axis="y", length=0)
+        sns.despine(ax=ax, left=True)
+    filled = axes[0] if sides[0] else axes[1]
+    axes[0].figure.legend(*filled.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    if title:
+        axes[0].figure.suptitle(title, fontsize=10)
+    return axes
+
+
+def _dodge(n):
+    return np.linspace(-0.32, 0.32, n) if n > 1 else [0.0]
+
+
+def _style_embeddings(names):
+    """Return colour and marker of each embedding: of a method its own, of PCA and Harmony theirs."""
+    chosen = {name: {"color": MARKS[name][0], "marker": MARKS[name][1]} for name in names if name in MARKS}
+    return chosen | style_methods([name for name in names if name not in MARKS])
+
+
+def count_token_shares(
+    worlds: Mapping[str, anndata.AnnData], genes: Sequence[str] | None = None, *, n_bins: int = 5
+) -> pd.DataFrame:
+    """Return the share of each token, 1 and up, among the expressed genes of each study's cells, and its median depth.
+
+    Parameters
+    ----------
+    worlds
+        Name -> cells with counts in ``X`` and ``obs["study"]``.
+    genes, n_bins
+        Of `scbert.preprocess.tokenize`. A gene of which molecules were seen, but too few for token 1, is not among the
+        expressed.
+
+    Returns
+    -------
+    A row a world and study: columns 1 to `n_bins`, and median_counts, the median library size.
+    """
+    rows = {}
+    for name, cells in worlds.items():
+        bins = tokenize(cells.copy(), genes=genes, n_bins=n_bins).layers["bins"].tocsr()
+        studies, sizes = cells.obs["study"].astype(str).to_numpy(), library_size(cells)
+        for study in sorted(set(studies)):
+            own = np.flatnonzero(studies == study)
+            counts = np.bincount(bins[own].data, minlength=n_bins + 1)[1:]
+            rows[name, study] = [*(counts / counts.sum()), np.median(sizes[own])]
+    columns = [*range(1, n_bins + 1), "median_counts"]
+    index = pd.MultiIndex.from_tuples(rows, names=["level", "study"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
+
+
+def depth_of_tokens(table: pd.DataFrame, *, n_columns: int = 2) -> np.ndarray:
+    """Draw the share of each token among expressed genes, a bar a study: where depth differs, so do the tokens.
+
+    Parameters
+    ----------
+    table
+        From `count_token_shares`: a panel for each world, with median counts beside the bars.
+
+    Returns
+    -------
+    The axes, one a panel.
+
+    Raises
+    ------
+    ValueError
+        Shares of a study do not sum to one.
+    """
+    table, depths = table.drop(columns="median_counts"), table["median_counts"]
+    if not np.allclose(table.sum(axis=1).to_numpy(), 1):
+        raise ValueError("The shares of a study's tokens must sum to one: see count_token_shares.")
+    panels = list(dict.fromkeys(table.index.get_level_values(0)))
+    most = max(len(table.loc[panel]) for panel in panels)
+    axes = _make_panels(len(panels), n_columns, width=4.3, height=0.95 + 0.3 * most, room=1.0, sharex=True)
+    colors = sns.color_palette("viridis", table.shape[1])
+    for ax, panel in zip(axes, panels, strict=True):
+        shares, left = table.loc[panel], 0
+        for token, color in zip(table.columns, colors, strict=True):
+            ax.barh(shares.index, shares[token], left=left, color=color, label=str(token), height=0.75)
+            left = left + shares[token]
+        for y, study in enumerate(shares.index):
+            ax.text(1.02, y, f"{depths.loc[(panel, study)]:,.0f}", va="center", fontsize=8, color="0.3")
+        ax.text(1.02, -0.75, "median\ncounts", va="bottom", fontsize=7, color="0.3")
+        ax.set(xlim=(0, 1), xlabel="share among expressed genes", ylim=(len(shares) - 0.5, -0.5))
+        ax.set_title(textwrap.fill(_spell(panel), 34), fontsize=10)
+        ax.tick_params(labelsize=8, labelbottom=True)
+        sns.despine(ax=ax, left=True)
+    handles, names = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, names, title="token", frameon=False, fontsize=8, loc="outside right center")
+    return axes
+
+
+def embeddings(places: Mapping[str, np.ndarray], studies: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """Scatter the same cells in several embeddings: by study in the top row, by type in the bottom row.
+
+    Parameters
+    ----------
+    places
+        Name -> (cells, 2), such as UMAP coordinates; a column each.
+    studies, labels
+        (cells,), of each cell.
+
+    Returns
+    -------
+    The axes, (2, embeddings).
+
+    Raises
+    ------
+    ValueError
+        No embedding, or one of another number of cells.
+
+    Paper: Fig. 3a, 3b.
+    """
+    studies, labels = np.asarray(studies).astype(str), np.asarray(labels).astype(str)
+    for name, place in places.items():
+        if len(place) != len(studies) or len(studies) != len(labels):
+            raise ValueError(f"{name} has {len(place)} cells, for {len(studies)} studies and {len(labels)} labels.")
+    if not places:
+        raise ValueError("There is no embedding to show.")
+    names = sorted(set(studies))
+    rows = [
+        ("study", studies, dict(zip(names, plt.cm.viridis(np.linspace(0, 0.88, len(names))), strict=True))),
+        ("cell type", labels, color_labels(labels)),
+    ]
+    figure, axes = plt.subplots(2, len(places), figsize=(1.9 * len(places) + 2.3, 4.1), squeeze=False,
+                                layout="constrained", dpi=SCREEN - 14)  # fmt: skip
+    order = np.random.default_rng(0).permutation(len(studies))  # so that no study lies on top of another
+    size = float(np.clip(4000 / max(len(studies), 1), 3, 14))
+    for (title, values, palette), line in zip(rows, axes, strict=True):
+        colors = [palette[value] for value in values[order]]
+        for ax, (name, place) in zip(line, places.items(), strict=True):
+            ax.scatter(*np.asarray(place)[order, :2].T, c=colors, s=size, linewidths=0, rasterized=True)
+            ax.set(xticks=[], yticks=[])
+            if title == "study":
+                ax.set_title(SPELT.get(name, _spell(name)), fontsize=9)
+            sns.despine(ax=ax, left=True, bottom=True)
+        line[0].set_ylabel(title)
+    dots = []
+    for title, _, palette in rows:  # one legend of two parts, each under its title
+        dots.append(plt.Line2D([], [], ls="", label=title))
+        dots += [
+            plt.Line2D([], [], ls="", marker="o", ms=5, color=color, label=name) for name, color in palette.items()
+        ]
+    legend = figure.legend(handles=dots, frameon=False, fontsize=7, loc="outside right center")
+    for text in legend.get_texts():
+        text.set_fontweight("bold" if text.get_text() in ("study", "cell type") else "normal")
+    return axes

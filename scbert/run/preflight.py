@@ -1,0 +1,265 @@
+"""Before hours of computing: what the notebooks of a profile need, and whether this machine has it."""
+
+import ast
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from . import record
+
+GB = 10**9
+
+
+def list_needs(
+    profile: str, notebooks: Sequence[str | Path] | None = None, parameters: dict | None = None
+) -> pd.DataFrame:
+    """List what each notebook of a profile needs.
+
+    Time and memory are those of a finished run where there is one, of this machine before the published one; else,
+    and for GPU memory and disk, they are as stated in ``notebooks/profiles/needs.yaml``. Downloads are the catalogue
+    sets named by the notebook's parameters, and those under `data` in ``needs.yaml``, that are not here yet.
+
+    Parameters
+    ----------
+    profile
+        "demo" (all notebooks), or one with ``notebooks/profiles/<profile>.yaml`` (those with a section there).
+    notebooks
+        Stems or paths of some notebooks; all of the profile if None.
+    parameters
+        What was chosen on the command line, beyond the profile's section; for all notebooks alike.
+
+    Returns
+    -------
+    One row a notebook: minutes, memory_gb, gpu_memory_gb, disk_gb (GB of 10^9 bytes, NaN where nothing is known),
+    basis (where these come from), files (a list of what has to be downloaded: url, bytes), by_hand (a list of sets
+    that have to be downloaded by hand).
+
+    Raises
+    ------
+    ValueError
+        There is no such profile or notebook.
+    """
+    root = record.find_root()
+    stated = _read_yaml(root / "notebooks" / "profiles" / "needs.yaml").get(profile) or {}
+    sections = read_sections(root / "notebooks", profile)
+    measured = record.read_records(profile)
+    rows = {}
+    for notebook in sections if notebooks is None else notebooks:
+        stem = Path(notebook).stem
+        source = Path(notebook) if Path(notebook).is_file() else root / "notebooks" / f"{stem}.ipynb"
+        if not source.is_file():
+            raise ValueError(f"There is no notebook {stem} in {source.parent}.")
+        chosen = read_defaults(source) | (sections.get(stem) or {}) | (parameters or {})
+        entry = stated.get(stem) or {}
+        row = {name: float(entry.get(name, "nan")) for name in ("minutes", "memory_gb", "gpu_memory_gb", "disk_gb")}
+        row["basis"] = entry.get("basis", "not known")
+        if stem in measured:
+            found = measured[stem]
+            row["minutes"], row["memory_gb"] = found["seconds"] / 60, found["peak_memory_mb"] * 2**20 / GB
+            used = found["parameters"] | {name: chosen[name] for name in ("profile", "seed") if name in chosen}
+            changed = [name for name in chosen if used.get(name) != chosen[name]]
+            row["basis"] = f"measured, {found['source'].split(',')[0]}"
+            row["basis"] += f", with another {' and '.join(changed)}" if changed else ""
+        row["files"], row["by_hand"] = _find_downloads([*chosen.values(), *entry.get("data", [])])
+        rows[stem] = row
+    columns = ["minutes", "memory_gb", "gpu_memory_gb", "disk_gb", "basis", "files", "by_hand"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("notebook")
+
+
+def read_defaults(source: Path) -> dict:
+    """Return name -> value of a notebook's parameters cell, of those that are literals."""
+    values = {}
+    for cell in json.loads(source.read_text())["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", ()):
+            for line in ast.parse("".join(cell["source"])).body:
+                with contextlib.suppress(ValueError, AttributeError):  # no literal, or no `name: type = value`
+                    values[line.target.id] = ast.literal_eval(line.value)
+    return values
+
+
+def has_benchmark(source: Path) -> bool:
+    """Say whether a notebook calls `scbert.benchmark.run`, whose jobs can be shared out over processes."""
+    return source.is_file() and "benchmark.run(" in source.read_text()
+
+
+def _read_yaml(path):
+    import yaml
+
+    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+
+
+def read_sections(folder: Path, profile: str) -> dict[str, dict]:
+    """Return notebook -> parameters of a profile, from the folder of the notebooks; a ValueError if there is none."""
+    if profile == "demo":  # the defaults of the notebooks
+        return {path.stem: {} for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    file = folder / "profiles" / f"{profile}.yaml"
+    if not file.is_file() or profile == "needs":
+        raise ValueError(f"There is no profile {profile!r}: choose demo, small or paper.")
+    return _read_yaml(file)
+
+
+def _find_downloads(values):
+    """Return what is missing here of the catalogue's sets that are among the words of the values."""
+    from ..sources import datasets
+
+    words = dict.fromkeys(word for value in values if isinstance(value, str) for word in re.split(r"[\s,;]+", value))
+    files, by_hand = [], []
+    for name in words:
+        entry = datasets.CATALOGUE.get(name)
+        if entry is None:
+            continue
+        if entry.get("by_hand"):
+            by_hand += [name] if datasets.missing_by_hand(name) else []
+        else:
+            files += [{"url": file["url"], "bytes": file["bytes"]} for file in datasets.missing_files(name)]
+    return files, by_hand
+
+
+def measure_resources(profile: str, *, gpu: bool = False) -> dict[str, float]:
+    """Return what is free here, in GB: memory_gb, cache_gb and runs_gb (are they on one_disk?), with `gpu` gpu_memory_gb.
+
+    Memory is what the system could give without swapping, and not more than a container may still take; NaN where
+    the system doesn't say. The GPU is the one with most free memory, 0 if there is none.
+    """
+    from ..sources.download import cache_directory
+
+    cache, runs = _find_existing(cache_directory()), _find_existing(record.run_directory(profile, "x"))
+    free = {
+        "memory_gb": _measure_memory() / GB,
+        "cache_gb": shutil.disk_usage(cache).free / GB,
+        "runs_gb": shutil.disk_usage(runs).free / GB,
+        "one_disk": cache.stat().st_dev == runs.stat().st_dev,
+    }
+    if gpu:
+        import torch
+
+        each = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
+        free["gpu_memory_gb"] = max(each, default=0) / GB
+    return free
+
+
+def _measure_memory():
+    try:
+        lines = Path("/proc/meminfo").read_text()
+        free = int(re.search(r"^MemAvailable:\s+(\d+) kB", lines, re.M).group(1)) * 1024
+    except (OSError, AttributeError):  # macOS has no figure for what is available: the whole
+        try:
+            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (OSError, ValueError):
+            return float("nan")
+    return min(free, _measure_container())
+
+
+def _measure_container(folder=Path("/sys/fs/cgroup")):
+    """Return how much more a container may take, by cgroup version 2; infinity without a limit."""
+    try:
+        limit = int((folder / "memory.max").read_text())  # "max" without a limit
+        taken = int(re.search(r"^anon (\d+)", (folder / "memory.stat").read_text(), re.M).group(1))
+    except (OSError, ValueError, AttributeError):
+        return float("inf")
+    return max(limit - taken, 0)
+
+
+def _find_existing(folder):
+    """Return the folder, or the nearest one above it that exists."""
+    folder = Path(folder).absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: int = 1) -> list[str]:
+    """Say in a sentence each what `list_needs` asks for and this machine has not; what is not known is not counted.
+
+    Parameters
+    ----------
+    jobs
+        Notebooks that run at once: the memory of the largest is added up.
+    parts
+        Processes that the jobs of each benchmark are shared out over; each holds what the notebook needs.
+    """
+    from ..sources.download import cache_directory, format_bytes
+
+    wants_gpu = needs["gpu_memory_gb"].max() > 0
+    free = measure_resources(profile, gpu=wants_gpu)
+    found = []
+    folder = record.find_root() / "notebooks"
+    processes = [name for name in needs.index for _ in range(parts if has_benchmark(folder / f"{name}.ipynb") else 1)]
+    remedies = {
+        "memory_gb": ("memory", "close other programs, or take a larger machine or a smaller profile"),
+        "gpu_memory_gb": ("GPU memory", "free the GPU, or take a larger one or a smaller profile"),
+    }
+    for column, (what, remedy) in remedies.items():
+        largest = needs.loc[processes, column].dropna().nlargest(jobs)
+        if column in free and largest.sum() > free[column]:
+            times = {name: f"{n} parts of {name}" if n > 1 else name for name, n in Counter(largest.index).items()}
+            names = " and ".join(f"{text} ({needs.loc[name, 'basis']})" for name, text in times.items())
+            verb = "need" if len(largest) > 1 else "needs"
+            there = f"{free[column]:.1f} GB are free" if free[column] else "there is none"
+            found.append(f"{names} {verb} {largest.sum():.1f} GB of {what}, and {there}: {remedy}.")
+    cache, runs = cache_directory(), record.run_directory(profile, "x").parent
+    downloads, _ = sum_downloads(needs)
+    written = needs["disk_gb"].sum()
+    if free["one_disk"]:
+        places = [
+            (runs, downloads / GB + written, free["runs_gb"], "free some room, or set SCBERT_RUNS to another disk")
+        ]
+    else:
+        places = [
+            (cache, downloads / GB, free["cache_gb"], "free some room, or set SCBERT_CACHE to another disk"),
+            (runs, written, free["runs_gb"], "free some room, or set SCBERT_RUNS to another disk"),
+        ]
+    for folder, due, there, remedy in places:
+        if due > there:
+            due, there = format_bytes(int(due * GB)), format_bytes(int(there * GB))
+            found.append(f"{due} are to be written below {folder}, and {there} are free there: {remedy}.")
+    for name in dict.fromkeys(name for names in needs["by_hand"] for name in names):
+        found.append(f"{name} has to be downloaded by hand: scbert fetch {name} says from where.")
+    return found
+
+
+def sum_downloads(needs: pd.DataFrame) -> tuple[int, int]:
+    """Return the bytes of all downloads, each file once, and how many files there are whose size is not known."""
+    sizes = {file["url"]: file["bytes"] for files in needs["files"] for file in files}.values()
+    return sum(size for size in sizes if size is not None), sum(size is None for size in sizes)
+
+
+def describe_needs(needs: pd.DataFrame) -> str:
+    """Return a table of what `list_needs` found, and a line of sums, as text for the terminal."""
+    from ..sources.download import format_bytes
+
+    def say(value, text):
+        return "?" if pd.isna(value) else text.format(value)
+
+    def say_downloads(table):
+        known, unknown = sum_downloads(table)
+        parts = [format_bytes(known)] if known else []
+        return " + ".join([*parts, *([f"{unknown} of unknown size"] if unknown else [])]) or "none"
+
+    rows = [("notebook", "minutes", "memory", "GPU memory", "disk", "download", "time and memory")]
+    for i, row in enumerate(needs.itertuples()):
+        gpu = "none" if not row.gpu_memory_gb > 0 else f"{row.gpu_memory_gb:.1f} GB"
+        numbers = [say(row.minutes, "{:.1f}"), say(row.memory_gb, "{:.1f} GB"), gpu, say(row.disk_gb, "{:.1f} GB")]
+        downloads = ", ".join([say_downloads(needs.iloc[[i]]), *(f"{name} by hand" for name in row.by_hand)])
+        rows.append((row.Index, *numbers, downloads.removeprefix("none, "), row.basis))
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    lines = ["".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    untimed = needs["minutes"].isna().sum()
+    total = f"{needs['minutes'].sum() / 60:.1f} hours" + (f" and {untimed} of unknown time" if untimed else "")
+    return "\n".join([*lines, f"All: {len(needs)} notebooks, {total}, downloads: {say_downloads(needs)}."])
+
+
+def check_resources(
+    profile: str, notebooks: Sequence[str | Path] | None = None, parameters: dict | None = None, *, jobs: int = 1
+) -> pd.DataFrame:
+    """Return what `list_needs` lists, or raise a ValueError that says what this machine is short of."""
+    needs = list_needs(profile, notebooks, parameters)
+    shortages = find_shortages(needs, profile, jobs=jobs)
+    if shortages:
+        raise ValueError(" ".join(shortages))
+    return needs

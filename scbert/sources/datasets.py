@@ -1,0 +1,248 @@
+"""Cells by name or by path: always counts in `X`, and labels and batches where they are asked for."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import sparse
+
+from . import download
+from . import readers
+from . import sets
+from ..data.preprocess import check_unique, iterate_rows
+from .readers import recover_counts
+from ..run.record import find_file
+from .simulate import simulate_studies
+
+__all__ = ["CATALOGUE", "check_column", "check_counts", "fetch", "load", "list_catalogue", "missing_files"]
+__all__ += ["recover_counts", "simulate_studies"]
+
+CATALOGUE: dict[str, dict] = yaml.safe_load((Path(__file__).parent / "catalogue.yaml").read_text())
+"""Name -> address, hash, licence, citation, reader and caveats of everything that can be fetched."""
+
+
+def load(
+    name: str | Path, *, label_key: str | None = None, batch_key: str | None = None, backed: bool = False
+) -> anndata.AnnData:
+    """Load a data set of the catalogue, or one's own file, as counts.
+
+    Parameters
+    ----------
+    name
+        A name of the catalogue (`list_catalogue`), fetched if it is not here yet, or the path of a file with raw
+        counts, from the current folder or from the root of the project: ``.h5ad``, or any format of
+        `scbert.readers.read_cells`.
+    label_key, batch_key
+        Columns of ``obs`` that must be there. Catalogue sets have "batch" and, if they are labelled, "cell_type" and
+        "cell_type_broad", a coarser name that several sets share.
+    backed
+        Leave the matrix on disk (``.h5ad`` files only).
+
+    Returns
+    -------
+    Cells x genes with whole, non-negative counts in ``X``; where a set's counts are fractional,
+    ``uns["scbert"]["fractional_counts"]`` says why. ``obs["n_counts"]`` is the total over all measured genes where
+    ``X`` holds a selection of them. ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
+
+    Raises
+    ------
+    ValueError
+        No such set or file, another format, no counts, duplicated genes, an empty cell, or a label or batch column
+        that is missing, incomplete or (labels) constant; and what `fetch` raises.
+
+    Paper: Reporting Summary, "Data". Labels are merged by the tables in ``scbert/labels``.
+    """
+    if str(name) in CATALOGUE:
+        adata = _load_catalogued(str(name))
+    else:
+        path = find_file(name)
+        if not path.exists():
+            known = ", ".join(key for key, entry in CATALOGUE.items() if entry["kind"] == "cells")
+            raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
+        adata = readers.read_cells(path, backed)
+    check_counts(adata, str(name))
+    if label_key:
+        check_column(adata, label_key, str(name), constant_is_fine=False)
+        adata.obs[label_key] = adata.obs[label_key].astype(str).astype("category")  # cluster numbers are names too
+    if batch_key:
+        check_column(adata, batch_key, str(name), constant_is_fine=True)
+    return adata
+
+
+def _load_catalogued(name):
+    entry = CATALOGUE[name]
+    if entry["kind"] != "cells":
+        raise ValueError(f"{name} is no data set of cells but {entry['title']}: scbert.datasets.fetch({name!r}).")
+    adata = getattr(sets, entry["reader"])(fetch(name))
+    expected = entry.get("shape", [entry.get("cells", adata.n_obs), adata.n_vars])
+    if list(adata.shape) != expected:
+        raise ValueError(
+            f"{name} was read as {adata.n_obs:,} cells x {adata.n_vars:,} genes, where {expected[0]:,} x "
+            f"{expected[1]:,} are due: the file is another one."
+        )
+    if entry["labels"]:
+        _name_cell_types(adata, name)
+    elif "label" in adata.obs:
+        adata.obs = adata.obs.rename(columns={"label": "cell_type"})
+    for column in ("cell_type", "batch"):
+        if column in adata.obs:
+            adata.obs[column] = adata.obs[column].astype("category")
+    notes = {"caveat": entry["caveat"]}
+    if entry.get("fractional"):
+        notes["fractional_counts"] = entry["fractional"]
+    adata.uns["scbert"] = notes
+    return adata
+
+
+def _name_cell_types(adata, name):
+    """Replace the file's labels by the names that stand beside them in ``scbert/labels/<name>.csv``."""
+    table = read_labels(name)
+    labels = adata.obs.pop("label")
+    unknown = sorted(set(labels.dropna().astype(str)) - set(table.index))
+    if unknown or labels.isna().any():
+        what = (
+            f"labels that scbert/labels/{name}.csv does not name: {', '.join(unknown)}"
+            if unknown
+            else "unlabelled cells"
+        )
+        raise ValueError(f"{name} has {what}. Add them to that table, or drop the cells.")
+    for column in reversed(table.columns):
+        adata.obs.insert(0, column, pd.Categorical(labels.astype(str).map(table[column])))
+
+
+def read_labels(name: str) -> pd.DataFrame:
+    """Return a set's table of labels: the file's own name -> `cell_type`, `cell_type_broad`."""
+    return pd.read_csv(Path(__file__).parent / "labels" / f"{name}.csv", index_col="label", dtype=str)
+
+
+def fetch(name: str, *, progress: bool = True) -> list[Path]:
+    """Return the files of a catalogue entry, each with the pinned hash, downloading what is not here yet.
+
+    Raises
+    ------
+    ValueError
+        No such entry; a file that has to be downloaded by hand is not there (the message says which, from where, and
+        where to put it); or what `scbert.download.fetch_file` raises.
+    """
+    if name not in CATALOGUE:
+        raise ValueError(f"{name} is not in the catalogue. It has: {', '.join(CATALOGUE)}.")
+    by_hand = CATALOGUE[name].get("by_hand")
+    if by_hand:
+        folder, missing = folder_by_hand(name), missing_by_hand(name)
+        if missing:
+            raise ValueError(
+                f"{name} has no address that can be pinned: download {' and '.join(missing)} from {by_hand['from']}, "
+                f"put {'them' if len(missing) > 1 else 'it'} into {folder}, and call again."
+            )
+        return [folder / file for file in by_hand["files"]]
+    return [download.fetch_file(file, progress=progress) for file in CATALOGUE[name]["files"]]
+
+
+def folder_by_hand(name: str) -> Path:
+    """Return the folder where files of a set that the user downloads are looked for."""
+    return download.cache_directory() / "by_hand" / name
+
+
+def missing_by_hand(name: str) -> list[str]:
+    """Return the names of the files that the user still has to download, none for an entry with pinned addresses."""
+    wanted = CATALOGUE[name].get("by_hand", {}).get("files", [])
+    return [file for file in wanted if not (folder_by_hand(name) / file).is_file()]
+
+
+def missing_files(name: str) -> list[dict]:
+    """Return the files of an entry that would have to be downloaded: `url`, `bytes` and hash of each."""
+    return [file for file in CATALOGUE[name]["files"] if download.find_file(file) is None]
+
+
+def list_names(profile: str | None = None) -> list[str]:
+    """Return the names of the entries that a profile uses: `list_catalogue` without a look at the disk."""
+    order = ("demo", "small", "paper")
+    last = order.index(profile) if profile else len(order)
+    return [name for name, entry in CATALOGUE.items() if order.index(entry["profile"]) <= last]
+
+
+def list_catalogue(profile: str | None = None) -> pd.DataFrame:
+    """Return what can be fetched, one row an entry: kind, title, size, licence, profile, and whether it is here.
+
+    Parameters
+    ----------
+    profile
+        Entries that this profile uses: those of ``demo``, also those of ``small``, or all (``paper``, None).
+    """
+    rows = {}
+    for name in list_names(profile):
+        entry = CATALOGUE[name]
+        sizes = [file["bytes"] for file in entry["files"]]
+        by_hand = entry.get("by_hand")
+        size = None if None in sizes else sum(sizes)
+        state = "by hand" if by_hand else "with scanpy" if not sizes else "to fetch" if missing_files(name) else "here"
+        text = "" if by_hand or not sizes else download.format_bytes(size)
+        rows[name] = {"kind": entry["kind"], "profile": entry["profile"], "size": text, "state": state,
+                      "licence": entry["licence"], "title": entry["title"]}  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def check_counts(adata: anndata.AnnData, name: str) -> None:
+    """Raise a ValueError that says what is wrong if `X` is not whole, non-negative counts of named genes.
+
+    Fractional counts, of molecules that were estimated, pass where ``uns["scbert"]["fractional_counts"]`` says why.
+    """
+    fractional_is_fine = bool(adata.uns.get("scbert", {}).get("fractional_counts"))
+    if not adata.n_obs or not adata.n_vars:
+        raise ValueError(f"{name} has {adata.n_obs} cells and {adata.n_vars} genes: there is nothing to work on.")
+    if adata.X is None:
+        raise ValueError(f"{name} has no X: put the raw counts there.")
+    check_unique(adata.obs_names, f"Cell names of {name}")
+    check_unique(adata.var_names, f"Gene names of {name}")
+    for start, rows in iterate_rows(adata):
+        values = rows.data
+        if not np.isfinite(values).all():
+            raise ValueError(f"X of {name} holds NaN or infinite values: scBERT needs raw counts.")
+        if (values < 0).any():
+            raise ValueError(f"X of {name} holds negative values (scaled data?): scBERT needs raw counts.")
+        fractional = values[values != np.rint(values)]
+        if len(fractional) and not fractional_is_fine:
+            where = [f"layers[{key!r}]" for key in adata.layers if not _is_fractional(adata.layers[key])]
+            if adata.raw is not None and not _is_fractional(adata.raw.X):
+                where.append(".raw")
+            hint = f"; {' and '.join(where)} may hold them" if where else ""
+            raise ValueError(
+                f"X of {name} holds fractional values such as {fractional[0]:.3g} (log-normalised?): "
+                f"put the raw counts into X{hint}. Estimated counts pass if uns['scbert']['fractional_counts'] says why."
+            )
+        empty = np.flatnonzero(np.asarray(rows.sum(1)).ravel() == 0)
+        if len(empty):
+            raise ValueError(
+                f"{name} has empty cells, without a single count ({len(empty)} in this block, first: "
+                f"{adata.obs_names[start + empty[0]]}): drop them with scanpy.pp.filter_cells(adata, min_counts=1)."
+            )
+
+
+def _is_fractional(matrix):
+    values = matrix[:100]
+    values = values.data if sparse.issparse(values) else np.asarray(values)
+    return not np.array_equal(values, np.rint(values))
+
+
+def check_known(labels: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ValueError if validation cells have a label that is not among the known ones, those of training cells."""
+    unknown = sorted(set(labels) - set(known))
+    if unknown:
+        raise ValueError(f"Validation cells have labels that no training cell has: {', '.join(unknown)}.")
+
+
+def check_column(adata: anndata.AnnData, key: str, name: str, *, constant_is_fine: bool) -> None:
+    """Raise a ValueError if a column of `obs` is missing, has missing values, or has one value only."""
+    if key not in adata.obs:
+        columns = ", ".join(map(str, adata.obs.columns)) or "none at all"
+        raise ValueError(f"{name} has no column {key!r} in obs; it has: {columns}.")
+    column = adata.obs[key]
+    if column.isna().any():
+        raise ValueError(f"obs[{key!r}] of {name} has {int(column.isna().sum())} missing values: fill or drop them.")
+    if not constant_is_fine and column.nunique() < 2:
+        raise ValueError(
+            f"obs[{key!r}] of {name} has one value only ({column.iloc[0]}): there is nothing to tell apart."
+        )
