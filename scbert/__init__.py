@@ -1,4 +1,9 @@
-"""scBERT's reproducible companion: the model, its data and its experiments, for notebooks and scripts."""
+"""scBERT's reproducible companion: the model, its data and its experiments, for notebooks and scripts.
+
+Nine rooms, and data flows down the list: `paths`, `data`, `model`, `sources`, `scale`, `train`, `annotate`, `evaluate`,
+`run`, `experiments`, `figures`. A room imports only from those above it. What *is* scBERT is in `data`, `model`, `train`
+and `annotate`. CONTRIBUTING.md has the map.
+"""
 
 from importlib import import_module
 
@@ -6,68 +11,77 @@ from .annotate import annotate, embed, predict_proba  # binds the function over 
 
 __version__ = "0.1.0"
 
-# Imported on first use, so that the command line answers without waiting for torch and scanpy.
-_HOME = {
-    "ScBertConfig": "model",
-    "ScBert": "model",
-    "AnnotationHead": "model",
-    "Classifier": "model",
-    "load": "model",
-    "load_encoder": "published",
-    "write_store": "shards",
-    "open_store": "stream",
-    "Recipe": "recipe",
-    "pretrain": "train",
-    "finetune": "train",
+# Where what is used as scbert.X is. Imported on first use, so that the command line answers without waiting for torch.
+_FUNCTIONS = {
+    "ScBertConfig": "model.config",
+    "ScBert": "model.encoder",
+    "AnnotationHead": "model.classifier",
+    "Classifier": "model.classifier",
+    "load": "model.classifier",
+    "load_encoder": "sources.weights",
+    "write_store": "scale.shards",
+    "open_store": "scale.stream",
+    "Recipe": "train.recipe",
+    "pretrain": "train.pretrain",
+    "finetune": "train.finetune",
 }
-_MODULES = (
-    "record",
-    "download",
-    "readers",
-    "sets",
-    "datasets",
-    "simulate",
-    "genes",
-    "preprocess",
-    "hygiene",
-    "cells",
-    "stream",
-    "shards",
-    "attention",
-    "model",
-    "published",
-    "recipe",
-    "checkpoint",
-    "processes",
-    "train",
-    "protocols",
-    "evaluate",
-    "significance",
-    "methods",
-    "outputs",
-    "benchmark",
-    "corpus",
-    "calibration",
-    "novelty",
-    "mixing",
-    "interpret",
-    "deletion",
-    "probe",
-    "performance",
-    "preflight",
-    "plot",
-    "plot_shift",
-    "plot_novelty",
-    "plot_genes",
-)
-__all__ = ["annotate", "embed", "predict_proba", *_HOME, *_MODULES]
+_MODULES = {
+    "checks": "data.checks",
+    "counts": "data.counts",
+    "preprocess": "data.preprocess",
+    "cells": "data.cells",
+    "masking": "data.masking",
+    "attention": "model.attention",
+    "published": "model.published",
+    "datasets": "sources.datasets",
+    "download": "sources.download",
+    "readers": "sources.readers",
+    "sets": "sources.sets",
+    "simulate": "sources.simulate",
+    "genes": "sources.genes",
+    "gene_vectors": "sources.gene_vectors",
+    "weights": "sources.weights",
+    "checkpoint": "scale.checkpoint",
+    "processes": "scale.processes",
+    "prefix": "scale.prefix",
+    "stream": "scale.stream",
+    "shards": "scale.shards",
+    "recipe": "train.recipe",
+    "masks": "train.masks",
+    "metrics": "evaluate.metrics",
+    "hygiene": "evaluate.hygiene",
+    "protocols": "evaluate.protocols",
+    "methods": "evaluate.methods",
+    "runner": "evaluate.runner",
+    "kept": "evaluate.kept",
+    "significance": "evaluate.significance",
+    "calibration": "evaluate.calibration",
+    "novelty": "evaluate.novelty",
+    "embeddings": "evaluate.embeddings",
+    "record": "run.record",
+    "preflight": "run.preflight",
+    "report": "run.report",
+    "pretraining": "experiments.pretraining",
+    "benchmark": "experiments.benchmark",
+    "cross_dataset": "experiments.cross_dataset",
+    "batch_effect": "experiments.batch_effect",
+    "novel_types": "experiments.novel_types",
+    "interpret": "experiments.interpretability",
+    "deletion": "experiments.deletion",
+    "performance": "experiments.performance",
+    "plot": "figures.plot",
+    "plot_shift": "figures.shift",
+    "plot_novelty": "figures.novelty",
+    "plot_genes": "figures.genes",
+}
+__all__ = ["annotate", "embed", "predict_proba", *_FUNCTIONS, *_MODULES]
 
 
 def __getattr__(name):
     if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+        return import_module(f".{_MODULES[name]}", __name__)
+    if name in _FUNCTIONS:
+        return getattr(import_module(f".{_FUNCTIONS[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

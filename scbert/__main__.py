@@ -1,17 +1,11 @@
 """The command line: run a notebook, fetch data, annotate a file, make the report. Nothing that a notebook could not do."""
 
-import json
 import logging
-import os
-import sys
-import tempfile
 from pathlib import Path
 
 import click
 
-from .run import record
-
-KINDS = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}}
+from .paths import find_rank, run_directory
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,8 +31,10 @@ def run(context, notebook, pairs, profile, anyway, part, wants_help):
     if notebook is None:
         click.echo(context.get_help())
         return
-    source = find_notebook(notebook)
-    offered = read_parameters(source)
+    from .run import notebooks
+
+    source = notebooks.find_notebook(notebook)
+    offered = notebooks.read_parameters(source)
     if wants_help:
         click.echo(f"scbert run {notebook} [-p NAME VALUE]... [--profile demo|small|paper]\n\n{source.stem}\n")
         for name, (kind, default, text) in offered.items():
@@ -46,79 +42,19 @@ def run(context, notebook, pairs, profile, anyway, part, wants_help):
                 continue
             click.echo(f"  -p {name} {kind.upper()}".ljust(34) + f"{text}  [{default}]")
         return
-    parameters = choose_parameters(source, offered, profile, dict(pairs))
-    share = choose_part(source, part)
-    if record.find_rank():
-        run_beside(source, parameters)
+    parameters = notebooks.choose_parameters(source, offered, profile, dict(pairs))
+    share = notebooks.choose_part(source, part)
+    if find_rank():
+        notebooks.run_beside(source, parameters)
         return
-    check_room(profile, [source], parameters, anyway=anyway)
-    folder = record.run_directory(profile, source.stem)
+    notebooks.check_room(profile, [source], parameters, anyway=anyway)
+    folder = run_directory(profile, source.stem)
     if share:
-        run_part(source, folder / "parts" / f"{share[0]}of{share[1]}.ipynb", parameters)
+        notebooks.run_part(source, folder / "parts" / f"{share[0]}of{share[1]}.ipynb", parameters)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    execute(source, folder / f"{source.stem}.ipynb", parameters)
+    notebooks.execute(source, folder / f"{source.stem}.ipynb", parameters)
     click.echo(f"Wrote {folder}")
-
-
-def choose_part(source: Path, given: str | None) -> tuple[int, int] | None:
-    """Return the part of the benchmark that was asked for, by --part or $SCBERT_PART, checked; None for the whole."""
-    if given is not None:
-        os.environ["SCBERT_PART"] = given or "nothing"  # inherited by the kernel
-    try:
-        part = record.find_part()
-    except ValueError as error:
-        raise click.ClickException(f"{error} Nothing was run.") from None
-    if part is None:
-        return None
-    from .run import preflight
-
-    if not preflight.has_benchmark(source):
-        raise click.ClickException(f"{source.stem} has no benchmark to share out: leave out --part. Nothing was run.")
-    if record.count_processes() > 1:
-        raise click.ClickException(
-            "A part is a single process: start it without torchrun, or by srun --ntasks 1. Nothing was run."
-        )
-    return part
-
-
-def run_part(source: Path, output: Path, parameters: dict) -> None:
-    """Run a notebook until its part of the benchmark is computed, and say so in a file beside `output`, for Snakemake."""
-    done = output.with_suffix(".done")
-    done.unlink(missing_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    message = execute(source, output, parameters)
-    if message is None:
-        raise click.ClickException(
-            f"{source.stem} ran to its end without a benchmark to share out: run it without --part. Nothing is lost."
-        )
-    record.write_text(done, f"{message}\n")
-    click.echo(message)
-
-
-def run_beside(source: Path, parameters: dict) -> None:
-    """Run a notebook in another than the first process of torchrun or srun: it joins in training and leaves nothing.
-
-    Its kernel inherits the rank, so that `scbert.pretrain` finds the others.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["SCBERT_RUNS"] = folder
-        execute(source, Path(folder) / source.name, parameters, progress=False)
-
-
-def check_room(profile, notebooks=None, parameters=None, *, jobs=1, parts=1, anyway=False):
-    """Print what is needed, but for a demo, and stop in a sentence if this machine is short of it."""
-    from .run import preflight
-
-    try:
-        needs = preflight.list_needs(profile, notebooks, parameters)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    if profile != "demo" or notebooks is None:
-        click.echo(preflight.describe_needs(needs))
-    shortages = preflight.find_shortages(needs, profile, jobs=jobs, parts=parts)
-    if shortages and not anyway:
-        raise click.ClickException(" ".join([*shortages, "Nothing was run; --anyway runs it all the same."]))
 
 
 @main.command()
@@ -128,97 +64,9 @@ def check_room(profile, notebooks=None, parameters=None, *, jobs=1, parts=1, any
 @click.option("--anyway", is_flag=True, help="Only list; do not fail where something is short.")
 def preflight(profile, jobs, parts, anyway):
     """List what the notebooks of a profile need, and compare it with what this machine has."""
+    from .run.notebooks import check_room
+
     check_room(profile, jobs=jobs, parts=parts, anyway=anyway)
-
-
-def find_notebook(name: str) -> Path:
-    """Return the path of the notebook with this number, stem or path."""
-    folder = record.find_root() / "notebooks"
-    stem = f"{int(name):02d}_" if name.isdigit() else Path(name).stem
-    matches = [Path(name)] if Path(name).is_file() else sorted(folder.glob(f"{stem}*.ipynb"))
-    if len(matches) != 1:
-        known = ", ".join(path.stem for path in sorted(folder.glob("*.ipynb"))) or f"none in {folder}"
-        raise click.ClickException(f"No single notebook is called {name!r}. There are: {known}.")
-    return matches[0]
-
-
-def read_parameters(source: Path) -> dict[str, tuple[str, str, str]]:
-    """Return name -> (type, default as written, help) of a notebook's parameters cell."""
-    import papermill
-
-    found = papermill.inspect_notebook(str(source))
-    return {name: (p["inferred_type_name"], p["default"], p["help"]) for name, p in found.items()}
-
-
-def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str, str]) -> dict:
-    """Return what to inject: the profile's section for this notebook, overridden by what was given, all checked."""
-    chosen = {}
-    if profile != "demo":  # the demo is the defaults of the notebooks
-        from .run import preflight
-
-        try:
-            sections = preflight.read_sections(source.parent, profile)
-        except ValueError as error:
-            raise click.ClickException(f"{error} Nothing was run.") from None
-        if source.stem not in sections:
-            raise click.ClickException(
-                f"{source.stem} has no {profile} profile yet ({profile}.yaml has no section for it)."
-            )
-        chosen = {"profile": profile} | (sections[source.stem] or {})
-    if "profile" in given:
-        raise click.ClickException("The profile is chosen by --profile, not by -p.")
-    chosen = chosen | given
-    unknown = sorted(set(chosen) - set(offered))
-    if unknown:
-        raise click.ClickException(
-            f"{source.stem} has no parameter {', '.join(unknown)}. It has: {', '.join(offered)}. Nothing was run."
-        )
-    return {name: parse_value(name, value, offered[name][0]) for name, value in chosen.items()}
-
-
-def parse_value(name: str, value, kind: str):
-    """Return a parameter's value in the type of its default: "3" is no number where a word is due, nor the reverse."""
-    try:
-        if kind == "bool":
-            return KINDS["bool"][str(value).lower()]
-        return KINDS[kind](value)
-    except (KeyError, ValueError):
-        raise click.ClickException(
-            f"Parameter {name} must be of type {kind}, not {value!r}. Nothing was run."
-        ) from None
-
-
-def execute(source: Path, output: Path, parameters: dict, progress: bool = True) -> str | None:
-    """Run a notebook from the caller's folder; what was executed stands in `output`, also after an error.
-
-    Returns what a part of a benchmark said when it was done; None if the notebook ran to its end.
-    """
-    import nbformat
-    import papermill
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-
-    message = None
-    try:
-        papermill.execute_notebook(
-            str(source), str(output), parameters, kernel_name="python3",
-            progress_bar={"file": sys.stdout} if progress else False,
-            extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
-        )  # fmt: skip
-    except papermill.PapermillExecutionError as error:
-        if not (error.ename == record.PartDone.__name__ and record.find_part()):
-            kept = "" if record.find_rank() else f"\nAs far as it came: {output}"
-            raise click.ClickException(
-                f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}{kept}"
-            ) from None
-        message = error.evalue
-    notebook, _ = CoalesceStreamsPreprocessor().preprocess(
-        nbformat.read(output, as_version=4), {}
-    )  # finished bars only
-    if message:  # papermill writes a warning above a cell that raised
-        marked = "papermill-error-cell-tag"
-        notebook.cells = [cell for cell in notebook.cells if marked not in cell.metadata.get("tags", ())]
-    record.write_text(output, nbformat.writes(notebook))
-    return message
 
 
 @main.command()
@@ -237,12 +85,14 @@ def annotate(source, model, output, unassigned_below, batch_size, rename_genes):
     import scbert
 
     try:
-        adata = scbert.datasets.load(source)
+        adata = scbert.datasets.read(source)
         classifier = scbert.load(model)
         if not isinstance(classifier, scbert.Classifier):
             raise ValueError(f"{model} is an encoder without labels: fine-tune it first (notebook 03).")
         read = scbert.genes.rename_genes(adata, classifier.genes) if rename_genes else adata
-        scbert.annotate(read, classifier, unassigned_below=unassigned_below, batch_size=batch_size, progress=True)
+        scbert.annotate(
+            read, classifier, unassigned_below=unassigned_below, batch_size=batch_size, progress=True, name=str(source)
+        )
         if rename_genes:  # what is written keeps the file's own names
             adata.obs, adata.uns = read.obs, read.uns
             adata.obsm.update(read.obsm)
@@ -324,14 +174,14 @@ def fetch(names, everything, profile, only_list):
 )
 def convert(source, destination, genes):
     """Turn a published checkpoint into a bundle directory, with the licence of its weights on the card."""
-    from .model import published
+    from .sources import weights
 
     try:
         names = None if genes is None else genes.read_text().split()
     except (OSError, ValueError) as error:
         raise click.ClickException(f"{genes} cannot be read as a list of genes ({error}).") from None
     try:
-        published.convert(source, destination, names)
+        weights.convert(source, destination, names)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"Wrote {destination}")
@@ -342,32 +192,14 @@ def convert(source, destination, genes):
 @click.option("-o", "--output", default="report", show_default=True, type=click.Path(path_type=Path))
 def report(profile, output):
     """Turn the executed notebooks of a profile into HTML, with an index page."""
-    from nbconvert import HTMLExporter
+    from .run.report import write_report
 
-    notebooks = sorted(record.run_directory(profile, "x").parent.glob("*/*.ipynb"))
-    if not notebooks:
-        raise click.ClickException(
-            f"No notebook of the {profile} profile was run yet: make reproduce PROFILE={profile}."
-        )
-    rows = []
-    for path in notebooks:
-        record.write_text(output / f"{path.stem}.html", HTMLExporter().from_filename(str(path))[0])
-        file = path.parent / "record.json"
-        done = json.loads(file.read_text()) if file.exists() else None
-        state = f"{done['seconds']:.0f} s, {len(done['checks'])} checks passed" if done else "did not finish"
-        rows.append(f'<li><a href="{path.stem}.html">{path.stem}</a>: {state}</li>')
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>scBERT companion, {profile} profile</title>"
-        "<style>body{font:16px/1.6 sans-serif;max-width:44em;margin:3em auto;padding:0 1em}</style>"
-        f"<h1>scBERT companion: {profile} profile</h1><p>Executed notebooks. Only the paper profile is a reproduction.</p>"
-        f"<ul>{''.join(rows)}</ul></html>\n"
-    )
-    record.write_text(output / "index.html", page)
-    scoreboard = record.run_directory(profile, "11_scoreboard") / "scoreboard.csv"
-    if scoreboard.exists():
-        import pandas as pd
-
-        click.echo(pd.read_csv(scoreboard).fillna("").to_string(index=False))
+    try:
+        scoreboard = write_report(profile, output)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if scoreboard is not None:
+        click.echo(scoreboard.fillna("").to_string(index=False))
     click.echo(f"Wrote {output / 'index.html'}")
 
 

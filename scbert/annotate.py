@@ -12,7 +12,8 @@ import pandas as pd
 if TYPE_CHECKING:
     import anndata
 
-    from .model.encoder import Classifier, ScBert
+    from .model.classifier import Classifier
+    from .model.encoder import ScBert
     from .scale.stream import CellStore
 
 
@@ -23,6 +24,7 @@ def annotate(
     unassigned_below: float = 0.5,
     batch_size: int = 32,
     progress: bool = False,
+    name: str = "adata",
 ) -> pd.DataFrame | None:
     """Annotate cells, in place, with the label the classifier finds most probable.
 
@@ -39,6 +41,8 @@ def annotate(
         Cells a forward pass; changes speed and memory, never the result (but see ``key_stabiliser="batch"``).
     progress
         Show a progress bar.
+    name
+        What error messages call the cells.
 
     Writes
     ------
@@ -61,7 +65,7 @@ def annotate(
     """
     import anndata
 
-    tokens, is_store = _tokenize_for(classifier, adata), not isinstance(adata, anndata.AnnData)
+    tokens, is_store = _tokenize_for(classifier, adata, name), not isinstance(adata, anndata.AnnData)
     batches = []
     for logits, embedding, has_tokens in _run(classifier.encoder, tokens, batch_size, progress, head=classifier.head):
         probabilities = _softmax(logits)
@@ -132,12 +136,11 @@ def embed(
     return np.concatenate([embedding for _, embedding, _ in batches])
 
 
-def _tokenize_for(model, adata):
-    """Return the cells as tokens of the model's vocabulary, without touching `adata`."""
+def _tokenize_for(model, adata, name="adata"):
+    """Return the cells as tokens of the model's vocabulary, without touching `adata`: one pass over its matrix."""
     import anndata
 
-    from .data.cells import check_cells
-    from .sources.datasets import check_counts
+    from .data.checks import check_cells
     from .data.preprocess import tokenize
 
     if not isinstance(adata, anndata.AnnData):  # a store
@@ -147,11 +150,10 @@ def _tokenize_for(model, adata):
     # Names, not the hash in the report: the genes may have been reordered since, and their tokens with them.
     if "bins" in adata.layers and n_bins == model.config.n_bins and list(adata.var_names) == list(model.genes):
         return adata
-    check_counts(adata, "adata")
     light = adata if adata.isbacked else anndata.AnnData(adata.X, obs=adata.obs[[]].copy(), var=adata.var[[]].copy())
     if not adata.isbacked and "n_counts" in adata.obs:
         light.obs["n_counts"] = adata.obs["n_counts"]
-    return tokenize(light, genes=model.genes, n_bins=model.config.n_bins)
+    return tokenize(light, genes=model.genes, n_bins=model.config.n_bins, name=name)
 
 
 def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):

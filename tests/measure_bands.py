@@ -102,7 +102,7 @@ def measure(notebook):
             "control": {what: round(without[name]["value"], 4)},
         }
     # The band holds for the notebook's own parameters, whatever the seed.
-    from scbert.__main__ import read_parameters
+    from scbert.run.notebooks import read_parameters
 
     kinds = {"int": int, "float": float, "str": lambda text: text.strip("\"'"), "bool": lambda text: text == "True"}
     parameters = {name: kinds[kind](default) for name, (kind, default, _) in read_parameters(source).items()}

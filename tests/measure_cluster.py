@@ -27,28 +27,28 @@ SLOTS = 2  # jobs that run at once
 N_JOBS, PARTS = 8, 4
 COMMANDS = ("sbatch", "srun", "sacct", "sacctmgr", "scancel", "sinfo", "scontrol", "squeue", "sshare")
 
-# What scbert.benchmark.run does with its jobs: one file a result, and the end of a part.
+# What scbert.runner.run does with its jobs: one file a result, and the end of a part.
 BENCHMARK = """
 import os, sys, time
 from pathlib import Path
-from scbert import record
+from scbert import paths
 
 def run(jobs, run):
-    part, n_parts = record.find_part() or (1, 1)
+    part, n_parts = paths.find_part() or (1, 1)
     share = jobs[part - 1 :: n_parts]
     due = [job for job in share if not run.path(f"jobs/{job}.json").exists()]
     for job in due:
         if os.environ.get("TOY_FAILS") == job:
             raise ValueError(f"{job} cannot be computed")
         time.sleep(float(os.environ.get("TOY_SECONDS", 0.1)))
-        record.write_text(run.path(f"jobs/{job}.json"), "1")
+        paths.write_text(run.path(f"jobs/{job}.json"), "1")
         with open("computed.txt", "a") as file:
             print(job, os.environ.get("SLURM_JOB_ID"), file=file)
-    if record.find_part():
-        raise record.PartDone(f"part {part}/{n_parts} is done: {len(share)} jobs, {len(due)} computed")
+    if paths.find_part():
+        raise paths.PartDone(f"part {part}/{n_parts} is done: {len(share)} jobs, {len(due)} computed")
 """
 PARAMETERS = 'profile: str = "demo"  # the profile\nseed: int = 0  # the seed'
-START = 'from scbert.record import Run\nrun = Run("{name}", globals())'
+START = 'from scbert.run.record import Run\nrun = Run("{name}", globals())'
 RUN_JOBS = f'import toy_benchmark as benchmark\nbenchmark.run([f"job{{i}}" for i in range({N_JOBS})], run)'
 COUNT = 'run.note_metric("toy/jobs/n", n := len(list(run.path("jobs").glob("*.json"))), n, n, n)'
 

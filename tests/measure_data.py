@@ -17,9 +17,9 @@ import pandas as pd
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from scbert import datasets, evaluate, genes, hygiene, preprocess, protocols
-from scbert.performance import measure_peak
-from scbert.record import measure_peak_memory_mb
+from scbert import datasets, genes, hygiene, metrics, preprocess, protocols
+from scbert.experiments.performance import measure_peak
+from scbert.paths import measure_peak_memory_mb
 
 
 def measure_set(name):
@@ -100,7 +100,7 @@ def fit_on_tokens(train, validation, label_key):
         model = LogisticRegression(C=strength, max_iter=500)
         model.fit(train.layers["bins"].astype(np.float64), train.obs[label_key].astype(str))
         predicted = model.predict(validation.layers["bins"].astype(np.float64))
-        score = evaluate.macro_f1(validation.obs[label_key].astype(str).to_numpy(), predicted)
+        score = metrics.macro_f1(validation.obs[label_key].astype(str).to_numpy(), predicted)
         if best is None or score > best[0]:
             best = (score, model, strength)
     return best[1:]
@@ -133,11 +133,11 @@ def measure_cross():
             f"of {len(set(truth))} shared labels; C = {strength}"
         )
         for method, labels in {"logistic_regression": predicted, "majority": np.full(len(truth), commonest)}.items():
-            for metric, statistic in {"accuracy": evaluate.accuracy, "macro_f1": evaluate.macro_f1}.items():
+            for metric, statistic in {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}.items():
                 names = pd.Index(sorted({*truth, *labels}))
                 codes = names.get_indexer(truth), names.get_indexer(labels)
                 options = {"labels": np.unique(codes[0])} if metric == "macro_f1" else {}
-                row = evaluate.bootstrap(lambda t, p, axis, s=statistic, o=options: s(t, p, axis, **o), *codes)
+                row = metrics.bootstrap(lambda t, p, axis, s=statistic, o=options: s(t, p, axis, **o), *codes)
                 print(f"  {method} {metric} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = {row['n']}")
         if not known.all():
             rest = preprocess.tokenize(other[~known].copy(), genes=shared)

@@ -30,10 +30,11 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from torch.nn import functional as F
 
 import scbert
-from scbert import benchmark, corpus, evaluate, probe, protocols
-from scbert.cells import CellDataset, mask_bins
-from scbert.methods import fit_logistic_regression, fit_majority, fit_scbert
-from scbert.performance import compare, measure_peak
+from scbert import cross_dataset, metrics, pretraining, protocols, runner
+from scbert.data.cells import CellDataset
+from scbert.data.masking import mask_bins
+from scbert.evaluate.methods import fit_logistic_regression, fit_majority, fit_scbert
+from scbert.experiments.performance import compare, measure_peak
 
 SIZES, N_SEEDS, LABEL, BATCH_SIZE = (10, 25, 100), 5, "cell_type", 16
 METHODS = ["scbert", "pretrained_frozen", "random_frozen", "scbert_scratch", "logistic_regression", "majority"]
@@ -96,7 +97,7 @@ def run_few_shot(methods, genes, sizes, seeds, file):
                     history = predict.classifier.history
                     row |= {"epochs": len(history), "best_epoch": int(history.loc[history["best"], "epoch"].iloc[0])}
                     row["steps"] = len(history) * math.ceil(len(train) / BATCH_SIZE)
-                found = benchmark.predict_cells(name, predict, adata[test].copy(), label_key=LABEL)
+                found = runner.predict_cells(name, predict, adata[test].copy(), label_key=LABEL)
                 found = found[["cell", "method", "truth", "predicted"]].assign(size=size, seed=seed)
                 add_rows(found, file)
                 add_rows(pd.DataFrame([row]), about)
@@ -126,7 +127,7 @@ def score_seeds(truth, predicted, n_resamples=N_RESAMPLES):
 
     def measure(truth, predicted):
         return np.stack(
-            [evaluate.accuracy(truth, predicted), evaluate.macro_f1(truth, predicted, labels=labels)], axis=-1
+            [metrics.accuracy(truth, predicted), metrics.macro_f1(truth, predicted, labels=labels)], axis=-1
         )
 
     resampled = []
@@ -236,7 +237,9 @@ def few_shot(out, encoder, seeds, sizes):
 
 def load_corpus():
     """Return the cells to learn from and those held out, tokenized: those of notebook 02, small profile."""
-    learn, held_out = corpus.join_sets(corpus.load_sets("pbmc_pool + zheng_facs", label_key=LABEL), label_key=LABEL)
+    learn, held_out = pretraining.join_sets(
+        cross_dataset.load_sets("pbmc_pool + zheng_facs", label_key=LABEL), label_key=LABEL
+    )
     genes = scbert.genes.choose_genes(learn, "pbmc68k_reduced 1000")
     return tuple(scbert.preprocess.tokenize(part, genes=genes) for part in (learn, held_out))
 
@@ -264,7 +267,7 @@ def run_mode(mode, n_epochs, learn, held_out, out):
         print(f"{row}\n{history.to_string()}", flush=True)
     model = scbert.load_encoder(bundle)
     if not masks.exists():
-        probe.score_masks(model, held_out, probe.count_tokens(learn), seed=1).to_csv(masks)
+        masks.score_masks(model, held_out, masks.count_tokens(learn), seed=1).to_csv(masks)
         print(f"{mode}: masked tokens done", flush=True)
     run_few_shot({mode: make_method(model)}, model.genes, (25,), range(3), out / f"{mode}_few_shot.csv")
 
@@ -367,7 +370,7 @@ def summarise_modes(learn, seconds, out):
     sums = {mode: table.groupby("cell").sum() for mode, table in scores.items()}
     tables = []
     for mode in done:
-        table = probe.summarise_masks(scores[mode]).reset_index()
+        table = pretraining.summarise_masks(scores[mode]).reset_index()
         tables.append(table[(table["method"] == "scbert") | (mode == "all_genes")].assign(mode=mode))
         if mode == "all_genes":
             continue
@@ -376,7 +379,7 @@ def summarise_modes(learn, seconds, out):
         if not own["n_masked"].equals(base["n_masked"]):
             raise ValueError(f"The masks of {mode} are not those of all_genes: delete {out}, and measure both again.")
         for column, metric in (("correct", "masked_accuracy"), ("loss", "cross_entropy")):
-            found = evaluate.bootstrap(
+            found = metrics.bootstrap(
                 lambda part, masks, axis: part.sum(axis=axis) / masks.sum(axis=axis),
                 own[column] - base[column], base["n_masked"],
             )  # fmt: skip

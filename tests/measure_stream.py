@@ -61,14 +61,14 @@ def make(folder, n_cells):
 
 
 def write(folder, n_cells):
-    from scbert.shards import write_store
+    from scbert.scale.shards import write_store
 
     return len(write_store(folder / "counts.h5ad", folder / "store", progress=False))
 
 
 def read(folder, n_cells):
     """Read one epoch, shuffled, and check that each cell came once."""
-    from scbert.stream import open_store
+    from scbert.scale.stream import open_store
 
     visited = total = 0
     for indices, bins in open_store(folder / "store").epoch(BATCH, seed=0, epoch=0):
@@ -81,7 +81,7 @@ def read(folder, n_cells):
 def annotate(folder, n_cells):
     """Annotate a thousand cells from everywhere, by a small untrained classifier."""
     import scbert
-    from scbert.stream import open_store
+    from scbert.scale.stream import open_store
 
     cells = open_store(folder / "store")[:: n_cells // 1_000]
     config = scbert.ScBertConfig(N_GENES, dim=8, depth=1, heads=2, dim_head=4)
@@ -114,10 +114,10 @@ STEPS = {
 
 def measure(step, folder, n_cells):
     """Run a step in this process and print what it took, as JSON."""
-    import scdataset  # noqa: F401
-
     import scbert.performance
     import scbert.stream
+    import scdataset  # noqa: F401
+
     import scbert.train  # noqa: F401
 
     def read_memory(name):

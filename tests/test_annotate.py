@@ -11,7 +11,7 @@ import pytest
 import scbert
 from scbert import annotate, embed, predict_proba
 from scbert.annotate import read_out
-from scbert.preprocess import tokenize
+from scbert.data.preprocess import tokenize
 
 
 def test_labels_confidence_probabilities_and_embedding_are_written(make_cells, classifier):

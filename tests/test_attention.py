@@ -5,7 +5,14 @@ import torch
 from performer_pytorch import FastAttention
 
 from scbert import attention
-from scbert.attention import CHUNK_BYTES, attend, attention_columns, draw_projection, favor_attention, summarise_keys
+from scbert.model.attention import (
+    CHUNK_BYTES,
+    attend,
+    attention_columns,
+    draw_projection,
+    favor_attention,
+    summarise_keys,
+)
 
 STABILISERS = pytest.mark.parametrize("key_stabiliser", ["head", "batch"])
 CHUNKS = {"one chunk": 120, "two cells a chunk": 80, "three chunks a cell": 15, "single positions": 1}
@@ -29,7 +36,7 @@ PROJECTION = draw_projection(44, 16, seeded())
 def chunked(request, monkeypatch):
     """Let what `draw` returns be computed in chunks."""
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 3 * 44 * request.param)
-    monkeypatch.setattr("scbert.attention.KEPT_CHUNKS", 1)
+    monkeypatch.setattr("scbert.model.attention.KEPT_CHUNKS", 1)
 
 
 def matrix(q, k, projection, key_stabiliser, present=None):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import sys
 import threading
 import time
@@ -16,8 +17,8 @@ from scipy import sparse
 from sklearn.metrics import f1_score
 
 import scbert
-from scbert import benchmark, methods, protocols, record
-from scbert import train as training
+from scbert import benchmark, genes, kept, methods, paths, protocols, record, runner
+from scbert.train import finetune as finetuning
 
 SIZES = {"common": 60, "middle": 25, "rare": 5}
 
@@ -33,7 +34,7 @@ def test_the_published_recipe_reports_on_validation_cells(labels):
     majority = {"majority": methods.fit_majority}
     _, validation, test = protocols.stratified_splits(labels, 1)[0]
     for recipe, scored in ((scbert.Recipe.sound(), test), (scbert.Recipe.published(), validation)):
-        rows = benchmark.cross_validate(adata, majority, n_folds=1, recipe=recipe)
+        rows = runner.cross_validate(adata, majority, n_folds=1, recipe=recipe)
         assert set(rows["cell"]) == set(adata.obs_names[scored])
 
 
@@ -44,7 +45,7 @@ def test_cross_validation_gives_each_method_the_same_cells_and_never_the_tested_
         seen.append((set(train.obs_names), set(validation.obs_names)))
         return methods.fit_majority(train, validation, label_key=label_key)
 
-    predictions = benchmark.cross_validate(cells, {"majority": methods.fit_majority, "spy": fit_spy}, n_folds=3)
+    predictions = runner.cross_validate(cells, {"majority": methods.fit_majority, "spy": fit_spy}, n_folds=3)
     assert predictions.columns.tolist() == ["method", "fold", "cell", "truth", "predicted", "confidence"]
     for _, rows in predictions.groupby("method"):
         assert sorted(rows["cell"]) == sorted(cells.obs_names)
@@ -62,7 +63,7 @@ def test_the_published_report_is_on_the_cells_that_chose_the_epoch(cells):
     splits = protocols.stratified_splits(cells.obs["cell_type"], 2)
     for report_on, part in (("validation", 1), ("test", 2)):
         recipe = scbert.Recipe(report_on=report_on)
-        predictions = benchmark.cross_validate(cells, majority, n_folds=2, recipe=recipe)
+        predictions = runner.cross_validate(cells, majority, n_folds=2, recipe=recipe)
         expected = [name for split in splits for name in cells.obs_names[split[part]]]
         assert predictions["cell"].tolist() == expected
 
@@ -70,7 +71,7 @@ def test_the_published_report_is_on_the_cells_that_chose_the_epoch(cells):
 def test_cross_validation_takes_splits_that_were_made_before(make_cells):
     adata = make_cells(30)
     splits = [(np.arange(10), np.arange(10, 20), np.arange(20, 30))]
-    predictions = benchmark.cross_validate(adata, {"majority": methods.fit_majority}, splits=splits)
+    predictions = runner.cross_validate(adata, {"majority": methods.fit_majority}, splits=splits)
     assert list(predictions["cell"]) == list(adata.obs_names[20:])
 
 
@@ -121,7 +122,7 @@ def start(notebook="04_test"):
 
 
 def run_quietly(jobs, run):
-    return benchmark.run(jobs, run, progress=False)
+    return runner.run(jobs, run, progress=False)
 
 
 def called():
@@ -150,34 +151,34 @@ def halves(toy):
 
 
 def test_there_is_a_job_for_each_split_and_method_the_methods_of_a_split_together(toy, halves):
-    jobs = benchmark.plan(toy, halves, FAKES, data="toy")
+    jobs = runner.plan(toy, halves, FAKES, data="toy")
     assert [(job.split.protocol, job.method) for job in jobs] == [
         ("first", "one"), ("first", "two"), ("second", "one"), ("second", "two"),
     ]  # fmt: skip
     assert len({job.identity for job in jobs}) == 4
     overlapping = split_by_number(toy, "", slice(0, 15), slice(15, 21), slice(20, 30))
     with pytest.raises(ValueError, match=r"1 cells are in more than one of training, validation and test"):
-        benchmark.plan(toy, [overlapping], FAKES, data="toy")
+        runner.plan(toy, [overlapping], FAKES, data="toy")
 
 
 def test_a_job_is_computed_once_whatever_is_added_later(toy, halves):
-    first = run_quietly(benchmark.plan(toy, halves, FAKES, data="toy"), start())
+    first = run_quietly(runner.plan(toy, halves, FAKES, data="toy"), start())
     assert called() == ["one", "two", "one", "two"]
-    again = run_quietly(benchmark.plan(toy, halves, FAKES, data="toy"), start())
+    again = run_quietly(runner.plan(toy, halves, FAKES, data="toy"), start())
     assert called() == []
     for one, other in zip(first, again, strict=True):
         pd.testing.assert_frame_equal(one, other)
     more = {"zero": partial(fit_fake, name="zero"), **FAKES}
-    predictions, costs = run_quietly(benchmark.plan(toy, halves, more, data="toy"), start())
+    predictions, costs = run_quietly(runner.plan(toy, halves, more, data="toy"), start())
     assert called() == ["zero", "zero"]
     assert costs["method"].tolist() == ["zero", "one", "two"] * 2
     pd.testing.assert_frame_equal(predictions[predictions["method"] != "zero"].reset_index(drop=True), first[0])
-    run_quietly(benchmark.plan(toy, halves[:1], FAKES, data="another name"), start())
+    run_quietly(runner.plan(toy, halves[:1], FAKES, data="another name"), start())
     assert called() == []
 
 
 def test_a_failed_job_is_named_all_others_are_kept_and_only_it_is_tried_again(toy, halves):
-    jobs = benchmark.plan(toy, halves, FAKES, data="toy")
+    jobs = runner.plan(toy, halves, FAKES, data="toy")
     FAILURES[1] = RuntimeError("out of luck\nand more lines")
     with pytest.raises(RuntimeError) as error:
         run_quietly(jobs, start())
@@ -198,22 +199,22 @@ def test_of_many_failed_jobs_three_are_named(toy):
     with pytest.raises(
         RuntimeError, match=r"5 of 5 jobs failed; .* one on toy, repeat 0, fold 0: ValueError: number 0"
     ) as e:
-        run_quietly(benchmark.plan(toy, splits, {"one": fit_fake}, data="toy"), start())
+        run_quietly(runner.plan(toy, splits, {"one": fit_fake}, data="toy"), start())
     assert str(e.value).endswith("fold 2: ValueError: number 2; and 2 more")
 
 
 def test_a_split_whose_cells_cannot_be_prepared_fails_alone(toy, halves):
     toy.obs["n_counts"] = 2000.0
     few = protocols.Split("third", 0, 0, *(cells[:2] for cells in halves[0][3:6]))
-    jobs = benchmark.plan(toy, halves[:1], FAKES, data="toy")
-    jobs += benchmark.plan(toy, [few], FAKES, data="toy", genes=["no", "such"])
+    jobs = runner.plan(toy, halves[:1], FAKES, data="toy")
+    jobs += runner.plan(toy, [few], FAKES, data="toy", genes=["no", "such"])
     with pytest.raises(RuntimeError, match=r"2 of 4 jobs failed.* one on toy third, .*None of the data's 24 genes"):
         run_quietly(jobs, start())
     assert called() == ["one", "two"]
 
 
 def test_an_interrupted_run_continues_and_ends_as_if_it_had_not_been_interrupted(toy, halves):
-    jobs = benchmark.plan(toy, halves, FAKES, data="toy")
+    jobs = runner.plan(toy, halves, FAKES, data="toy")
     FAILURES[2] = KeyboardInterrupt()
     run = start()
     with pytest.raises(KeyboardInterrupt):
@@ -230,7 +231,7 @@ def test_an_interrupted_run_continues_and_ends_as_if_it_had_not_been_interrupted
 
 
 def identities(adata, splits, fits=FAKES, **options):
-    jobs = benchmark.plan(adata, splits, fits, data="toy", **options)
+    jobs = runner.plan(adata, splits, fits, data="toy", **options)
     return {(job.split.protocol, job.method): job.identity for job in jobs}
 
 
@@ -291,23 +292,11 @@ def test_weights_of_an_encoder_count_and_not_the_object_that_holds_them(toy, hal
 
 SOURCE = """
 def fit(train, validation, *, label_key, seed=0):
-    return _inner(train) + outer(train)
+    return inner(train) + 1
 
 
-def _inner(train):
-    return deepest(train)
-
-
-def outer(train):
-    return 1
-
-
-def deepest(train):
+def inner(train):
     return 2
-
-
-def unused(train):
-    return 3
 """
 
 
@@ -321,23 +310,47 @@ def describe_source(folder, source):
     spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "written_module", module)
-        return benchmark.describe_method(module.fit)
+        return runner.describe_method(module.fit)
 
 
-def test_changed_code_of_a_method_or_of_what_it_calls_voids_its_results(tmp_path):
-    folder = tmp_path / "code"
-    folder.mkdir()
-    before = describe_source(folder, SOURCE)
-    for old, new in [
-        ("+ outer", "- outer"),
-        ("return 1", "return 10"),
-        ("return 2", "return 20"),
-        ("seed=0", "seed=1"),
-    ]:
-        assert describe_source(folder, SOURCE.replace(old, new)) != before
-    assert describe_source(folder, SOURCE.replace("return 3", "return 30")) == before
-    words = SOURCE.replace("return 2", "return 2  # of all").replace("return 1", '"""One."""\n    return (1)')
-    assert describe_source(folder, words) == before
+def test_changed_code_of_somebodys_own_method_voids_its_results(tmp_path):
+    before = describe_source(tmp_path, SOURCE)
+    for old, new in [("+ 1", "+ 10"), ("return 2", "return 20"), ("seed=0", "seed=1")]:
+        assert describe_source(tmp_path, SOURCE.replace(old, new)) != before
+    words = SOURCE.replace("return 2", "return 2  # of all").replace("return inner", '"""One."""\n    return inner')
+    assert describe_source(tmp_path, words) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "void"),
+    [
+        ("figures/plot.py", "EXTRA = 1", set()),
+        ("experiments/benchmark.py", "EXTRA = 1", set()),
+        ("run/record.py", "EXTRA = 1", set()),
+        ("train/finetune.py", "EXTRA = 1", {"scbert"}),
+        ("annotate.py", "EXTRA = 1", {"scbert"}),
+        ("evaluate/metrics.py", "EXTRA = 1", {"scbert", "majority"}),
+        ("data/preprocess.py", "EXTRA = 1", {"scbert", "majority"}),
+        ("data/preprocess.py", "# no code", set()),
+    ],
+)
+def test_a_change_in_a_room_voids_the_results_that_its_code_makes(
+    toy, halves, config, tmp_path, monkeypatch, file, line, void
+):
+    fits = {"scbert": partial(methods.fit_scbert, encoder=config), "majority": methods.fit_majority}
+    before = identities(toy, halves, fits)
+    copy = tmp_path / "scbert"
+    shutil.copytree(runner.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    monkeypatch.setattr(runner, "PACKAGE", copy)
+    runner.hash_room.cache_clear()
+    try:
+        assert identities(toy, halves, fits) == before
+        with open(copy / file, "a") as edited:
+            edited.write(f"\n{line}\n")
+        runner.hash_room.cache_clear()
+        assert {name for _, name in changed(before, identities(toy, halves, fits))} == void
+    finally:
+        runner.hash_room.cache_clear()
 
 
 def test_a_comment_a_docstring_and_layout_are_no_code():
@@ -346,28 +359,28 @@ def test_a_comment_a_docstring_and_layout_are_no_code():
         '"""A module."""\n\ndef f(\n    x,\n):\n    """A function."""\n    # why\n    return (x + 1)\n'
         "class A:\n    '''A class.'''\n\n    def g(self):\n        'A method.'\n        return 'text'\n"
     )
-    assert benchmark.hash_code(plain) == benchmark.hash_code(dressed)
+    assert runner.hash_code(plain) == runner.hash_code(dressed)
     for old, new in [("x + 1", "x + 2"), ("'text'", "'texts'"), ("def f", "def h"), ("(x)", "(x=1)")]:
-        assert benchmark.hash_code(plain) != benchmark.hash_code(plain.replace(old, new))
-    assert benchmark.hash_code("    def f():\n        return 1\n") == benchmark.hash_code("def f():\n    return 1\n")
+        assert runner.hash_code(plain) != runner.hash_code(plain.replace(old, new))
+    assert runner.hash_code("    def f():\n        return 1\n") == runner.hash_code("def f():\n    return 1\n")
 
 
 def test_parts_share_the_jobs_out_and_their_results_assemble_to_the_same_tables(toy, monkeypatch, capsys):
     splits = protocols.cross_validation(toy, "toy", n_folds=5)
-    jobs = benchmark.plan(toy, splits, FAKES, data="toy")
+    jobs = runner.plan(toy, splits, FAKES, data="toy")
     expected, _ = run_quietly(jobs, start("04_whole"))
     assert len(called()) == 10
     done = []
     for part in ("1/3", "2/3", "3/3"):
         monkeypatch.setenv("SCBERT_PART", part)
-        with pytest.raises(record.PartDone, match=f"Part {part} is done: . jobs, . of them computed"):
+        with pytest.raises(paths.PartDone, match=f"Part {part} is done: . jobs, . of them computed"):
             run_quietly(jobs, start())
         done.append(len(called()))
     assert sum(done) == 10
     assert max(done) - min(done) <= 1
     assert "10 jobs (method x split), 4 of them this part's; 0 are there, 4 to compute" in capsys.readouterr().out
     monkeypatch.setenv("SCBERT_PART", "1/3")
-    with pytest.raises(record.PartDone, match=f"Part 1/3 is done: {done[0]} jobs, 0 of them computed"):
+    with pytest.raises(paths.PartDone, match=f"Part 1/3 is done: {done[0]} jobs, 0 of them computed"):
         run_quietly(jobs, start())
     monkeypatch.delenv("SCBERT_PART")
     predictions, _ = run_quietly(jobs, start())
@@ -378,8 +391,8 @@ def test_parts_share_the_jobs_out_and_their_results_assemble_to_the_same_tables(
 def test_shares_are_disjoint_complete_and_of_about_the_same_work(toy, config):
     scbert_like = partial(methods.fit_scbert, encoder=config, n_epochs=4)
     splits = protocols.reference_sizes(toy, "toy", fractions=[0.3, 0.6, 0.9], n_repeats=4)
-    jobs = benchmark.plan(toy, splits, {"one": fit_fake, "scbert": scbert_like}, data="toy")
-    shares = [benchmark.share_out(jobs, part, 4) for part in range(1, 5)]
+    jobs = runner.plan(toy, splits, {"one": fit_fake, "scbert": scbert_like}, data="toy")
+    shares = [runner.share_out(jobs, part, 4) for part in range(1, 5)]
     assert sorted(job.identity for share in shares for job in share) == sorted(job.identity for job in jobs)
     order = [job.identity for job in jobs]
     for share in shares:
@@ -387,7 +400,7 @@ def test_shares_are_disjoint_complete_and_of_about_the_same_work(toy, config):
         assert numbers == sorted(numbers)
     work = [sum(job.cell_steps or len(job.split.train) for job in share) for share in shares]
     assert max(work) - min(work) <= min(job.cell_steps for job in jobs if job.cell_steps)
-    again = [benchmark.share_out(jobs[::-1], part, 4) for part in range(1, 5)]
+    again = [runner.share_out(jobs[::-1], part, 4) for part in range(1, 5)]
     assert [{job.identity for job in share} for share in again] == [{job.identity for job in share} for share in shares]
 
 
@@ -395,7 +408,7 @@ def test_a_part_with_a_failed_job_is_not_done(toy, halves, monkeypatch):
     monkeypatch.setenv("SCBERT_PART", "1/1")
     FAILURES[0] = ValueError("no")
     with pytest.raises(RuntimeError, match="1 of 4 jobs failed"):
-        run_quietly(benchmark.plan(toy, halves, FAKES, data="toy"), start())
+        run_quietly(runner.plan(toy, halves, FAKES, data="toy"), start())
 
 
 # Results
@@ -406,7 +419,7 @@ def test_predictions_are_a_row_for_each_job_and_test_cell(toy):
     toy.obs.loc["cell50", "cell_type"] = "new"
     split = split_by_number(toy, "held_out:x", slice(0, 30), slice(30, 45), slice(48, 57), repeat=2, fold=1)
     fits = {"first gene": fit_first_gene, "majority": methods.fit_majority}
-    predictions, costs = run_quietly(benchmark.plan(toy, [split], fits, data="toy"), start())
+    predictions, costs = run_quietly(runner.plan(toy, [split], fits, data="toy"), start())
     assert predictions.columns.tolist() == [
         *["data", "protocol", "repeat", "fold", "method", "cell", "truth", "predicted", "confidence", "seen", "part"]
     ]
@@ -431,7 +444,7 @@ def test_predictions_are_a_row_for_each_job_and_test_cell(toy):
 
 def test_costs_are_a_row_for_each_job(toy, halves):
     repeats = [protocols.Split("second", 3, 0, *halves[1][3:])]
-    _, costs = run_quietly(benchmark.plan(toy, halves[:1] + repeats, FAKES, data="toy", seed=10), start())
+    _, costs = run_quietly(runner.plan(toy, halves[:1] + repeats, FAKES, data="toy", seed=10), start())
     assert costs.columns.tolist() == [
         *["data", "protocol", "repeat", "fold", "method", "training_cells", "seconds", "cpu_seconds", "memory_mb"],
         *["cell_steps", "chosen", "validation_accuracy", "validation_macro_f1", "test_accuracy", "test_macro_f1"],
@@ -446,7 +459,7 @@ def test_costs_are_a_row_for_each_job(toy, halves):
 def test_a_split_that_tests_unseen_labels_alone_has_no_test_score(toy):
     toy.obs["cell_type"] = [*toy.obs["cell_type"].astype(str)[:45], *["new"] * 15]
     split = split_by_number(toy, "", slice(0, 30), slice(30, 45), slice(45, 60))
-    predictions, costs = run_quietly(benchmark.plan(toy, [split], {"one": fit_fake}, data="toy"), start())
+    predictions, costs = run_quietly(runner.plan(toy, [split], {"one": fit_fake}, data="toy"), start())
     assert not predictions["seen"].any()
     assert costs[["test_accuracy", "test_macro_f1"]].isna().all(axis=None)
     assert costs["validation_accuracy"].notna().all()
@@ -455,7 +468,7 @@ def test_a_split_that_tests_unseen_labels_alone_has_no_test_score(toy):
 def test_methods_get_tokenized_cells_of_the_model_genes_and_never_a_test_cell(toy, halves):
     genes = ["gene3", "absent", "gene1"]
     toy.obs["n_counts"] = 500.0
-    run_quietly(benchmark.plan(toy, halves, {"one": fit_fake}, data="toy", genes=genes, n_bins=4), start())
+    run_quietly(runner.plan(toy, halves, {"one": fit_fake}, data="toy", genes=genes, n_bins=4), start())
     for split, (_, train_cells, validation, _) in zip(halves, CALLS, strict=True):
         for adata, cells in ((train_cells, split.train), (validation, split.validation)):
             assert list(adata.obs_names) == list(cells)
@@ -476,55 +489,55 @@ def test_genes_are_chosen_anew_on_the_training_and_validation_cells_of_each_spli
     counts[21:30:2, 22] = 1500  # in test cells
     counts[51:60:2, 22] = 1500
     toy.X = sparse.csr_matrix(counts)
-    run_quietly(benchmark.plan(toy, halves, {"one": fit_fake}, data="toy", genes="1"), start())
+    run_quietly(runner.plan(toy, halves, {"one": fit_fake}, data="toy", genes="1"), start())
     assert [list(train_cells.var_names) for _, train_cells, *_ in CALLS] == [["gene20"], ["gene21"]]
 
 
 def test_the_choice_of_genes_sees_no_test_cell(toy, halves, monkeypatch):
     seen = []
-    choose = benchmark.choose_genes
+    choose = genes.choose_genes
 
     def spy(adata, choice):
         seen.append((set(adata.obs_names), choice))
         return choose(adata, choice)
 
-    monkeypatch.setattr(benchmark, "choose_genes", spy)
-    run_quietly(benchmark.plan(toy, halves, FAKES, data="toy", genes="5"), start())
+    monkeypatch.setattr(runner, "choose_genes", spy)
+    run_quietly(runner.plan(toy, halves, FAKES, data="toy", genes="5"), start())
     assert seen == [({*split.train, *split.validation}, "5") for split in halves]
 
 
 def test_memory_is_what_came_on_top_of_what_was_held():
     held = np.ones(40 * 2**17)  # 40 MB, before
-    with benchmark.watch_memory() as memory:
+    with runner.watch_memory() as memory:
         block = np.ones(50 * 2**17)  # 50 MB
         time.sleep(0.06)
         del block
     assert 45 <= memory["peak_mb"] <= 80
     assert len(held)
-    with benchmark.watch_memory() as memory:
+    with runner.watch_memory() as memory:
         time.sleep(0.06)
     assert memory["peak_mb"] < 20
 
 
 def test_memory_is_watched_to_the_end_where_a_method_fails():
     before = threading.active_count()
-    with pytest.raises(KeyError), benchmark.watch_memory():
+    with pytest.raises(KeyError), runner.watch_memory():
         raise KeyError
     assert threading.active_count() == before
 
 
 def test_cell_steps_are_cells_times_epochs_of_what_has_a_network(config):
     scbert_like = partial(methods.fit_scbert, encoder=config, n_epochs=4)
-    assert benchmark.count_cell_steps(scbert_like, 100) == 400
-    assert benchmark.count_cell_steps(partial(scbert_like, pretrain_epochs=3), 100) == 700
-    assert benchmark.count_cell_steps(partial(scbert_like, min_steps=70), 100) == 1000  # 7 steps an epoch
-    assert benchmark.count_cell_steps(partial(scbert_like, min_steps=70, batch_size=10, accumulate=5), 100) == 3500
+    assert runner.count_cell_steps(scbert_like, 100) == 400
+    assert runner.count_cell_steps(partial(scbert_like, pretrain_epochs=3), 100) == 700
+    assert runner.count_cell_steps(partial(scbert_like, min_steps=70), 100) == 1000  # 7 steps an epoch
+    assert runner.count_cell_steps(partial(scbert_like, min_steps=70, batch_size=10, accumulate=5), 100) == 3500
     rebalanced = partial(methods.fit_rebalanced, fit=scbert_like, how="subsample")
-    assert benchmark.count_cell_steps(rebalanced, 100) == 400
+    assert runner.count_cell_steps(rebalanced, 100) == 400
     for fit in (methods.fit_majority, methods.fit_logistic_regression, partial(fit_fake, name="x")):
-        assert benchmark.count_cell_steps(fit, 100) == 0
+        assert runner.count_cell_steps(fit, 100) == 0
     rebalanced = partial(methods.fit_rebalanced, fit=methods.fit_logistic_regression, how="oversample")
-    assert benchmark.count_cell_steps(rebalanced, 100) == 0
+    assert runner.count_cell_steps(rebalanced, 100) == 0
 
 
 def fit_with_epochs(train, validation, *, label_key, seed=0, n_epochs=5):
@@ -532,8 +545,8 @@ def fit_with_epochs(train, validation, *, label_key, seed=0, n_epochs=5):
 
 
 def test_a_method_of_ones_own_may_have_epochs_too(toy, halves):
-    assert benchmark.count_cell_steps(fit_with_epochs, 100) == 0
-    predictions, _ = benchmark.run(benchmark.plan(toy, halves, {"own": fit_with_epochs}, data="toy"), start())
+    assert runner.count_cell_steps(fit_with_epochs, 100) == 0
+    predictions, _ = runner.run(runner.plan(toy, halves, {"own": fit_with_epochs}, data="toy"), start())
     assert len(predictions) == 18
 
 
@@ -544,20 +557,20 @@ def tiny(config):
 
 
 def test_the_cell_steps_planned_are_those_done_where_nothing_stops_early(toy, halves, tiny):
-    [job] = benchmark.plan(toy, halves[:1], {"scbert": tiny}, data="toy")
+    [job] = runner.plan(toy, halves[:1], {"scbert": tiny}, data="toy")
     assert job.cell_steps == 15 * (1 + 12)
     _, costs = run_quietly([job], start())
     assert costs["cell_steps"][0] <= job.cell_steps
     patient = partial(tiny, patience=12)
-    [job] = benchmark.plan(toy, halves[:1], {"scbert": patient}, data="toy")
+    [job] = runner.plan(toy, halves[:1], {"scbert": patient}, data="toy")
     _, costs = run_quietly([job], start())
     assert costs["cell_steps"][0] == job.cell_steps
 
 
 def test_a_job_stopped_in_its_training_continues_from_its_checkpoint(toy, halves, tiny, monkeypatch):
-    jobs = benchmark.plan(toy, halves[:1], {"scbert": partial(tiny, patience=12)}, data="toy")
+    jobs = runner.plan(toy, halves[:1], {"scbert": partial(tiny, patience=12)}, data="toy")
     expected, _ = run_quietly(jobs, start("04_whole"))
-    measure, epochs = training._measure, []
+    measure, epochs = finetuning._measure, []
 
     def measure_and_stop(*arguments):
         epochs.append(len(epochs))
@@ -565,7 +578,7 @@ def test_a_job_stopped_in_its_training_continues_from_its_checkpoint(toy, halves
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(training, "_measure", measure_and_stop)
+    monkeypatch.setattr(finetuning, "_measure", measure_and_stop)
     run = start()
     with pytest.raises(KeyboardInterrupt):
         run_quietly(jobs, run)
@@ -584,21 +597,21 @@ def test_rebalanced_scbert_continues_and_shows_no_bar_of_its_own(toy, halves, ti
     stop.setattr(methods, "finetune", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
     run = start()
     with pytest.raises(KeyboardInterrupt):
-        run_quietly(benchmark.plan(toy, halves[:1], fits, data="toy"), run)
+        run_quietly(runner.plan(toy, halves[:1], fits, data="toy"), run)
     stop.undo()
     assert list(run.path("checkpoints").rglob("*-pretrain.pt"))
-    run_quietly(benchmark.plan(toy, halves[:1], fits, data="toy"), start())
+    run_quietly(runner.plan(toy, halves[:1], fits, data="toy"), start())
     assert "pretrain:" not in (out := capsys.readouterr().out)
     assert "fine-tune:" not in out
 
 
 def test_the_time_it_may_take_is_said_before(toy, halves, tiny, capsys):
-    jobs = benchmark.plan(toy, halves[:1], {"one": fit_fake, "scbert": tiny}, data="toy")
-    benchmark.run(jobs, start())
+    jobs = runner.plan(toy, halves[:1], {"one": fit_fake, "scbert": tiny}, data="toy")
+    runner.run(jobs, start())
     out = capsys.readouterr().out
     assert "2 jobs (method x split); 0 are there, 2 to compute" in out
     assert "scBERT: at most 195 cell-steps, about 0." in out
-    benchmark.run(jobs, start())
+    runner.run(jobs, start())
     out = capsys.readouterr().out
     assert "2 are there, 0 to compute" in out
     assert "cell-steps" not in out
@@ -606,9 +619,9 @@ def test_the_time_it_may_take_is_said_before(toy, halves, tiny, capsys):
 
 def test_a_method_that_fails_while_time_is_taken_stops_no_other(toy, halves, tiny):
     broken = partial(tiny, learning_rate="fast")
-    jobs = benchmark.plan(toy, halves[:1], {"broken": broken, "one": fit_fake}, data="toy")
+    jobs = runner.plan(toy, halves[:1], {"broken": broken, "one": fit_fake}, data="toy")
     with pytest.raises(RuntimeError, match=r"1 of 2 jobs failed; .* broken on toy first"):
-        benchmark.run(jobs, start())
+        runner.run(jobs, start())
     assert called() == ["one"]
 
 
@@ -656,7 +669,7 @@ def test_optimism_is_the_mean_of_validation_minus_test_with_the_interval_of_its_
 
 def test_results_are_strict_json_that_is_there_whole(toy, halves):
     run = start()
-    jobs = benchmark.plan(toy, halves[:1], FAKES, data="toy")
+    jobs = runner.plan(toy, halves[:1], FAKES, data="toy")
     run_quietly(jobs, run)
     files = list(run.path("jobs").iterdir())
     assert {file.name for file in files} == {f"{job.identity}.json" for job in jobs}
@@ -685,7 +698,7 @@ FITS = {
 
 def test_cells_set_aside_are_predicted_after_the_tested_and_count_in_no_score(toy, some_aside):
     fits = {"first gene": fit_first_gene}
-    predictions, costs = run_quietly(benchmark.plan(toy, [some_aside], fits, data="toy"), start())
+    predictions, costs = run_quietly(runner.plan(toy, [some_aside], fits, data="toy"), start())
     assert predictions["cell"].tolist() == [*some_aside.test, *some_aside.aside]
     assert predictions["part"].tolist() == ["test"] * 12 + ["aside"] * 9
     own = predictions.set_index("cell")
@@ -700,7 +713,7 @@ def test_cells_set_aside_are_predicted_after_the_tested_and_count_in_no_score(to
     assert costs["test_accuracy"][0] == pytest.approx(right)
     assert costs["test_macro_f1"][0] == pytest.approx(f1_score(seen["truth"], seen["predicted"], average="macro"))
     bare, bare_costs = run_quietly(
-        benchmark.plan(toy, [some_aside._replace(aside=np.array([], object))], fits, data="toy"), start()
+        runner.plan(toy, [some_aside._replace(aside=np.array([], object))], fits, data="toy"), start()
     )
     pd.testing.assert_frame_equal(bare, predictions[:12])
     columns = ["test_accuracy", "test_macro_f1", "validation_accuracy", "chosen"]
@@ -712,7 +725,7 @@ def test_no_method_sees_a_cell_set_aside_nor_does_the_choice_of_genes(toy, some_
     counts[:24:2, 20] = 900
     counts[45:54:2, 21] = 9000  # of cells set aside
     toy.X, toy.obs["n_counts"] = sparse.csr_matrix(counts), 10_000.0
-    run_quietly(benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy", genes="1"), start())
+    run_quietly(runner.plan(toy, [some_aside], {"one": fit_fake}, data="toy", genes="1"), start())
     [(_, train_cells, validation, _)] = CALLS
     assert list(train_cells.var_names) == ["gene20"]
     assert [*train_cells.obs_names, *validation.obs_names] == [*some_aside.train, *some_aside.validation]
@@ -722,33 +735,33 @@ def test_a_cell_set_aside_that_trains_is_refused(toy, some_aside):
     for part in ("train", "validation", "test"):
         cell = getattr(some_aside, part)[3]
         with pytest.raises(ValueError, match=rf"1 cells are in more than one of .* \(first: {cell}\)"):
-            benchmark.plan(toy, [some_aside._replace(aside=np.array([cell], object))], FAKES, data="toy")
+            runner.plan(toy, [some_aside._replace(aside=np.array([cell], object))], FAKES, data="toy")
 
 
 def test_what_is_kept_is_read_with_the_predictions_of_the_same_cells(toy, some_aside):
-    run, jobs = start(), benchmark.plan(toy, [some_aside], FITS, data="toy", keep=True)
+    run, jobs = start(), runner.plan(toy, [some_aside], FITS, data="toy", keep=True)
     predictions, _ = run_quietly(jobs, run)
-    plain, _ = run_quietly(benchmark.plan(toy, [some_aside], FITS, data="toy"), start())
+    plain, _ = run_quietly(runner.plan(toy, [some_aside], FITS, data="toy"), start())
     pd.testing.assert_frame_equal(predictions, plain)  # keeping changes no prediction
     for job in jobs:
-        kept = benchmark.read_kept(job, run)
+        kept = runner.read_kept(job, run)
         own = predictions[predictions["method"] == job.method].set_index("cell")
         pd.testing.assert_frame_equal(kept.cells, own[["truth", "predicted", "confidence", "seen", "part"]])
-        probabilities = scbert.outputs.to_probabilities(kept.logits)
+        probabilities = scbert.kept.to_probabilities(kept.logits)
         assert list(probabilities.index) == [*some_aside.test, *some_aside.aside]
         assert set(probabilities.columns) == {"B", "Monocyte", "T/NK"}
         assert probabilities.idxmax(axis=1).tolist() == kept.cells["predicted"].tolist()
         assert probabilities.max(axis=1).to_numpy() == pytest.approx(kept.cells["confidence"].to_numpy(), abs=6e-5)
         assert kept.embedding.shape == (21, 23)  # as many components as 24 training cells allow
         assert kept.distance.shape == (21,) and (kept.distance > 0).all()
-    same = [benchmark.read_kept(job, run).embedding for job in jobs]
+    same = [runner.read_kept(job, run).embedding for job in jobs]
     assert (same[0] == same[1]).all() and (same[0] == same[2]).all()
 
 
 def test_kept_outputs_are_those_of_the_method_trained_on_this_split(toy, some_aside, tiny):
     run = start()
     fits = {"scbert": tiny, "nearest_centroid": methods.fit_nearest_centroid}
-    jobs = benchmark.plan(toy, [some_aside], fits, data="toy", keep=True, seed=4)
+    jobs = runner.plan(toy, [some_aside], fits, data="toy", keep=True, seed=4)
     run_quietly(jobs, run)
     cells = scbert.preprocess.tokenize(toy.copy())
     for job in jobs:
@@ -757,8 +770,8 @@ def test_kept_outputs_are_those_of_the_method_trained_on_this_split(toy, some_as
             train, validation, label_key="cell_type", seed=5, **methods.offer(job.fit, progress=False)
         )  # plus the repeat
         test = cells[[*some_aside.test, *some_aside.aside]].copy()
-        kept = benchmark.read_kept(job, run)
-        assert scbert.outputs.to_probabilities(kept.logits).to_numpy() == pytest.approx(
+        kept = runner.read_kept(job, run)
+        assert scbert.kept.to_probabilities(kept.logits).to_numpy() == pytest.approx(
             predict(test).to_numpy(), abs=1e-4
         )  # logits are kept as float32
         if job.method == "scbert":
@@ -767,15 +780,15 @@ def test_kept_outputs_are_those_of_the_method_trained_on_this_split(toy, some_as
 
 def test_what_was_not_kept_or_not_run_cannot_be_read(toy, some_aside):
     run = start()
-    [job] = benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy", keep=True)
-    [bare] = benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy")
+    [job] = runner.plan(toy, [some_aside], {"one": fit_fake}, data="toy", keep=True)
+    [bare] = runner.plan(toy, [some_aside], {"one": fit_fake}, data="toy")
     with pytest.raises(ValueError, match="The job of one on toy held_out:x was not run yet: call run first"):
-        benchmark.read_kept(job, run)
+        runner.read_kept(job, run)
     run_quietly([bare], run)
     with pytest.raises(ValueError, match="The job of one on toy held_out:x keeps nothing: plan it with keep=True"):
-        benchmark.read_kept(bare, run)
+        runner.read_kept(bare, run)
     with pytest.raises(ValueError, match="was not run yet"):
-        benchmark.read_kept(job, run)
+        runner.read_kept(job, run)
     assert sorted(path.name for path in run.path("jobs").iterdir()) == [f"{bare.identity}.json"]
 
 
@@ -794,30 +807,19 @@ def test_keeping_and_cells_set_aside_make_another_job_and_nothing_else_does(toy,
     other.obs.loc["cell1", "cell_type"] = "new"  # the label of a cell set aside
     assert changed(with_aside, identities(other, more)) >= second
 
-    # What is kept depends on the code that makes it; a result without it does not.
-    getsource = benchmark.inspect.getsource
-
-    def changed_source(thing):
-        return getsource(thing) + ("\nMORE = 1\n" if thing is benchmark.outputs else "")
-
-    monkeypatch.setattr(benchmark.inspect, "getsource", changed_source)
-    assert identities(toy, halves) == before
-    assert identities(toy, more) == with_aside
-    assert changed(kept, identities(toy, halves, keep=True)) == set(kept)
-
 
 def test_a_job_stopped_after_its_outputs_were_kept_and_before_it_was_done_is_computed_anew(
     toy, some_aside, monkeypatch
 ):
-    run, jobs = start(), benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy", keep=True)
-    write, stop = record.write_text, pytest.MonkeyPatch()
+    run, jobs = start(), runner.plan(toy, [some_aside], {"one": fit_fake}, data="toy", keep=True)
+    write, stop = runner.write_text, pytest.MonkeyPatch()
 
     def write_and_stop(path, text):
         if path.parent.name == "jobs":
             raise KeyboardInterrupt
         return write(path, text)
 
-    stop.setattr(benchmark.record, "write_text", write_and_stop)
+    stop.setattr(runner, "write_text", write_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run_quietly(jobs, run)
     stop.undo()
@@ -825,40 +827,40 @@ def test_a_job_stopped_after_its_outputs_were_kept_and_before_it_was_done_is_com
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     file.write_bytes(b"half of a file")
     with pytest.raises(ValueError, match="was not run yet"):
-        benchmark.read_kept(jobs[0], run)
+        runner.read_kept(jobs[0], run)
     assert called() == ["one"]
     run_quietly(jobs, start())
     assert called() == ["one"]
-    assert benchmark.read_kept(jobs[0], run).logits.shape == (21, 3)
+    assert runner.read_kept(jobs[0], run).logits.shape == (21, 3)
     run_quietly(jobs, start())
     assert called() == []
 
 
 def test_parts_keep_too_and_what_they_kept_is_read_together(toy, halves, some_aside, monkeypatch):
-    jobs = benchmark.plan(toy, [*halves, some_aside], FITS, data="toy", keep=True)
+    jobs = runner.plan(toy, [*halves, some_aside], FITS, data="toy", keep=True)
     whole = start("04_whole")
     expected, _ = run_quietly(jobs, whole)
     for part in ("1/2", "2/2"):
         monkeypatch.setenv("SCBERT_PART", part)
-        with pytest.raises(record.PartDone):
+        with pytest.raises(paths.PartDone):
             run_quietly(jobs, start())
     monkeypatch.delenv("SCBERT_PART")
     run = start()
-    monkeypatch.setattr(benchmark, "_compute_job", lambda *arguments: pytest.fail("computed again"))
+    monkeypatch.setattr(runner, "_compute_job", lambda *arguments: pytest.fail("computed again"))
     predictions, _ = run_quietly(jobs, run)
     pd.testing.assert_frame_equal(predictions, expected)
     for job in jobs:
-        for one, other in zip(benchmark.read_kept(job, run), benchmark.read_kept(job, whole), strict=True):
+        for one, other in zip(runner.read_kept(job, run), runner.read_kept(job, whole), strict=True):
             assert np.array_equal(one, other)
 
 
 def test_a_job_whose_outputs_cannot_be_kept_is_not_done(toy, some_aside, monkeypatch):
-    jobs = benchmark.plan(toy, [some_aside], {"one": fit_fake}, data="toy", keep=True)
+    jobs = runner.plan(toy, [some_aside], {"one": fit_fake}, data="toy", keep=True)
     run, refuse = start(), pytest.MonkeyPatch()
-    refuse.setattr(benchmark.outputs, "save", lambda *arguments: (_ for _ in ()).throw(OSError("disk full")))
+    refuse.setattr(kept, "write_file", lambda *arguments: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(RuntimeError, match="1 of 1 jobs failed; .* one on toy held_out:x, .*OSError: disk full"):
         run_quietly(jobs, run)
     refuse.undo()
     run_quietly(jobs, start())
     assert called() == ["one", "one"]
-    assert benchmark.read_kept(jobs[0], run).cells["part"].value_counts().to_dict() == {"test": 12, "aside": 9}
+    assert runner.read_kept(jobs[0], run).cells["part"].value_counts().to_dict() == {"test": 12, "aside": 9}

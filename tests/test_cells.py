@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from scbert.cells import CellDataset, find_commonest_bin, mask_bins, order_cells
+from scbert.data.cells import CellDataset, order_cells
+from scbert.data.masking import find_commonest_bin, mask_bins
 
 MASK = 6
 

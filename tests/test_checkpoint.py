@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from scbert.checkpoint import find_before, read_checkpoint, write_checkpoint
+from scbert.scale.checkpoint import find_before, read_checkpoint, write_checkpoint
 
 
 def keep(path, number, identity="me"):

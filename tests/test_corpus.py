@@ -4,8 +4,9 @@ import anndata
 import numpy as np
 import pytest
 
-from scbert import corpus, datasets, protocols
-from scbert.corpus import join_sets, load_experiments, load_sets
+from scbert import cross_dataset, datasets, protocols, simulate
+from scbert.experiments.cross_dataset import load_experiments
+from scbert.experiments.pretraining import join_sets, load_sets
 
 
 def name_barcodes(adata, prefix, start=0):
@@ -49,7 +50,7 @@ def test_library_sizes_are_of_all_genes_of_a_cells_own_set(two_sets):
 
 
 def test_the_cells_held_out_of_one_labelled_set_are_those_that_other_notebooks_test_on(two_sets):
-    from scbert.protocols import split_cells
+    from scbert.evaluate.protocols import split_cells
 
     adata = two_sets["one"]
     learn, held_out = join_sets({"one": adata}, seed=5)
@@ -61,7 +62,7 @@ def test_the_cells_held_out_of_one_labelled_set_are_those_that_other_notebooks_t
 
 def test_cells_that_the_catalogue_says_are_elsewhere_too_are_dropped(two_sets, monkeypatch, capsys):
     monkeypatch.setitem(datasets.CATALOGUE, "other", {"labels": False, "shares_cells_with": ["one"]})
-    monkeypatch.setattr(corpus.datasets, "load", lambda name, **options: two_sets[name])
+    monkeypatch.setattr(cross_dataset.datasets, "load", lambda name, **options: two_sets[name])
     learn, held_out = join_sets({"other": two_sets["other"]})
     assert learn.n_obs + held_out.n_obs == 34
     assert "6 of 40 cells are in one too and were dropped" in capsys.readouterr().out
@@ -73,7 +74,9 @@ def test_the_pool_of_the_catalogue_is_kept_apart_from_the_set_that_shares_its_ce
 
 def test_a_set_without_labels_is_loaded_without(monkeypatch):
     asked = {}
-    monkeypatch.setattr(corpus.datasets, "load", lambda name, **options: asked.setdefault(name, options["label_key"]))
+    monkeypatch.setattr(
+        cross_dataset.datasets, "load", lambda name, **options: asked.setdefault(name, options["label_key"])
+    )
     load_sets("pbmc_pool + zheng_facs + my + file.h5ad".replace("my + file", "my+file"), label_key="cell_type")
     assert asked == {"pbmc_pool": None, "zheng_facs": "cell_type", "my+file.h5ad": "cell_type"}
     with pytest.raises(ValueError, match="names a set twice"):
@@ -151,7 +154,7 @@ def test_cells_of_studies_with_fractional_counts_are_not_compared(files, capsys)
 def test_without_batches_a_set_is_dealt_out_to_simulated_studies(files):
     options = {"label_key": "kind", "n_studies": 4, "severity": 2.0, "seed": 3}
     adata = load_experiments("one.h5ad", **options)["one"]
-    expected = datasets.simulate_studies(datasets.load("one.h5ad", label_key="kind"), **options)
+    expected = simulate.simulate_studies(datasets.load("one.h5ad", label_key="kind"), **options)
     assert (adata.X != expected.X).nnz == 0
     assert list(adata.obs["study"]) == list(expected.obs["study"])
     assert set(adata.obs["study"]) == {"study_0", "study_1", "study_2", "study_3"}
@@ -224,8 +227,8 @@ def test_caveats_of_both_sets_are_handed_on_and_labels_that_come_from_the_other_
     files["one"].uns["scbert"] = {"caveat": "Old cells."}
     files["other"].uns["scbert"] = {"caveat": "New cells."}
     loaded = {"theirs": files["one"], "mine": files["other"]}
-    monkeypatch.setattr(corpus.datasets, "CATALOGUE", catalogue)
-    monkeypatch.setattr(corpus.datasets, "load", lambda name, **options: loaded[name].copy())
+    monkeypatch.setattr(cross_dataset.datasets, "CATALOGUE", catalogue)
+    monkeypatch.setattr(cross_dataset.datasets, "load", lambda name, **options: loaded[name].copy())
     there = load_experiments("theirs -> mine", label_key="kind")["theirs->mine"].uns["scbert"]["caveat"].split("\n")
     assert there[:2] == ["theirs: Old cells.", "mine: New cells."]
     assert there[2].startswith("The labels of mine were made by comparing its cells with those of theirs: ")
@@ -274,7 +277,7 @@ def test_a_batch_column_that_is_missing_is_refused(files):
 
 
 def test_what_cannot_be_read_is_refused_before_anything_is_loaded(files, monkeypatch):
-    monkeypatch.setattr(corpus.datasets, "load", lambda *names, **options: pytest.fail("loaded"))
+    monkeypatch.setattr(cross_dataset.datasets, "load", lambda *names, **options: pytest.fail("loaded"))
     for text in ("one.h5ad; -> other.h5ad", "one.h5ad; one.h5ad"):
         with pytest.raises(ValueError, match="dataset"):
             load_experiments(text, label_key="kind")

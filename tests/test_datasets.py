@@ -10,8 +10,10 @@ import pytest
 from scipy import sparse
 
 import scbert
-from scbert import datasets, readers, sets
-from scbert.datasets import load, recover_counts
+from scbert import datasets, sets
+from scbert.sources.datasets import load
+from scbert.sources.readers import r_objects
+from scbert.sources.readers.matrices import recover_counts
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +264,7 @@ def test_recovered_counts_give_the_stored_values_again():
     if not os.environ.get("SCBERT_MIRROR"):
         pytest.skip("needs the original files: set SCBERT_MIRROR to a folder that holds them")
     adata = load("pbmc3k")
-    values, genes, _ = readers.to_sparse(readers.read_r(datasets.fetch("pbmc3k")[0])["pbmc_matrix"])
+    values, genes, _ = r_objects.to_sparse(r_objects.read_r(datasets.fetch("pbmc3k")[0])["pbmc_matrix"])
     stored = values.T.tocsr()
     again = sparse.diags(10_000 / adata.obs["n_counts"].to_numpy()) @ adata.X.astype(np.float64)
     assert list(genes) == list(adata.var_names)

@@ -9,8 +9,8 @@ from scipy import sparse, stats
 
 import scbert
 from scbert import deletion
-from scbert.cells import CellDataset
-from scbert.preprocess import lognormalize
+from scbert.data.cells import CellDataset
+from scbert.data.preprocess import lognormalize
 
 
 @pytest.fixture(params=[False, True], ids=["all genes", "expressed genes"])
@@ -44,7 +44,7 @@ def test_attributions_sum_to_the_difference_of_the_logit(either_mode, more_cells
     with torch.no_grad():
         logit = either_mode(bins)[range(6), target]
         if either_mode.config.expressed_only:  # at the start of the path only the trailing token's encoding is left
-            positions, present = scbert.model.find_expressed(bins)
+            positions, present = scbert.model.encoder.find_expressed(bins)
             x = either_mode.encoder.embed(torch.zeros_like(bins), positions)
             hidden = either_mode.encoder.norm(either_mode.encoder.run_layers(x, present=present))
             every = torch.zeros(6, 25, 8)
@@ -73,7 +73,9 @@ def test_a_head_without_layers_is_attributed_as_by_hand(more_cells):
     """With no layers and a linear head, a gene is due its own part of the logit: one term a gene."""
     pytest.importorskip("captum", reason="captum is an extra")
     config = scbert.ScBertConfig(n_genes=24, dim=8, depth=0, heads=2, dim_head=4, expressed_only=True)
-    model = scbert.model.Classifier(scbert.ScBert(config, genes=list(more_cells.var_names)), ["B", "Monocyte", "T/NK"])
+    model = scbert.model.classifier.Classifier(
+        scbert.ScBert(config, genes=list(more_cells.var_names)), ["B", "Monocyte", "T/NK"]
+    )
     model.encoder.norm = torch.nn.Identity()
     weight = torch.randn(25, 3, generator=torch.Generator().manual_seed(0))
     model.head = Sum(weight)

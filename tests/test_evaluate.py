@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 
-from scbert import evaluate
+from scbert import metrics
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -14,24 +14,24 @@ def test_accuracy_and_macro_f1_equal_those_of_scikit_learn(seed):
     truth, predicted = random.choice(["a", "b", "c", "d"], size=(2, 50), p=[0.5, 0.3, 0.15, 0.05])
     present = np.unique(truth)
     expected = sklearn.metrics.f1_score(truth, predicted, labels=present, average="macro")
-    assert evaluate.accuracy(truth, predicted) == pytest.approx(sklearn.metrics.accuracy_score(truth, predicted))
-    assert evaluate.macro_f1(truth, predicted) == pytest.approx(expected)
+    assert metrics.accuracy(truth, predicted) == pytest.approx(sklearn.metrics.accuracy_score(truth, predicted))
+    assert metrics.macro_f1(truth, predicted) == pytest.approx(expected)
 
 
 def test_macro_f1_counts_a_label_that_is_never_predicted_as_zero():
-    assert evaluate.macro_f1(np.array(["a", "a", "b"]), np.array(["a", "a", "a"])) == pytest.approx((0.8 + 0) / 2)
+    assert metrics.macro_f1(np.array(["a", "a", "b"]), np.array(["a", "a", "a"])) == pytest.approx((0.8 + 0) / 2)
 
 
 def test_an_unassigned_cell_is_a_wrong_cell():
     truth, predicted = np.array(["a", "a", "b"]), np.array(["a", "Unassigned", "b"])
-    assert evaluate.accuracy(truth, predicted) == pytest.approx(2 / 3)
-    assert evaluate.macro_f1(truth, predicted) == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics.accuracy(truth, predicted) == pytest.approx(2 / 3)
+    assert metrics.macro_f1(truth, predicted) == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_the_bootstrap_interval_is_that_of_the_binomial_and_follows_from_the_seed():
     right = np.arange(200) < 160
     first, again, other = (
-        evaluate.bootstrap(evaluate.accuracy, right, np.ones(200, dtype=bool), seed=seed) for seed in (0, 0, 1)
+        metrics.bootstrap(metrics.accuracy, right, np.ones(200, dtype=bool), seed=seed) for seed in (0, 0, 1)
     )
     assert first == again != other
     assert (first["value"], first["n"]) == (0.8, 200)
@@ -45,7 +45,7 @@ def test_the_bootstrap_interval_covers_the_truth_about_95_times_in_100():
     covered = 0
     for seed in range(100):
         right = random.random(150) < 0.7
-        interval = evaluate.bootstrap(evaluate.accuracy, right, np.ones(150, bool), seed=seed, n_resamples=400)
+        interval = metrics.bootstrap(metrics.accuracy, right, np.ones(150, bool), seed=seed, n_resamples=400)
         covered += interval["low"] <= 0.7 <= interval["high"]
     assert 88 <= covered <= 100
 
@@ -61,8 +61,8 @@ def predictions():
 
 
 def test_score_measures_each_method_with_and_without_rare_labels(predictions):
-    table = evaluate.score(predictions)
-    assert table.index.tolist() == [(method, metric) for method in ("good", "bad") for metric in evaluate.METRICS]
+    table = metrics.score(predictions)
+    assert table.index.tolist() == [(method, metric) for method in ("good", "bad") for metric in metrics.METRICS]
     good = predictions.query("method == 'good'")
     f1 = sklearn.metrics.f1_score(good["truth"], good["predicted"], average=None)
     values = table["value"]
@@ -78,17 +78,17 @@ def test_score_measures_each_method_with_and_without_rare_labels(predictions):
 
 
 def test_score_leaves_out_the_common_labels_where_there_are_none(predictions):
-    assert "macro_f1_common" not in evaluate.score(predictions, rare=30).index.get_level_values("metric")
+    assert "macro_f1_common" not in metrics.score(predictions, rare=30).index.get_level_values("metric")
 
 
 def test_compare_pairs_methods_by_cell(predictions):
-    difference = evaluate.compare(predictions, "good", "bad")
+    difference = metrics.compare(predictions, "good", "bad")
     assert difference["value"] == pytest.approx(22 / 50)
     assert 0.25 < difference["low"] < 0.44 < difference["high"] < 0.6
-    back = evaluate.compare(predictions, "bad", "good")
+    back = metrics.compare(predictions, "bad", "good")
     assert back["value"] == pytest.approx(-22 / 50)
     again = predictions.query("method == 'good'").assign(method="again").sample(frac=1, random_state=1)
-    same = evaluate.compare(pd.concat([predictions, again]), "good", "again")
+    same = metrics.compare(pd.concat([predictions, again]), "good", "again")
     assert (same["value"], same["low"], same["high"], same["n"]) == (0, 0, 0, 50)
 
 
@@ -118,7 +118,7 @@ def test_every_metric_of_score_is_that_of_scikit_learn(seed):
     truth, predicted = predictions["truth"], predictions["predicted"]
     present = np.unique(truth)
     f1 = sklearn.metrics.f1_score(truth, predicted, labels=present, average=None, zero_division=0)
-    values = evaluate.score(predictions, rare=10, n_resamples=10).loc["x", "value"]
+    values = metrics.score(predictions, rare=10, n_resamples=10).loc["x", "value"]
     common = [(truth == label).sum() >= 10 for label in present]
     assert 0 < sum(common) < 4
     expected = {
@@ -133,7 +133,7 @@ def test_every_metric_of_score_is_that_of_scikit_learn(seed):
 
 def test_precision_recall_and_f1_of_each_label_are_those_of_scikit_learn():
     predictions = make_predictions(methods=["x"]).replace({"predicted": {"d": "Unassigned"}})
-    table = evaluate.score_classes(predictions, n_resamples=50)
+    table = metrics.score_classes(predictions, n_resamples=50)
     truth, predicted = predictions["truth"], predictions["predicted"]
     *expected, n = sklearn.metrics.precision_recall_fscore_support(
         truth, predicted, labels=list("abcd"), zero_division=0
@@ -151,7 +151,7 @@ def test_precision_recall_and_f1_of_each_label_are_those_of_scikit_learn():
 
 def test_the_value_is_the_mean_over_repeats_of_pooled_folds_whatever_the_order_of_the_rows():
     predictions = make_predictions(n_repeats=3, n_folds=4)
-    table = evaluate.score(predictions, n_resamples=50)
+    table = metrics.score(predictions, n_resamples=50)
     mine = predictions[predictions["method"] == "x"]
     each = [
         sklearn.metrics.f1_score(cells["truth"], cells["predicted"], average="macro")
@@ -159,15 +159,15 @@ def test_the_value_is_the_mean_over_repeats_of_pooled_folds_whatever_the_order_o
     ]
     assert table.loc[("x", "macro_f1"), "value"] == pytest.approx(np.mean(each))
     assert table.loc[("x", "macro_f1"), ["n", "repeats"]].tolist() == [60, 3]
-    shuffled = evaluate.score(predictions.sample(frac=1, random_state=0), n_resamples=50)
+    shuffled = metrics.score(predictions.sample(frac=1, random_state=0), n_resamples=50)
     pd.testing.assert_frame_equal(table, shuffled.reindex(table.index))
 
 
 def test_repeats_may_test_other_cells_and_a_label_counts_where_it_is_tested():
     predictions = make_predictions(n_repeats=2, methods=["x"])
     second = (predictions["repeat"] == 1) & ((predictions["truth"] == "d") | (predictions["cell"] == "cell0"))
-    table = evaluate.score(predictions[~second], n_resamples=50)
-    classes = evaluate.score_classes(predictions[~second], n_resamples=50)
+    table = metrics.score(predictions[~second], n_resamples=50)
+    classes = metrics.score_classes(predictions[~second], n_resamples=50)
     assert table.loc[("x", "accuracy"), "n"] == 60
     assert table.notna().all(axis=None)
     assert classes.notna().all(axis=None)
@@ -179,23 +179,23 @@ def test_repeats_may_test_other_cells_and_a_label_counts_where_it_is_tested():
 def test_a_label_of_one_cell_is_in_every_resample():
     truth = ["a"] * 99 + ["b"]
     predictions = pd.DataFrame({"method": "m", "cell": range(100), "truth": truth, "predicted": "a"})
-    row = evaluate.score(predictions).loc[("m", "balanced_accuracy")]
+    row = metrics.score(predictions).loc[("m", "balanced_accuracy")]
     assert (row["value"], row["low"], row["high"]) == (0.5, 0.5, 0.5)  # without b it would be 1
-    assert evaluate.score(predictions).loc[("m", "macro_f1"), "high"] <= 0.5
-    assert evaluate.score(predictions).loc[("m", "mcc"), ["value", "low", "high"]].tolist() == [0, 0, 0]
+    assert metrics.score(predictions).loc[("m", "macro_f1"), "high"] <= 0.5
+    assert metrics.score(predictions).loc[("m", "mcc"), ["value", "low", "high"]].tolist() == [0, 0, 0]
 
 
 def test_cells_are_drawn_within_their_folds_where_all_repeats_have_the_same():
     rows = pd.DataFrame({"method": "m", "fold": [0] * 50 + [1] * 50, "cell": range(100), "truth": "a"})
     rows["predicted"] = ["a"] * 50 + ["b"] * 50
-    within = evaluate.score(rows).loc[("m", "accuracy")]
-    across = evaluate.score(rows.assign(fold=0)).loc[("m", "accuracy")]
+    within = metrics.score(rows).loc[("m", "accuracy")]
+    across = metrics.score(rows.assign(fold=0)).loc[("m", "accuracy")]
     assert within["high"] - within["low"] < 1e-9  # each fold is all right or all wrong
     assert across["high"] - across["low"] == pytest.approx(2 * 1.96 * 0.05, abs=0.02)
 
 
 def draw(*arguments, **options):
-    return [np.concatenate(parts) for parts in zip(*evaluate.draw_weights(*arguments, **options), strict=True)]
+    return [np.concatenate(parts) for parts in zip(*metrics.draw_weights(*arguments, **options), strict=True)]
 
 
 def test_weights_keep_the_size_of_a_stratum_are_never_zero_and_do_not_depend_on_the_block():
@@ -223,15 +223,15 @@ def test_the_spread_over_repeats_has_the_variance_of_their_mean():
 
 
 def test_intervals_of_a_crossed_design_cover_about_95_times_in_100():
-    options, metrics = {"sd_of_training": 0.15, "methods": ["x"]}, ["accuracy", "macro_f1"]
+    options, names = {"sd_of_training": 0.15, "methods": ["x"]}, ["accuracy", "macro_f1"]
     trainings = (make_predictions(4000, seed=10**6 + i, **options) for i in range(40))
-    expected = pd.concat(evaluate.score_trainings(each) for each in trainings)[metrics].mean()
+    expected = pd.concat(metrics.score_trainings(each) for each in trainings)[names].mean()
     covered, of_one = np.zeros(2), np.zeros(2)
     for seed in range(100):
         predictions = make_predictions(200, 5, seed=seed, **options)
         one = predictions[predictions["repeat"] == 0]  # one training does not know of others
         for table, count in ((predictions, covered), (one, of_one)):
-            rows = evaluate.score(table, seed=seed, n_resamples=200).loc["x"].loc[metrics]
+            rows = metrics.score(table, seed=seed, n_resamples=200).loc["x"].loc[names]
             count += (rows["low"] <= expected) & (expected <= rows["high"])
     assert (covered >= 89).all()
     assert (of_one < covered).all()
@@ -241,16 +241,16 @@ def test_intervals_of_a_crossed_design_cover_about_95_times_in_100():
 def test_the_paired_interval_of_equal_methods_covers_zero_about_95_times_in_100(metric, at_least):
     covered = 0
     for seed in range(100):
-        found = evaluate.compare(make_predictions(200, seed=seed), "x", "y", metric=metric, n_resamples=200, seed=seed)
+        found = metrics.compare(make_predictions(200, seed=seed), "x", "y", metric=metric, n_resamples=200, seed=seed)
         covered += found["low"] <= 0 <= found["high"]
     assert at_least <= covered <= 99
 
 
-@pytest.mark.parametrize("metric", evaluate.METRICS)
+@pytest.mark.parametrize("metric", metrics.METRICS)
 def test_compare_is_the_difference_of_scores_and_shorter_than_unpaired(metric):
     predictions = make_predictions(200, 2, 5)
-    table = evaluate.score(predictions, rare=5).xs(metric, level="metric")
-    found = evaluate.compare(predictions, "x", "y", metric=metric, rare=5)
+    table = metrics.score(predictions, rare=5).xs(metric, level="metric")
+    found = metrics.compare(predictions, "x", "y", metric=metric, rare=5)
     assert found["value"] == pytest.approx(table.loc["x", "value"] - table.loc["y", "value"])
     assert found["n"] == 200
     unpaired = np.hypot(*(table["high"] - table["low"]))
@@ -259,37 +259,37 @@ def test_compare_is_the_difference_of_scores_and_shorter_than_unpaired(metric):
 
 def test_compare_refuses_other_cells_unknown_methods_and_metrics(predictions):
     with pytest.raises(ValueError, match="named cell cell0 in repeat 0, fold 0"):
-        evaluate.compare(predictions.drop(index=0), "good", "bad")
+        metrics.compare(predictions.drop(index=0), "good", "bad")
     with pytest.raises(ValueError, match="No predictions of 'best': there are bad, good"):
-        evaluate.compare(predictions, "good", "best")
+        metrics.compare(predictions, "good", "best")
     with pytest.raises(ValueError, match="There is no metric 'f1': take one of accuracy, macro_f1"):
-        evaluate.compare(predictions, "good", "bad", metric="f1")
+        metrics.compare(predictions, "good", "bad", metric="f1")
     with pytest.raises(ValueError, match="No label has 30 cells: macro_f1_common is not defined"):
-        evaluate.compare(predictions, "good", "bad", metric="macro_f1_common", rare=30)
+        metrics.compare(predictions, "good", "bad", metric="macro_f1_common", rare=30)
 
 
 def test_predictions_that_cannot_be_pooled_are_refused(predictions):
     two = pd.concat([predictions.assign(protocol="e1"), predictions.assign(protocol="e2")])
     with pytest.raises(ValueError, match=r"2 data sets or protocols \(e1, e2, ...\): take one at a time"):
-        evaluate.score(two)
+        metrics.score(two)
     with pytest.raises(ValueError, match="Cell cell0 is named twice by good in one training"):
-        evaluate.score(pd.concat([predictions, predictions.head(1)]))
+        metrics.score(pd.concat([predictions, predictions.head(1)]))
     with pytest.raises(ValueError, match="Cell cell0 has two true labels"):
-        evaluate.score(pd.concat([predictions, predictions.head(1).assign(method="new", truth="b")]))
+        metrics.score(pd.concat([predictions, predictions.head(1).assign(method="new", truth="b")]))
     with pytest.raises(ValueError, match="need a column 'cell'"):
-        evaluate.score(predictions.drop(columns="cell"))
+        metrics.score(predictions.drop(columns="cell"))
     with pytest.raises(ValueError, match="There are no predictions"):
-        evaluate.score(predictions.head(0))
+        metrics.score(predictions.head(0))
     with pytest.raises(ValueError, match="no true or no predicted label"):
-        evaluate.score(predictions.replace({"predicted": {"a": None}}))
+        metrics.score(predictions.replace({"predicted": {"a": None}}))
 
 
 def test_score_trainings_measures_each_fold_of_each_data_set():
     predictions = make_predictions(80, 2, 2)
     both = pd.concat([predictions.assign(data="one"), predictions.assign(data="two", truth="a")])
-    table = evaluate.score_trainings(both)
+    table = metrics.score_trainings(both)
     keys = ["data", "protocol", "repeat", "fold", "method"]
-    assert table.columns.tolist() == [*keys, *evaluate.METRICS, "n"]
+    assert table.columns.tolist() == [*keys, *metrics.METRICS, "n"]
     assert len(table) == 2 * 2 * 2 * 2
     part = predictions.query("method == 'y' and repeat == 1 and fold == 0")
     row = table.set_index(keys).loc[("one", "", 1, 0, "y")]

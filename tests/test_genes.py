@@ -7,8 +7,9 @@ import torch
 from scipy import sparse
 
 import scbert
-from scbert import genes
-from scbert.genes import read_gene2vec, read_gene_table, rename_genes, resolve, train_gene2vec
+from scbert import gene_vectors, genes, preprocess
+from scbert.sources.gene_vectors import read_gene2vec, train_gene2vec
+from scbert.sources.genes import read_gene_table, rename_genes, resolve
 
 HEAD = "#tax_id\tGeneID\tSymbol\tSynonyms\tdbXrefs\n"
 ROWS = [
@@ -147,7 +148,7 @@ def test_no_file_of_vectors_says_how_to_get_one(tmp_path):
 def test_vectors_come_out_of_a_checkpoint_by_name(tmp_path, monkeypatch):
     weight = torch.randn(4, 5, dtype=torch.float64)
     torch.save({"model_state_dict": {"pos_emb.emb.weight": weight}}, tmp_path / "weights.pth")
-    monkeypatch.setattr(genes, "load_vocabulary", lambda: ["A", "B", "C"])
+    monkeypatch.setattr(gene_vectors, "load_vocabulary", lambda: ["A", "B", "C"])
     vectors, missing = read_gene2vec(tmp_path / "weights.pth", ["C", "A"])
     assert np.allclose(vectors, weight[[2, 0]].numpy())
     assert missing == []
@@ -208,7 +209,7 @@ def test_the_most_variable_genes_are_chosen_and_stay_in_order(make_cells):
 def test_the_genes_of_a_named_set_come_first_and_the_most_variable_fill_up(make_cells, monkeypatch):
     adata, panel = make_cells(), make_cells(6)[:, [20, 23, 21]].copy()
     panel.var_names = ["gene20", "elsewhere", "gene21"]
-    monkeypatch.setattr(scbert.datasets, "load", lambda name: {"panel": panel}[name])
+    monkeypatch.setattr(scbert.genes, "load", lambda name: {"panel": panel}[name])
     chosen = genes.choose_genes(adata, "panel 6")
     assert {"gene20", "gene21"} < set(chosen)
     assert set(chosen) - {"gene20", "gene21"} <= set(genes.choose_genes(adata, "6"))
@@ -232,7 +233,7 @@ def test_another_choice_of_genes_is_one_sentence(make_cells, choice, message):
 
 def test_the_published_choice_is_the_fetched_list_and_known_by_its_hash(make_cells, monkeypatch):
     monkeypatch.setattr(genes, "load_vocabulary", lambda: ["A", "B"])
-    monkeypatch.setattr(genes, "PUBLISHED_GENES_SHA256", genes.hash_genes(["A", "B"]))
+    monkeypatch.setattr(genes, "PUBLISHED_GENES_SHA256", preprocess.hash_genes(["A", "B"]))
     assert genes.choose_genes(make_cells(), "published") == ["A", "B"]
     assert genes.is_published(["A", "B"])
     assert not genes.is_published(["B", "A"])

@@ -10,6 +10,7 @@ from scipy import sparse
 
 import scbert
 from scbert import hygiene
+from scbert.sources.readers import tables
 
 needs_files = pytest.mark.skipif(not os.environ.get("SCBERT_MIRROR"), reason="SCBERT_MIRROR names no real files")
 
@@ -107,7 +108,7 @@ def test_equal_counts_on_too_few_genes_are_no_evidence(two_sets, expressed, is_f
     ],
 )
 def test_the_barcode_is_found_whatever_stands_around_it(name, barcode):
-    match = hygiene.BARCODE.search(name)
+    match = tables.BARCODE.search(name)
     assert (match and match[0]) == barcode
 
 
@@ -255,7 +256,7 @@ def test_the_labels_left_out_of_macro_f1_common_are_those_marked(make_cells):
     table = hygiene.mark_small_classes(pd.Categorical(labels))
     predicted = np.where(labels == "c", "c", "b")  # all right but the a
     predictions = pd.DataFrame({"method": "m", "cell": range(69), "truth": labels, "predicted": predicted})
-    value = scbert.evaluate.score(predictions, sizes=table["cells"]).loc[("m", "macro_f1_common"), "value"]
+    value = scbert.metrics.score(predictions, sizes=table["cells"]).loc[("m", "macro_f1_common"), "value"]
     f1_of_b = 2 * 20 / (20 + 50)
     assert table.index[~table["small"]].tolist() == ["a", "b"]
     assert value == pytest.approx((0 + f1_of_b) / 2)

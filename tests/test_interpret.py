@@ -8,7 +8,7 @@ from scipy import sparse, stats
 
 import scbert
 from scbert import interpret
-from scbert.cells import CellDataset
+from scbert.data.cells import CellDataset
 
 
 def tokens_of(cells):

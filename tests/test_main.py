@@ -150,17 +150,17 @@ def test_a_failing_notebook_says_where_and_why(scbert_cli, tmp_path):
 # scbert run --part
 
 BENCHMARK = """
-from scbert import record
-from scbert.record import Run
-class benchmark:  # computes a job for each part, and fails where the fast ones are asked for
+from scbert import paths
+from scbert.run.record import Run
+class runner:  # computes a job for each part, and fails where the fast ones are asked for
     def run(jobs, run):
         assert rate < 9, "too fast"
-        part = record.find_part()
-        record.write_text(run.path(f"jobs/{part}.json"), dataset)
+        part = paths.find_part()
+        paths.write_text(run.path(f"jobs/{part}.json"), dataset)
         if part and use_labels:
-            raise record.PartDone(f"part {part[0]}/{part[1]} is done: 1 jobs, 1 computed")
+            raise paths.PartDone(f"part {part[0]}/{part[1]} is done: 1 jobs, 1 computed")
 run = Run("05_benchmark", globals())
-benchmark.run([], run)
+runner.run([], run)
 run.finish()
 """
 EARLIER = '{"notebook": "05_benchmark", "parameters": {}, "seconds": 1, "peak_memory_mb": 1}'
@@ -180,7 +180,7 @@ def benchmark(scbert_cli, tmp_path, monkeypatch):
         nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks" / "05_benchmark.ipynb"
     )
     folder = tmp_path / "runs" / "demo" / "05_benchmark"
-    scbert.record.write_text(folder / "record.json", EARLIER)
+    scbert.paths.write_text(folder / "record.json", EARLIER)
     return folder
 
 
@@ -200,7 +200,7 @@ def test_a_part_computes_its_share_and_leaves_the_record_to_the_notebook(scbert_
 
 
 def test_a_part_that_fails_says_so_and_is_not_done(scbert_cli, benchmark):
-    scbert.record.write_text(benchmark / "parts" / "2of8.done", "of an earlier run")
+    scbert.paths.write_text(benchmark / "parts" / "2of8.done", "of an earlier run")
     code, output = scbert_cli("run", "05", "--part", "2/8", "-p", "rate", "9")
     assert code == 1
     assert "05_benchmark stopped at cell 3: AssertionError: too fast" in output

@@ -13,7 +13,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import scbert
-from scbert import methods
+from scbert import benchmark, methods
 
 METHODS = ["logistic_regression", "nearest_centroid", "celltypist", "singler", "scanvi"]
 ODD = {"B": "B/plasma | 50 %", "Monocyte": " CD14+ 'mono', naïve", "T/NK": "_1.0"}
@@ -544,7 +544,7 @@ def test_what_logistic_regression_reads_out_stays_a_number_where_it_is_very_sure
         sure.X = np.where(test.X.toarray() > 3, 2000, 0)
         sure.obs["n_counts"] = np.maximum(sure.X.sum(1), 1)
         logits, _ = methods.read_out(predict, sure)
-        probabilities = scbert.outputs.to_probabilities(logits).to_numpy()
+        probabilities = scbert.kept.to_probabilities(logits).to_numpy()
         assert np.isfinite(logits.to_numpy(np.float32)).all()
         assert probabilities == pytest.approx(predict(sure).to_numpy(), abs=1e-6)
         assert probabilities.max(1).max() > 1 - 1e-12
@@ -563,7 +563,7 @@ def saved_encoder(config, tmp_path):
 def test_an_encoder_is_taken_with_its_genes_where_the_data_have_half_of_them(saved_encoder, make_cells, capsys):
     for n_genes, share in ((30, "100%"), (12, "50%")):
         cells = make_cells(n_genes=n_genes)
-        adata, encoder, genes = methods.choose_encoder(str(saved_encoder), cells)
+        adata, encoder, genes = benchmark.choose_encoder(str(saved_encoder), cells)
         assert adata is cells
         assert isinstance(encoder, scbert.ScBert)
         assert encoder.config.expressed_only
@@ -575,17 +575,17 @@ def test_an_encoder_is_taken_with_its_genes_where_the_data_have_half_of_them(sav
 
 def test_else_it_is_a_small_one_of_the_most_variable_genes(saved_encoder, make_cells, capsys):
     cells = make_cells(n_genes=11)
-    adata, *few = methods.choose_encoder(str(saved_encoder), cells)
+    adata, *few = benchmark.choose_encoder(str(saved_encoder), cells)
     assert adata is cells
     assert "46% of the 24 genes" in (out := capsys.readouterr().out)
     assert "too few, so scBERT is pretrained on the training cells of each split instead" in out
     small = scbert.ScBertConfig(11, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
     assert few == [small, "11"]
-    assert methods.choose_encoder("", cells)[1:] == (small, "11")
+    assert benchmark.choose_encoder("", cells)[1:] == (small, "11")
     assert capsys.readouterr().out == ""
-    _, config, genes = methods.choose_encoder("", make_cells(n_genes=1100))
+    _, config, genes = benchmark.choose_encoder("", make_cells(n_genes=1100))
     assert (config.n_genes, genes) == (1000, "1000")
-    assert isinstance(methods.choose_encoder(str(saved_encoder), cells, least=0.4)[1], scbert.ScBert)
+    assert isinstance(benchmark.choose_encoder(str(saved_encoder), cells, least=0.4)[1], scbert.ScBert)
 
 
 def test_an_encoder_of_the_published_genes_reads_all_genes_under_the_names_that_it_knows(
@@ -594,10 +594,10 @@ def test_an_encoder_of_the_published_genes_reads_all_genes_under_the_names_that_
     published, cells = [f"gene{i}" for i in range(24)], make_cells()
     renamed = cells.copy()
     cells.var_names = [f"old{i}" for i in range(24)]
-    monkeypatch.setattr(methods, "is_published", lambda genes: genes == published)
+    monkeypatch.setattr(benchmark, "is_published", lambda genes: genes == published)
     known = {(tuple(cells.var_names), tuple(published)): renamed}
-    monkeypatch.setattr(methods, "rename_genes", lambda adata, genes: known[tuple(adata.var_names), tuple(genes)])
-    adata, encoder, genes = methods.choose_encoder(str(saved_encoder), cells)
+    monkeypatch.setattr(benchmark, "rename_genes", lambda adata, genes: known[tuple(adata.var_names), tuple(genes)])
+    adata, encoder, genes = benchmark.choose_encoder(str(saved_encoder), cells)
     assert adata is renamed
     assert genes == published
     assert not encoder.config.expressed_only
@@ -605,7 +605,7 @@ def test_an_encoder_of_the_published_genes_reads_all_genes_under_the_names_that_
 
 def test_an_encoder_that_is_not_there_is_refused(make_cells):
     with pytest.raises(ValueError, match="There is no bundle or file nowhere"):
-        methods.choose_encoder("nowhere", make_cells())
+        benchmark.choose_encoder("nowhere", make_cells())
 
 
 @pytest.fixture
@@ -620,24 +620,24 @@ def options_of(fit):
 
 def test_scbert_starts_from_the_encoder_or_is_pretrained_first_where_there_is_none(named, config):
     least = {"func": methods.fit_scbert, "n_epochs": 4, "min_steps": 120}
-    chosen = methods.choose_methods("scbert majority scbert_scratch", named, n_epochs=4)
+    chosen = benchmark.choose_methods("scbert majority scbert_scratch", named, n_epochs=4)
     assert chosen["majority"] is methods.fit_majority
     assert options_of(chosen["scbert"]) == least | {"encoder": named, "pretrain_epochs": 0}
     assert options_of(chosen["scbert_scratch"]) == least | {"encoder": config}
-    chosen = methods.choose_methods("scbert scbert_scratch", config, n_epochs=4)
+    chosen = benchmark.choose_methods("scbert scbert_scratch", config, n_epochs=4)
     assert options_of(chosen["scbert"]) == least | {"encoder": config, "pretrain_epochs": 4}
     assert options_of(chosen["scbert_scratch"]) == least | {"encoder": config}
 
 
 def test_the_methods_named_keep_their_order_after_those_that_no_table_is_without(named):
-    chosen = methods.choose_methods("scbert nearest_centroid majority nearest_centroid", named)
+    chosen = benchmark.choose_methods("scbert nearest_centroid majority nearest_centroid", named)
     assert list(chosen) == ["logistic_regression", "scbert", "nearest_centroid", "majority"]
-    assert list(methods.choose_methods("", named)) == ["majority", "logistic_regression", "scbert"]
+    assert list(benchmark.choose_methods("", named)) == ["majority", "logistic_regression", "scbert"]
 
 
 @pytest.mark.parametrize(("n_epochs", "expected"), [(3, 15), (20, 20)])
 def test_the_published_recipe_has_the_epochs_that_its_rate_takes_to_rise(named, n_epochs, expected):
-    fit = methods.choose_methods("scbert_published", named, n_epochs=n_epochs)["scbert_published"]
+    fit = benchmark.choose_methods("scbert_published", named, n_epochs=n_epochs)["scbert_published"]
     assert options_of(fit) == {
         "func": methods.fit_scbert, "n_epochs": expected, "recipe": scbert.Recipe.published(), "encoder": named,
         "pretrain_epochs": 0,
@@ -645,8 +645,8 @@ def test_the_published_recipe_has_the_epochs_that_its_rate_takes_to_rise(named, 
 
 
 def test_the_published_weights_are_tuned_at_the_published_rate_and_to_the_letter_on_request(named, monkeypatch):
-    monkeypatch.setattr(methods, "is_published", lambda genes: genes == named.genes)
-    chosen = methods.choose_methods("scbert scbert_published", named, n_epochs=4)
+    monkeypatch.setattr(benchmark, "is_published", lambda genes: genes == named.genes)
+    chosen = benchmark.choose_methods("scbert scbert_published", named, n_epochs=4)
     assert chosen["scbert"].keywords["learning_rate"] == 1e-4
     letter = {"n_epochs": 100, "patience": 10, "batch_size": 3, "accumulate": 60, "learning_rate": 1e-4}
     assert letter.items() <= chosen["scbert_published"].keywords.items()
@@ -657,19 +657,19 @@ def test_from_random_weights_the_given_vectors_of_genes_stay(config):
     vectors = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
     config = replace(config, gene_embedding="frozen")
     encoder = scbert.ScBert(config, seed=9, gene_vectors=vectors, genes=[f"gene{i}" for i in range(24)])
-    scratch = methods.choose_methods("scbert_scratch", encoder)["scbert_scratch"].keywords["encoder"]
+    scratch = benchmark.choose_methods("scbert_scratch", encoder)["scbert_scratch"].keywords["encoder"]
     assert (scratch.pos_emb.emb.weight[:-1].numpy() == vectors).all()
     assert not (scratch.token_emb.weight == encoder.token_emb.weight).any()
 
 
 def test_a_name_that_is_no_method_is_refused_with_those_there_are(named):
     with pytest.raises(ValueError, match=r"There is no method 'svm': choose from majority, .*, scbert_published\."):
-        methods.choose_methods("majority svm", named)
+        benchmark.choose_methods("majority svm", named)
 
 
 def test_remedies_change_the_weight_of_cells_or_which_cells_train_and_nothing_else(named):
-    chosen = methods.choose_methods("majority logistic_regression scbert scbert_scratch", named)
-    more = methods.add_remedies(chosen)
+    chosen = benchmark.choose_methods("majority logistic_regression scbert scbert_scratch", named)
+    more = benchmark.add_remedies(chosen)
     assert list(more)[:4] == list(chosen)
     assert set(list(more)[4:]) == {
         f"{name}:{how}" for name in ("scbert", "logistic_regression") for how in ("class_weight", "subsample", "oversample")
@@ -685,7 +685,7 @@ def test_remedies_change_the_weight_of_cells_or_which_cells_train_and_nothing_el
         for how in ("subsample", "oversample"):
             expected = {"func": methods.fit_rebalanced, "fit": chosen[name], "how": how}
             assert options_of(more[f"{name}:{how}"]) == expected
-    assert methods.add_remedies({"majority": methods.fit_majority}) == {"majority": methods.fit_majority}
+    assert benchmark.add_remedies({"majority": methods.fit_majority}) == {"majority": methods.fit_majority}
 
 
 def test_each_remedy_finds_more_of_the_rare_label(make_cells):
@@ -699,7 +699,7 @@ def test_each_remedy_finds_more_of_the_rare_label(make_cells):
     test = many[(number >= 100) & (number < 180)]
     base = {"logistic_regression": partial(methods.fit_logistic_regression, penalties=["l2"], strengths=[0.1])}
     recall = {}
-    for name, fit in methods.add_remedies(base).items():
+    for name, fit in benchmark.add_remedies(base).items():
         predict = fit(train.copy(), validation.copy(), label_key="cell_type")
         predicted = predict(test).idxmax(axis=1).to_numpy()
         recall[name] = (predicted[test.obs["cell_type"] == "T/NK"] == "T/NK").mean()

@@ -8,16 +8,16 @@ import pytest
 from sklearn import metrics
 
 import scbert
-from scbert import mixing, protocols
+from scbert import batch_effect, embeddings, protocols
 from scbert.annotate import embed
-from scbert.simulate import simulate_studies
+from scbert.sources.simulate import simulate_studies
 
 FAST = {"resolutions": (0.05, 1.0)}
 
 
 @pytest.fixture(autouse=True)
 def _few_subsamples(monkeypatch):
-    monkeypatch.setattr(mixing, "N_SUBSAMPLES", 5)
+    monkeypatch.setattr(embeddings, "N_SUBSAMPLES", 5)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def blobs():
 
 @pytest.fixture(scope="module")
 def measured(blobs):
-    return mixing.measure_mixing(*blobs, **FAST)
+    return embeddings.measure_mixing(*blobs, **FAST)
 
 
 def nearest(place, k):
@@ -73,7 +73,7 @@ def test_purity_and_mixing_are_those_of_a_brute_force_count(blobs, measured):
 
 def test_lisi_of_neighbours_at_one_distance_is_the_inverse_simpson_index():
     neighbours = np.tile(np.arange(1, 7), (1, 1))
-    lisi = mixing.measure_lisi(np.ones((1, 6)), neighbours, ["x", "a", "a", "a", "b", "b", "c"])
+    lisi = embeddings.measure_lisi(np.ones((1, 6)), neighbours, ["x", "a", "a", "a", "b", "b", "c"])
     assert lisi == pytest.approx([1 / ((3 / 6) ** 2 + (2 / 6) ** 2 + (1 / 6) ** 2)])
 
 
@@ -81,9 +81,9 @@ def test_lisi_is_the_one_of_harmony(blobs, measured):
     harmonypy = pytest.importorskip("harmonypy", reason="the reference for LISI is harmonypy")
     place, labels, batches = blobs
     both = harmonypy.compute_lisi(place, pd.DataFrame({"label": labels, "batch": batches}), ["label", "batch"], 30)
-    distances, neighbours = mixing.find_neighbours(place, 90)
-    np.testing.assert_allclose(mixing.measure_lisi(distances, neighbours, labels), both[:, 0], rtol=1e-3)
-    np.testing.assert_allclose(mixing.measure_lisi(distances, neighbours, batches), both[:, 1], rtol=1e-3)
+    distances, neighbours = embeddings.find_neighbours(place, 90)
+    np.testing.assert_allclose(embeddings.measure_lisi(distances, neighbours, labels), both[:, 0], rtol=1e-3)
+    np.testing.assert_allclose(embeddings.measure_lisi(distances, neighbours, batches), both[:, 1], rtol=1e-3)
     assert measured.loc["label_lisi", "value"] == pytest.approx((3 - np.median(both[:, 0])) / 2, rel=1e-3)
     assert measured.loc["batch_lisi", "value"] == pytest.approx(np.median(both[:, 1]) - 1, rel=1e-3)
 
@@ -93,7 +93,7 @@ def test_the_sweep_agrees_with_scanpy_clusters_and_holds_each_value_in_its_inter
     import scanpy
 
     place, labels, _ = blobs
-    sweep = mixing.sweep_clusters(place, labels, (0.1, 1.0, 2.0), seed=3)
+    sweep = embeddings.sweep_clusters(place, labels, (0.1, 1.0, 2.0), seed=3)
     light = anndata.AnnData(place.astype(np.float32))
     scanpy.pp.neighbors(light, n_neighbors=15, use_rep="X", random_state=3)
     scanpy.tl.leiden(light, resolution=2.0, flavor="igraph", n_iterations=2, directed=False, random_state=3)
@@ -119,7 +119,7 @@ def make_extreme(types_apart, studies_apart, n=400):
 
 
 def test_types_apart_and_studies_mixed_is_the_best_there_is():
-    found = mixing.measure_mixing(*make_extreme(True, False), **FAST)["value"]
+    found = embeddings.measure_mixing(*make_extreme(True, False), **FAST)["value"]
     assert found[["label_purity", "label_lisi", "nmi_best", "ari_best"]].tolist() == pytest.approx([1] * 4)
     assert found["label_silhouette"] > 0.95
     assert found["batch_mixing"] == pytest.approx(1, abs=0.05)
@@ -128,7 +128,7 @@ def test_types_apart_and_studies_mixed_is_the_best_there_is():
 
 
 def test_studies_apart_and_types_mixed_is_the_worst():
-    found = mixing.measure_mixing(*make_extreme(False, True), **FAST)["value"]
+    found = embeddings.measure_mixing(*make_extreme(False, True), **FAST)["value"]
     assert found["label_silhouette"] == pytest.approx(0.5, abs=0.02)
     assert found["label_purity"] == pytest.approx(0.5, abs=0.03)
     assert found["ari_best"] < 0.05 and found["nmi_best"] < 0.05
@@ -144,7 +144,7 @@ def test_chance_of_mixing_counts_how_many_cells_each_study_has_of_each_type():
         random.random(600) < np.where(label == "a", 0.9, 0.2), "one", "two"
     )  # label shift, no other effect
     place = random.normal(size=(600, 4)) + 50 * (label == "a")[:, None]
-    found = mixing.measure_mixing(place, label, batch, **FAST).loc["batch_mixing"]
+    found = embeddings.measure_mixing(place, label, batch, **FAST).loc["batch_mixing"]
     assert found["value"] == pytest.approx(1, abs=0.04)
     assert found["low"] < 1 < found["high"]
 
@@ -153,7 +153,7 @@ def test_chance_of_mixing_counts_how_many_cells_each_study_has_of_each_type():
 
 
 def test_each_metric_has_an_interval_that_holds_it_and_its_number_of_cells(measured):
-    assert measured.index.tolist() == [*mixing.OF_LABELS, *mixing.OF_BATCHES]
+    assert measured.index.tolist() == [*embeddings.OF_LABELS, *embeddings.OF_BATCHES]
     assert (measured["low"] <= measured["value"]).all() and (measured["value"] <= measured["high"]).all()
     assert (measured["low"] < measured["high"]).all()
     assert (measured["n"] == 240).all()
@@ -161,10 +161,10 @@ def test_each_metric_has_an_interval_that_holds_it_and_its_number_of_cells(measu
 
 def test_the_interval_of_a_mean_is_students_t(monkeypatch):
     values = np.random.default_rng(4).normal(0.5, 0.1, 300)
-    monkeypatch.setattr(mixing, "N_SUBSAMPLES", 400)  # so that chance hardly moves it
+    monkeypatch.setattr(embeddings, "N_SUBSAMPLES", 400)  # so that chance hardly moves it
     for largest in (150, 60):
-        monkeypatch.setattr(mixing, "LARGEST_SUBSAMPLE", largest)
-        found = mixing.add_intervals(
+        monkeypatch.setattr(embeddings, "LARGEST_SUBSAMPLE", largest)
+        found = embeddings.add_intervals(
             pd.Series({"mean": values.mean()}), lambda cells: pd.Series({"mean": values[cells].mean()}), 300
         ).loc["mean"]
         half = 1.966 * values.std(ddof=1) / np.sqrt(300)
@@ -173,7 +173,7 @@ def test_the_interval_of_a_mean_is_students_t(monkeypatch):
 
 
 def test_intervals_hold_what_other_draws_of_cells_give(monkeypatch):
-    monkeypatch.setattr(mixing, "N_SUBSAMPLES", 10)
+    monkeypatch.setattr(embeddings, "N_SUBSAMPLES", 10)
 
     def measure(seed):
         random = np.random.default_rng(seed)
@@ -181,10 +181,10 @@ def test_intervals_hold_what_other_draws_of_cells_give(monkeypatch):
         place = random.normal(size=(200, 3)) + 2 * label[:, None]
 
         def purity(cells):
-            near = mixing.find_neighbours(place[cells], 15)[1]
+            near = embeddings.find_neighbours(place[cells], 15)[1]
             return pd.Series({"purity": (label[cells][near] == label[cells][:, None]).mean()})
 
-        return mixing.add_intervals(purity(slice(None)), purity, 200, seed=seed).loc["purity"]
+        return embeddings.add_intervals(purity(slice(None)), purity, 200, seed=seed).loc["purity"]
 
     draws = pd.DataFrame([measure(seed) for seed in range(40)])
     truth = draws["value"].mean()
@@ -196,7 +196,7 @@ def test_intervals_hold_what_other_draws_of_cells_give(monkeypatch):
 
 def test_the_same_seed_gives_the_same_table(blobs):
     place, labels, batches = (part[:60] for part in blobs)
-    one, same, other = (mixing.measure_mixing(place, labels, batches, seed=seed, **FAST) for seed in (0, 0, 1))
+    one, same, other = (embeddings.measure_mixing(place, labels, batches, seed=seed, **FAST) for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(one, same)
     assert (one["low"] != other["low"]).any()
 
@@ -204,31 +204,31 @@ def test_the_same_seed_gives_the_same_table(blobs):
 def test_a_label_of_one_study_is_no_part_of_the_metrics_within_labels(blobs, measured):
     place, labels, batches = blobs
     batches = np.where(labels == "c", "one", batches)
-    found = mixing.measure_mixing(place, labels, batches, **FAST)
+    found = embeddings.measure_mixing(place, labels, batches, **FAST)
     assert found.loc["batch_mixing", "n"] == found.loc["batch_silhouette", "n"] == 160
     other = labels != "c"
-    rest = mixing.measure_mixing(place[other], labels[other], batches[other], **FAST)
+    rest = embeddings.measure_mixing(place[other], labels[other], batches[other], **FAST)
     for metric in ("batch_mixing", "batch_silhouette"):
         assert found.loc[metric, "value"] == pytest.approx(rest.loc[metric, "value"])
-    apart = mixing.measure_mixing(place, labels, np.where(labels == "c", "one", "two"), **FAST)
+    apart = embeddings.measure_mixing(place, labels, np.where(labels == "c", "one", "two"), **FAST)
     assert "batch_lisi" in apart.index and not {"batch_mixing", "batch_silhouette"} & set(apart.index)
 
 
 def test_one_study_or_one_label_leaves_out_what_is_undefined(blobs):
     place, labels, _ = blobs
-    assert mixing.measure_mixing(place, labels, ["one"] * 240, **FAST).index.tolist() == list(mixing.OF_LABELS)
-    found = mixing.measure_mixing(place, ["a"] * 240, blobs[2], **FAST)
-    assert found.index.tolist() == ["label_purity", *mixing.OF_BATCHES]
+    assert embeddings.measure_mixing(place, labels, ["one"] * 240, **FAST).index.tolist() == list(embeddings.OF_LABELS)
+    found = embeddings.measure_mixing(place, ["a"] * 240, blobs[2], **FAST)
+    assert found.index.tolist() == ["label_purity", *embeddings.OF_BATCHES]
 
 
 def test_few_cells_are_measured_or_refused_in_one_sentence(blobs):
     place, labels, batches = (part[:32] for part in blobs)
     labels = np.where(np.arange(32) == 5, "rare", labels)  # in some of the subsamples only
-    assert np.isfinite(mixing.measure_mixing(place, labels, batches, **FAST).to_numpy()).all()
+    assert np.isfinite(embeddings.measure_mixing(place, labels, batches, **FAST).to_numpy()).all()
     with pytest.raises(ValueError, match="31 cells are too few"):
-        mixing.measure_mixing(place[:31], labels[:31], batches[:31])
+        embeddings.measure_mixing(place[:31], labels[:31], batches[:31])
     with pytest.raises(ValueError, match="31 cells are too few"):
-        mixing.sweep_clusters(place[:31], labels[:31])
+        embeddings.sweep_clusters(place[:31], labels[:31])
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_few_cells_are_measured_or_refused_in_one_sentence(blobs):
 )
 def test_what_does_not_fit_is_refused(blobs, change, says):
     with pytest.raises(ValueError, match=says):
-        mixing.measure_mixing(**dict(zip(("embedding", "labels", "batches"), blobs, strict=True)) | change)
+        embeddings.measure_mixing(**dict(zip(("embedding", "labels", "batches"), blobs, strict=True)) | change)
 
 
 def test_intervals_end_where_values_must_and_nowhere_else():
@@ -253,7 +253,7 @@ def test_intervals_end_where_values_must_and_nowhere_else():
     def measure(cells):
         return pd.Series(noise.normal(0.5, 1, 5), names)
 
-    found = mixing.add_intervals(pd.Series([1.0, -0.1, 0.9, 1.2, 0.0], names), measure, 100)
+    found = embeddings.add_intervals(pd.Series([1.0, -0.1, 0.9, 1.2, 0.0], names), measure, 100)
     assert found["low"].tolist()[3:] == [0, 0] and found.loc["label_purity", "low"] == 0
     assert (found.loc[["ari", "ari_best"], "low"] < -0.1).all() and found.loc["batch_mixing", "high"] > 1.2
     assert found["high"].tolist()[:3] == [1, 1, 1]
@@ -268,15 +268,15 @@ def test_the_average_over_splits_has_the_interval_of_independent_cells(measured)
         row = {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half, "n": 400}
         tables.append(pd.DataFrame([row], index=pd.Index(["purity"], name="metric")))
         tables[-1].attrs["values"] = tuple(values)
-    found = mixing.average_mixing(tables).loc["purity"]
+    found = batch_effect.average_mixing(tables).loc["purity"]
     pooled = np.concatenate([table.attrs["values"] for table in tables])
     assert found["value"] == pytest.approx(pooled.mean())
     assert found["high"] - found["value"] == pytest.approx(1.96 * pooled.std() / 40, rel=0.02)
     assert (found["n"], found["splits"]) == (1600, 4)
-    both = mixing.average_mixing([measured, measured.drop(index="ari")])
+    both = batch_effect.average_mixing([measured, measured.drop(index="ari")])
     assert both.loc["ari", "splits"] == 1 and both.loc["nmi", "splits"] == 2
     with pytest.raises(ValueError, match="no table"):
-        mixing.average_mixing([])
+        batch_effect.average_mixing([])
 
 
 # The embeddings beside scBERT's
@@ -284,11 +284,11 @@ def test_the_average_over_splits_has_the_interval_of_independent_cells(measured)
 
 def test_pca_is_of_log_normalised_counts_of_these_cells(make_cells):
     adata = make_cells(60, 24)
-    found = mixing.embed_pca(adata, 5)
+    found = embeddings.embed_pca(adata, 5)
     logs = scbert.preprocess.lognormalize(adata).toarray()
     u, s, _ = np.linalg.svd(logs - logs.mean(0), full_matrices=False)
     np.testing.assert_allclose(np.abs(found), np.abs(u * s)[:, :5], atol=1e-4)
-    assert mixing.embed_pca(adata).shape == (60, 23)
+    assert embeddings.embed_pca(adata).shape == (60, 23)
 
 
 def test_harmony_mixes_simulated_studies_better_than_pca_and_keeps_types():
@@ -296,31 +296,31 @@ def test_harmony_mixes_simulated_studies_better_than_pca_and_keeps_types():
     pbmc = scbert.datasets.load("pbmc68k_reduced")
     studies = simulate_studies(pbmc, n_studies=2, effects=("depth", "capture"))
     label, batch = (studies.obs[column].astype(str).to_numpy() for column in ("cell_type", "study"))
-    before = mixing.embed_pca(studies)
-    after = mixing.correct_by_harmony(before, batch)
+    before = embeddings.embed_pca(studies)
+    after = embeddings.correct_by_harmony(before, batch)
     assert after.shape == before.shape and after.dtype == np.float32
-    within = [mixing._measure_within_labels(place, label, batch)["batch_mixing"] for place in (before, after)]
-    near = [mixing.find_neighbours(place, 15)[1] for place in (before, after)]
+    within = [embeddings._measure_within_labels(place, label, batch)["batch_mixing"] for place in (before, after)]
+    near = [embeddings.find_neighbours(place, 15)[1] for place in (before, after)]
     purity = [(label[neighbours] == label[:, None]).mean() for neighbours in near]
     assert within[1] > within[0] + 0.2
     assert purity[1] > purity[0] - 0.05
-    np.testing.assert_array_equal(mixing.correct_by_harmony(before, batch), after)
+    np.testing.assert_array_equal(embeddings.correct_by_harmony(before, batch), after)
 
 
 def test_harmony_writes_nothing_to_the_notebook(blobs, capfd):
     pytest.importorskip("harmonypy", reason="harmonypy is an extra")
-    mixing.correct_by_harmony(blobs[0], blobs[2])
+    embeddings.correct_by_harmony(blobs[0], blobs[2])
     assert capfd.readouterr() == ("", "")
 
 
 def test_harmony_says_what_it_lacks(blobs, monkeypatch):
     with pytest.raises(ValueError, match="nothing to correct"):
-        mixing.correct_by_harmony(blobs[0], ["one"] * 240)
+        embeddings.correct_by_harmony(blobs[0], ["one"] * 240)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install 'scbert-companion"):
-        mixing.correct_by_harmony(blobs[0], blobs[2])
+        embeddings.correct_by_harmony(blobs[0], blobs[2])
     with pytest.raises(ValueError, match="scib-metrics"):
-        mixing.compare_with_scib(*blobs)
+        embeddings.compare_with_scib(*blobs)
 
 
 def test_embeddings_of_one_split_are_gathered_on_the_genes_that_the_methods_read(make_cells):
@@ -336,7 +336,7 @@ def test_embeddings_of_one_split_are_gathered_on_the_genes_that_the_methods_read
     kept = SimpleNamespace(cells=cells, embedding=np.ones((40, 8), np.float32), logits=logits)
     control = SimpleNamespace(cells=cells, logits=logits)
     job = SimpleNamespace(adata=adata, genes=tuple(encoder.genes), split=split, n_bins=5)
-    found = mixing.gather_embeddings(job, kept, control, encoder=encoder)
+    found = batch_effect.gather_embeddings(job, kept, control, encoder=encoder)
     assert list(found.obsm) == ["pca", "harmony", "scbert_encoder", "scbert", "scbert_logits", "logistic_regression"]
     assert found.obs_names.equals(names) and list(found.var_names) == encoder.genes
     # Counts are per 10,000 of all genes, not of the twelve.
@@ -345,16 +345,16 @@ def test_embeddings_of_one_split_are_gathered_on_the_genes_that_the_methods_read
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(found.obsm["pca"]), np.abs(u * s)[:, :11], atol=1e-3)
     np.testing.assert_allclose(found.obsm["scbert_encoder"], embed(encoder, adata[names]), rtol=1e-5)
-    assert "scbert_encoder" not in mixing.gather_embeddings(job, kept, control).obsm
+    assert "scbert_encoder" not in batch_effect.gather_embeddings(job, kept, control).obsm
     control.cells = cells[::-1]
     with pytest.raises(ValueError, match="different cells"):
-        mixing.gather_embeddings(job, kept, control)
+        batch_effect.gather_embeddings(job, kept, control)
 
 
 def test_scib_metrics_finds_the_same(blobs):
     pytest.importorskip("scib_metrics", reason="scib-metrics is an extra")
-    theirs = mixing.compare_with_scib(*blobs)["value"]
-    ours = mixing.measure_mixing(*blobs, resolutions=mixing.RESOLUTIONS)["value"]
+    theirs = embeddings.compare_with_scib(*blobs)["value"]
+    ours = embeddings.measure_mixing(*blobs, resolutions=embeddings.RESOLUTIONS)["value"]
     for metric in ("label_silhouette", "batch_silhouette", "label_lisi", "batch_lisi"):
         assert theirs[metric] == pytest.approx(ours[metric], abs=2e-3), metric
     for metric in ("nmi", "ari", "nmi_best"):  # clusters differ a little: another graph layout and another seed
@@ -365,7 +365,7 @@ def test_a_sweep_of_several_embeddings_is_that_of_each():
     random = np.random.default_rng(0)
     labels = np.repeat(["a", "b"], 30)
     places = {name: random.normal(size=(60, 2)) + 5 * (labels == "b")[:, None] for name in ("one", "two")}
-    table = mixing.sweep_embeddings(places, labels, [0.5, 1.0])
+    table = batch_effect.sweep_embeddings(places, labels, [0.5, 1.0])
     for name, own in table.groupby("embedding"):
-        expected = mixing.sweep_clusters(places[name], labels, [0.5, 1.0])
+        expected = embeddings.sweep_clusters(places[name], labels, [0.5, 1.0])
         pd.testing.assert_frame_equal(own.drop(columns="embedding").reset_index(drop=True), expected)

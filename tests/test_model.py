@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import scbert
 from scbert import ScBert, ScBertConfig, attention
-from scbert.attention import CHUNK_BYTES
-from scbert.model import AnnotationHead, find_expressed, run_layer, summarise_keys
+from scbert.model.attention import CHUNK_BYTES, summarise_keys
+from scbert.model.classifier import AnnotationHead
+from scbert.model.encoder import find_expressed, run_layer
 
 GENES = [f"gene{i}" for i in range(24)]
 
@@ -39,7 +40,7 @@ def bytes_of(positions, config):
 def chunked(request, monkeypatch):
     """Let models of the config `WIDE` compute in chunks."""
     monkeypatch.setitem(CHUNK_BYTES, "cpu", bytes_of(request.param, WIDE))
-    monkeypatch.setattr("scbert.attention.KEPT_CHUNKS", 1)
+    monkeypatch.setattr("scbert.model.attention.KEPT_CHUNKS", 1)
 
 
 def draw_bins(cells=3, columns=40):
@@ -291,8 +292,10 @@ def test_expressed_genes_under_autocast_are_close_to_full_precision():
 
 def test_all_genes_are_encoded_without_a_mask(monkeypatch):
     model = ScBert(WIDE, seed=3)
-    monkeypatch.setattr("scbert.model.find_expressed", None)
-    monkeypatch.setattr("scbert.model.summarise_keys", lambda k, v, projection: summarise_keys(k, v, projection))
+    monkeypatch.setattr("scbert.model.encoder.find_expressed", None)
+    monkeypatch.setattr(
+        "scbert.model.attention.summarise_keys", lambda k, v, projection: summarise_keys(k, v, projection)
+    )
     assert model(draw_bins(), draw_bins() > 3).shape == (int((draw_bins() > 3).sum()), 7)
     assert model.attention_columns(draw_bins()).shape == (3, 2, 4, 40)
 

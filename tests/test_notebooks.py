@@ -78,7 +78,7 @@ def test_each_notebook_has_the_anatomy(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_defaults_are_the_demo_profile(path):
-    from scbert.__main__ import read_parameters
+    from scbert.run.notebooks import read_parameters
 
     parameters = read_parameters(path)
     assert parameters["profile"][1] == '"demo"'

@@ -9,7 +9,7 @@ import pytest
 from scipy import special, stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from scbert import calibration, novelty
+from scbert import calibration, novel_types, novelty
 
 Kept = namedtuple("Kept", "cells logits embedding distance")
 LABELS = ["a", "b", "c"]
@@ -118,9 +118,9 @@ def measured_by_hand(part, score, threshold):
 
 
 def test_metrics_are_means_over_repeats_of_those_counted_by_hand(kept):
-    cells = novelty.score_jobs(kept)
+    cells = novel_types.score_jobs(kept)
     thresholds = novelty.choose_thresholds(cells)
-    table = novelty.measure_all(cells, thresholds).sort_index()
+    table = novel_types.measure_all(cells, thresholds).sort_index()
     test = cells[(cells["purpose"] == "held_out") & (cells["part"] == "test")]
     for (method, score, rule), of in thresholds.groupby(["method", "score", "rule"]):
         parts = [test[(test["method"] == method) & (test["repeat"] == row.repeat)] for row in of.itertuples()]
@@ -137,7 +137,7 @@ def test_metrics_are_means_over_repeats_of_those_counted_by_hand(kept):
 
 
 def test_tuned_thresholds_come_from_the_tuning_training_alone(kept):
-    cells = novelty.score_jobs(kept)
+    cells = novel_types.score_jobs(kept)
     before = novelty.choose_thresholds(cells)
     held_out = cells["purpose"] == "held_out"
     cells.loc[held_out, list(novelty.SCORES)] = 1 - cells.loc[held_out, list(novelty.SCORES)]
@@ -176,7 +176,7 @@ def test_a_resample_of_two_thousand_cells_takes_little_time():
 def test_two_methods_are_compared_on_the_same_resamples(kept):
     one = {key: value for key, value in kept.items() if key[3] == "scbert"}
     kept = one | {(*key[:3], "majority"): value for key, value in one.items()}
-    cells = novelty.score_jobs(kept)
+    cells = novel_types.score_jobs(kept)
     thresholds = novelty.choose_thresholds(cells)
     assert (novelty.compare_methods(cells, thresholds, "scbert", "majority") == 0).all(axis=None)
     lost = cells.drop(cells.index[(cells["method"] == "majority") & (cells["part"] == "test")][:1])
@@ -185,14 +185,14 @@ def test_two_methods_are_compared_on_the_same_resamples(kept):
 
 
 def test_a_repeat_without_novel_cells_is_refused(kept):
-    cells = novelty.score_jobs(kept).query("purpose == 'held_out' and method == 'scbert' and part == 'test'")
+    cells = novel_types.score_jobs(kept).query("purpose == 'held_out' and method == 'scbert' and part == 'test'")
     cells = cells[cells["seen"] | (cells["repeat"] == 0)]
     with pytest.raises(ValueError, match="a repeat has no novel"):
         novelty.measure_novelty(cells, pd.DataFrame(columns=["repeat", "score", "rule", "threshold"]))
 
 
 def test_a_sweep_holds_the_metrics_at_each_threshold(kept):
-    cells = novelty.score_jobs(kept)
+    cells = novel_types.score_jobs(kept)
     part = cells[(cells["purpose"] == "held_out") & (cells["part"] == "test") & (cells["method"] == "scbert")]
     table = novelty.sweep_thresholds(part, n_steps=5)
     by_hand = [measured_by_hand(part[part["repeat"] == repeat], "max_probability", 0.5) for repeat in (0, 1)]
@@ -204,9 +204,9 @@ def test_a_sweep_holds_the_metrics_at_each_threshold(kept):
 def test_numbers_are_noted_under_agreed_names(kept):
     noted = {}
     run = types.SimpleNamespace(note_metric=lambda name, value, low, high, n: noted.update({name: (value, n)}))
-    cells = novelty.score_jobs(kept)
-    measured = novelty.measure_all(cells, novelty.choose_thresholds(cells))
-    novelty.note_novelty(run, measured, calibration.calibrate_jobs(kept))
+    cells = novel_types.score_jobs(kept)
+    measured = novel_types.measure_all(cells, novelty.choose_thresholds(cells))
+    novel_types.note_novelty(run, measured, calibration.calibrate_jobs(kept))
     for name in ("entropy/auroc", "entropy/aupr", "distance/jaccard", "margin/recall", "energy/known_accuracy"):
         assert f"set:held_out:x|y/scbert:{name}" in noted
     assert "set:held_out:x|y/scbert/calibration_error_scaled" in noted
@@ -218,9 +218,9 @@ def test_numbers_are_noted_under_agreed_names(kept):
 
 
 def test_of_types_alone_majority_and_the_best_threshold_are_left_out(kept):
-    cells = novelty.score_jobs(kept)
-    measured = novelty.measure_all(cells, novelty.choose_thresholds(cells))
-    trimmed = novelty.trim(measured).reset_index()
+    cells = novel_types.score_jobs(kept)
+    measured = novel_types.measure_all(cells, novelty.choose_thresholds(cells))
+    trimmed = novel_types.trim(measured).reset_index()
     assert set(trimmed["method"]) == {"scbert"} and "best" not in set(trimmed["rule"])
     together = measured.rename(index={"x/y": "together"}, level="level")
-    assert novelty.trim(together).equals(together)
+    assert novel_types.trim(together).equals(together)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_novelty import keep
 
-from scbert import calibration, novelty, plot_novelty
+from scbert import calibration, novel_types, novelty, plot_novelty
 
 matplotlib.use("Agg")
 METHODS = ["logistic_regression", "scbert"]
@@ -36,7 +36,7 @@ def kept():
 def cells(kept):
     one = kept["set", "held_out:together", 0, "scbert"]
     kept = kept | {("set", "held_out:together", 0, "logistic_regression"): one}  # the same cells
-    return novelty.score_jobs(kept)
+    return novel_types.score_jobs(kept)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def tested(cells):
 
 @pytest.fixture(scope="module")
 def measured(cells):
-    return novelty.measure_all(cells, novelty.choose_thresholds(cells))
+    return novel_types.measure_all(cells, novelty.choose_thresholds(cells))
 
 
 def test_confidence_has_a_box_a_type_and_novel_types_are_bold_and_last(tested):

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scbert import mixing, plot_shift
-from scbert.preprocess import tokenize
+from scbert import embeddings, plot_shift
+from scbert.data.preprocess import tokenize
 
 matplotlib.use("Agg")
 
@@ -40,7 +40,7 @@ def doses():
 
 @pytest.fixture
 def measured():
-    metrics = (*mixing.OF_LABELS, *mixing.OF_BATCHES)
+    metrics = (*embeddings.OF_LABELS, *embeddings.OF_BATCHES)
     random = np.random.default_rng(0)
     table = pd.DataFrame({"value": random.uniform(0.2, 0.9, 3 * len(metrics))})
     table.index = pd.MultiIndex.from_product([["pca", "harmony", "scbert"], metrics], names=["embedding", "metric"])
@@ -77,10 +77,10 @@ def test_methods_are_chosen_and_ordered_and_panels_wrap(doses):
 
 def test_metrics_of_types_are_left_and_those_of_studies_right(measured):
     left, right = plot_shift.mixing(measured, title="set")
-    assert len(left.get_yticks()) == len(mixing.OF_LABELS) and len(right.get_yticks()) == len(mixing.OF_BATCHES)
+    assert len(left.get_yticks()) == len(embeddings.OF_LABELS) and len(right.get_yticks()) == len(embeddings.OF_BATCHES)
     pca, _, scbert = right.containers
     np.testing.assert_allclose(
-        pca[0].get_xdata().astype(float), measured.loc["pca"].loc[list(mixing.OF_BATCHES), "value"]
+        pca[0].get_xdata().astype(float), measured.loc["pca"].loc[list(embeddings.OF_BATCHES), "value"]
     )
     np.testing.assert_allclose(np.round(scbert[0].get_ydata().astype(float)), [0, 1, 2])
     assert texts(left.figure.legends[0].get_texts()) == ["PCA", "Harmony", "scBERT"]

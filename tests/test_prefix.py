@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import scbert
-from scbert import Recipe, finetune, prefix, train
-from scbert.cells import CellDataset
-from scbert.prefix import FrozenPrefix
+from scbert import Recipe, finetune, prefix
+from scbert.data.cells import CellDataset
+from scbert.scale.prefix import FrozenPrefix
+from scbert.train import finetune as finetuning
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 IN_A_FILE = {"cache_memory": 0}
@@ -172,8 +173,8 @@ def test_both_sets_share_the_memory(fit, monkeypatch):
 
 
 def test_layers_are_counted_up_to_the_first_that_learns(encoder):
-    classifier = scbert.model.Classifier(encoder, ["a", "b"])
+    classifier = scbert.model.classifier.Classifier(encoder, ["a", "b"])
     for layers, expected in (("all", 0), ("last", 2), ("head", 3), ((-2,), 1), ((0,), 0), ((1, 2), 1)):
         classifier.requires_grad_(True)
-        train._choose_trainable(classifier, layers)
-        assert train._count_frozen(classifier, Recipe(trainable_layers=layers)) == expected
+        finetuning._choose_trainable(classifier, layers)
+        assert finetuning._count_frozen(classifier, Recipe(trainable_layers=layers)) == expected

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scbert import datasets, preflight
-from scbert.record import write_text
+from scbert.paths import write_text
 
 PARAMETERS = """
 profile: str = "demo"  # the profile

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scbert.genes import hash_genes
-from scbert.preprocess import align, bin_counts, library_size, tokenize
+from scbert.data.preprocess import align, bin_counts, hash_genes, library_size, tokenize
 
 
 def define_bin(count, total, n_bins=5):
@@ -64,11 +63,33 @@ def test_sparse_counts_give_sparse_small_integers_without_stored_zeros(make_cell
     assert 0 < bins.nnz == bins.count_nonzero() < adata.X.nnz
 
 
-def test_explicit_zeros_and_empty_cells_have_no_tokens():
+def test_explicit_zeros_have_no_tokens_and_a_cell_of_nothing_else_is_refused():
     counts = sparse.csr_matrix((np.array([0.0, 4.0, 0.0]), ([0, 0, 1], [0, 1, 1])), shape=(2, 3))
-    adata = tokenize(anndata.AnnData(counts))
+    adata = anndata.AnnData(counts)
+    with pytest.raises(ValueError, match=r"adata has empty cells, .* first: 1\): drop them"):
+        tokenize(adata)
+    adata.obs["n_counts"] = [4.0, 9.0]  # over all genes; these are a selection
+    adata = tokenize(adata)
     assert adata.layers["bins"].toarray().tolist() == [[0, 5, 0], [0, 0, 0]]
     assert adata.uns["scbert"]["tokenize"]["cells_without_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(1.5, "fractional values such as 1.5"), (-1, "negative values"), (np.nan, "NaN or infinite")]
+)
+def test_what_is_no_count_is_refused(make_cells, value, message):
+    adata = make_cells()
+    adata.X = adata.X.toarray().astype(float)
+    adata.X[7, 3] = value
+    with pytest.raises(ValueError, match=f"X of mine holds {message}"):
+        tokenize(adata, name="mine")
+
+
+def test_repeated_entries_are_one_count(make_cells):
+    repeated = sparse.csr_matrix((np.array([1.0, 2.0, 4.0]), np.array([1, 1, 0]), np.array([0, 3])), shape=(1, 3))
+    adata = tokenize(anndata.AnnData(repeated))
+    assert adata.layers["bins"].toarray().tolist() == [[5, 5, 0]]
+    assert adata.X.nnz == 3  # the caller's matrix stays as it was
 
 
 def test_the_counts_are_left_as_they_were(make_cells):
@@ -104,7 +125,7 @@ def test_shuffled_missing_and_extra_genes_end_up_where_a_loop_over_genes_puts_th
 
 
 def test_dense_sparse_and_backed_counts_give_the_same_tokens(make_cells, tmp_path, monkeypatch):
-    monkeypatch.setattr("scbert.preprocess.CELLS_AT_ONCE", 7)  # several blocks, the last one smaller
+    monkeypatch.setattr("scbert.data.counts.CELLS_AT_ONCE", 7)  # several blocks, the last one smaller
     adata = make_cells()
     adata.obs["n_counts"] = np.linspace(500, 20_000, 60)
     vocabulary = [*adata.var_names[3:20][::-1], "absent"]
@@ -157,7 +178,7 @@ def test_duplicated_genes_are_refused(make_cells):
     with pytest.raises(ValueError, match=r"of the vocabulary are duplicated \(1 of them, first: gene3\)"):
         tokenize(adata, genes=["gene3", "gene4", "gene3"])
     adata.var_names = pd.Index(["gene0", *adata.var_names[:-1]])
-    with pytest.raises(ValueError, match=r"of the data are duplicated \(1 of them, first: gene0\): sum or rename"):
+    with pytest.raises(ValueError, match=r"of adata are duplicated \(1 of them, first: gene0\): sum or rename"):
         tokenize(adata)
 
 

@@ -10,20 +10,20 @@ import torch
 from scipy import sparse
 
 import scbert
-from scbert.cells import CellDataset, mask_bins
-from scbert.preprocess import tokenize
-from scbert.probe import (
+from scbert.data.cells import CellDataset
+from scbert.data.masking import mask_bins
+from scbert.data.preprocess import tokenize
+from scbert.experiments.pretraining import (
     RIVALS,
     by_token,
     correlate_genes,
-    count_tokens,
     embed_genes,
     read_sets,
-    score_masks,
     share_of_neighbours,
     summarise_masks,
 )
-from scbert.shards import write_store
+from scbert.scale.shards import write_store
+from scbert.train.masks import count_tokens, score_masks
 
 COUNTS = ["n_masked", "correct", "predicted_mode", "cell_correct", "gene_correct", "both_correct"]
 
@@ -72,7 +72,7 @@ def test_tokens_are_counted_gene_by_gene():
 
 def test_counting_in_pieces_counts_each_cell_once(cells, monkeypatch):
     whole = count_tokens(cells)
-    monkeypatch.setattr("scbert.probe.CELLS_AT_ONCE", 7)
+    monkeypatch.setattr("scbert.train.masks.CELLS_AT_ONCE", 7)
     assert np.array_equal(count_tokens(cells), whole)
     assert whole.sum() == cells.layers["bins"].nnz
 
@@ -361,7 +361,7 @@ def test_cells_that_are_not_tokenized_or_do_not_fit_have_no_gene_vectors(encoder
 
 
 def test_correlations_are_those_of_numpy_and_zero_for_a_constant_gene(cells, monkeypatch):
-    monkeypatch.setattr("scbert.probe.CELLS_AT_ONCE", 7)
+    monkeypatch.setattr("scbert.train.masks.CELLS_AT_ONCE", 7)
     tokens = cells.layers["bins"].toarray()
     tokens[:, 3] = 2
     cells.layers["bins"] = sparse.csr_matrix(tokens)
@@ -424,7 +424,7 @@ def test_equally_close_genes_are_drawn_and_not_taken_in_their_order():
 def test_the_same_seed_finds_the_same_and_pieces_change_nothing(monkeypatch):
     vectors = draw_vectors().round()  # with ties
     found = share_of_neighbours(vectors, GENES, MODULES, levels=np.arange(300), seed=1)
-    monkeypatch.setattr("scbert.probe.GENES_AT_ONCE", 7)
+    monkeypatch.setattr("scbert.experiments.pretraining.GENES_AT_ONCE", 7)
     pd.testing.assert_series_equal(share_of_neighbours(vectors, GENES, MODULES, levels=np.arange(300), seed=1), found)
 
 
@@ -497,14 +497,14 @@ def test_pathways_are_read_with_their_genes(monkeypatch, tmp_path):
 
     with gzip.open(tmp_path / "sets.gmt.gz", "wt") as file:
         file.write("ONE\thttp://one\tA\tB\tA\nTWO\thttp://two\tC\n")
-    monkeypatch.setattr("scbert.probe.fetch", lambda name: [tmp_path / "sets.gmt.gz"])
+    monkeypatch.setattr("scbert.experiments.pretraining.fetch", lambda name: [tmp_path / "sets.gmt.gz"])
     assert read_sets("reactome") == {"ONE": ["A", "B"], "TWO": ["C"]}
 
 
 def test_markers_of_other_species_are_left_out(monkeypatch, tmp_path):
     rows = ["Mm Hs\tA\tT cells", "Mm\tB\tT cells", "Hs\tC\tT cells", "\tD\tT cells", "Hs\tA\tB cells", "Mm\tE\tNeurons"]
     (tmp_path / "markers.tsv").write_text("\n".join(["species\tofficial gene symbol\tcell type", *rows]))
-    monkeypatch.setattr("scbert.probe.fetch", lambda name: [tmp_path / "markers.tsv"])
+    monkeypatch.setattr("scbert.experiments.pretraining.fetch", lambda name: [tmp_path / "markers.tsv"])
     assert read_sets("panglaodb_markers") == {"B cells": ["A"], "T cells": ["A", "C"]}
 
 

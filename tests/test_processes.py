@@ -9,10 +9,10 @@ from lightning_fabric import Fabric
 
 import scbert
 from scbert import pretrain, processes
-from scbert.cells import CellDataset, take_share
-from scbert.preprocess import tokenize
-from scbert.processes import check_devices, launch, make_fabric
-from scbert.record import count_processes, find_rank
+from scbert.data.cells import CellDataset, take_share
+from scbert.data.preprocess import tokenize
+from scbert.paths import count_processes, find_rank
+from scbert.scale.processes import check_devices, launch, make_fabric
 
 OPTIONS = {"n_epochs": 7, "batch_size": 16, "learning_rate": 1e-2, "redraw_every": 5, "progress": False,
            "accelerator": "cpu"}  # fmt: skip
@@ -52,7 +52,7 @@ def test_a_run_of_one_process_goes_on_with_two_and_accumulates_as_one_does(confi
     expected, model = scbert.ScBert(config), scbert.ScBert(config)
     pretrain(expected, cells, **options)
     options |= {"checkpoint": tmp_path / "a.pt", "checkpoint_every": 1}
-    take_step, steps = scbert.train._take_step, []
+    take_step, steps = scbert.train.steps.take_step, []
 
     def stop(optimizer, rate):
         steps.append(rate)
@@ -60,7 +60,7 @@ def test_a_run_of_one_process_goes_on_with_two_and_accumulates_as_one_does(confi
             raise KeyboardInterrupt
         take_step(optimizer, rate)
 
-    monkeypatch.setattr(scbert.train, "_take_step", stop)
+    monkeypatch.setattr(scbert.train.steps, "take_step", stop)
     with pytest.raises(KeyboardInterrupt):
         pretrain(copy.deepcopy(model), cells, **options)
     history = pretrain(model, cells, devices=2, log=tmp_path / "log.csv", **options)

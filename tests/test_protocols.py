@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scbert import protocols
+from scbert import benchmark, novel_types, protocols
 
 SIZES = {"common": 60, "middle": 25, "rare": 5}
 
@@ -483,48 +483,48 @@ def test_splits_come_back_from_their_file_which_has_the_same_bytes_each_time(stu
 )
 def test_references_are_read_from_a_line(text, fractions, cells, query):
     options = {"fractions": fractions, "cells_per_label": cells, "query": query}
-    assert protocols.read_references(text) == options
+    assert benchmark.read_references(text) == options
 
 
 @pytest.mark.parametrize("text", ["0.1, 0.3", "ten", "0.1 all", "nan", "2.5", "inf"])
 def test_a_line_that_is_no_references_is_refused(text):
     with pytest.raises(ValueError, match="references must be numbers, and may end with rest"):
-        protocols.read_references(text)
+        benchmark.read_references(text)
 
 
 def test_imbalance_is_read_from_a_line():
-    assert protocols.read_imbalance("A, B/x | C | 170 | 170 17 2 | 60", []) == {
+    assert benchmark.read_imbalance("A, B/x | C | 170 | 170 17 2 | 60", []) == {
         "common": ["A", "B/x"], "rare": ["C"], "n_common": 170, "n_rare": [170, 17, 2], "n_query": 60,
     }  # fmt: skip
 
 
 def test_a_label_with_a_comma_can_be_named():
     labels = ["T cell, CD8+", "T cell", "B"]
-    options = protocols.read_imbalance("T cell, CD8+ | B | 20 | 20 | 5", labels)
+    options = benchmark.read_imbalance("T cell, CD8+ | B | 20 | 20 | 5", labels)
     assert options["common"] == ["T cell, CD8+"]
-    assert protocols.read_imbalance("T cell, B | T cell, CD8+ | 20 | 20 | 5", labels)["common"] == ["T cell", "B"]
+    assert benchmark.read_imbalance("T cell, B | T cell, CD8+ | 20 | 20 | 5", labels)["common"] == ["T cell", "B"]
 
 
 @pytest.mark.parametrize("text", ["A | B", "A | B | x | 17 | 60", "A | B | 10 | 10, 5 | 60", "automatic", ""])
 def test_a_line_that_is_no_imbalance_is_refused(text):
     with pytest.raises(ValueError, match="imbalance must be auto, empty, or like 'A, B"):
-        protocols.read_imbalance(text, ["A", "B"])
+        benchmark.read_imbalance(text, ["A", "B"])
 
 
 @pytest.mark.parametrize("size", [50, 400])
 def test_the_two_commonest_labels_are_taken_on_request_and_their_cells_suffice(make_cells, size):
     adata = make_cells(2 * size + 20)
     adata.obs["cell_type"] = np.repeat(["C", "B", "A"], [size, size, 20])  # a tie goes by name
-    options = protocols.read_imbalance("auto", adata.obs["cell_type"])
+    options = benchmark.read_imbalance("auto", adata.obs["cell_type"])
     n_query = min(60, size // 4)
     n = min(170, int(0.7 * size) - n_query)
     assert options == {"common": ["B"], "rare": ["C"], "n_common": n, "n_rare": [n, n // 10], "n_query": n_query}
     splits = protocols.class_imbalance(adata, "mine.h5ad", **options, n_repeats=1)
     assert [split.protocol for split in splits] == [f"imbalance:{n}", f"imbalance:{n // 10}"]
     with pytest.raises(ValueError, match="A has 20 cells: too few for imbalance = auto"):
-        protocols.read_imbalance("auto", ["A"] * 20 + ["B"] * 30)
+        benchmark.read_imbalance("auto", ["A"] * 20 + ["B"] * 30)
     with pytest.raises(ValueError, match="imbalance = auto needs two labels"):
-        protocols.read_imbalance("auto", ["B"] * 100)
+        benchmark.read_imbalance("auto", ["B"] * 100)
 
 
 def test_labels_of_few_cells_are_dropped_by_name(studies, capsys):
@@ -663,7 +663,7 @@ def test_studies_between_which_nothing_can_be_carried_are_refused(studies, saved
 
 
 def test_between_simulated_studies_no_cell_of_the_saved_test_part_trains(studies, saved):
-    from scbert.simulate import simulate_studies
+    from scbert.sources.simulate import simulate_studies
 
     del studies.obs["study"]
     dealt = simulate_studies(studies[studies.obs["cell_type"] != "D"].copy(), n_studies=2, seed=1)
@@ -827,7 +827,7 @@ def test_types_that_cannot_be_held_out_are_refused(types, options, reason):
 
 
 def test_types_to_hold_out_are_read_from_two_parameters(types):
-    read = protocols.read_held_out
+    read = novel_types.read_held_out
     assert read("B, E", "", types) == (["B", "E"], [])
     assert read(" A ", "held_out", types) == (["A"], ["A"])
     assert read("auto", "held_out", types) == (["B"], ["B"])  # A, B, C, D have 20 cells or more
@@ -843,25 +843,25 @@ def test_of_another_set_those_types_are_held_out_that_the_training_set_lacks(typ
     types.obs["study"] = np.where(np.arange(156) % 2 == 0, "other", "first")
     types.uns["scbert"] = {"train_on": "first"}
     less = types[~((types.obs["study"] == "first") & types.obs["cell_type"].isin(["F", "C"]))].copy()
-    assert protocols.read_held_out("auto", "all", less) == (["C", "F"], [])
-    assert protocols.read_held_out("A", "held_out", less) == (["A"], [])
+    assert novel_types.read_held_out("auto", "all", less) == (["C", "F"], [])
+    assert novel_types.read_held_out("A", "held_out", less) == (["A"], [])
     with pytest.raises(ValueError, match="finds no type to hold out, since the training set has all types: name types"):
-        protocols.read_held_out("auto", "", types)
+        novel_types.read_held_out("auto", "", types)
 
 
 def test_one_of_the_types_or_any_named_can_be_alone(types):
     names = sorted(set(types.obs["cell_type"].astype(str)))
-    assert protocols.read_held_out(", ".join(names[:2]), "last", types) == (names[:2], names[1:2])
-    assert protocols.read_held_out(names[0], ", ".join(names[1:3]), types) == (names[:1], names[1:3])
+    assert novel_types.read_held_out(", ".join(names[:2]), "last", types) == (names[:2], names[1:2])
+    assert novel_types.read_held_out(names[0], ", ".join(names[1:3]), types) == (names[:1], names[1:3])
 
 
 def test_types_that_cannot_be_read_are_refused(types):
     with pytest.raises(
         ValueError, match="alone must be last, held_out, all, empty, or types with commas between them, not 'each'"
     ):
-        protocols.read_held_out("A", "each", types)
+        novel_types.read_held_out("A", "each", types)
     with pytest.raises(ValueError, match="finds no type to hold out, since fewer than two have 40 cells: name types"):
-        protocols.read_held_out("auto", "", types, minimum=40)
+        novel_types.read_held_out("auto", "", types, minimum=40)
 
 
 def test_cells_set_aside_come_back_from_the_file_of_their_splits(types, saved_types, tmp_path):

@@ -15,7 +15,8 @@ from performer_pytorch import Performer
 from torch.nn.functional import layer_norm
 
 import scbert
-from scbert import ScBert, ScBertConfig, genes, published
+from scbert import ScBert, ScBertConfig, preprocess, published
+from scbert import weights as encoders
 
 GENES = [f"gene{i}" for i in range(24)]
 SMALL = {"dim": 8, "depth": 2, "heads": 2, "dim_head": 4}
@@ -102,8 +103,8 @@ def file(tmp_path, weights):
 def vocabulary(monkeypatch):
     """16,906 names in place of the published ones, so that no file is needed."""
     names = [f"gene{i}" for i in range(16_906)]
-    monkeypatch.setattr(genes, "load_vocabulary", lambda: list(names))
-    monkeypatch.setattr(genes, "PUBLISHED_GENES_SHA256", genes.hash_genes(names))
+    monkeypatch.setattr(encoders, "load_vocabulary", lambda: list(names))
+    monkeypatch.setattr(published, "PUBLISHED_GENES_SHA256", preprocess.hash_genes(names))
     return names
 
 
@@ -146,7 +147,7 @@ def test_a_file_of_published_size_gives_the_published_config(tmp_path, vocabular
     weights = draw_weights(16_906, **SIZE)[0]
     assert len(weights) == 91
     torch.save(as_published(weights), tmp_path / "panglao_pretrain.pth")
-    model = ScBert.from_published(tmp_path / "panglao_pretrain.pth")
+    model = scbert.load_encoder(tmp_path / "panglao_pretrain.pth")
     assert model.config == ScBertConfig.published()
     assert model.genes == vocabulary
     assert sum(parameter.numel() for parameter in model.parameters()) == 8_388_607
@@ -159,7 +160,7 @@ def test_the_vocabulary_asked_for_is_the_published_one():
         pytest.skip("SCBERT_MIRROR holds no copy of the published vocabulary.")
     names = files[0].read_text().splitlines()
     assert len(names) == published.N_GENES == 16_906
-    assert genes.hash_genes(names) == genes.PUBLISHED_GENES_SHA256
+    assert preprocess.hash_genes(names) == published.PUBLISHED_GENES_SHA256
 
 
 def test_the_model_is_ready_to_encode_and_its_gene_vectors_do_not_learn(weights):
@@ -195,7 +196,7 @@ def test_the_key_stabiliser_can_be_that_of_the_published_training(weights):
 def test_gene_vectors_come_out_of_a_checkpoint_without_the_trailing_row(file, weights):
     expected = weights["pos_emb.emb.weight"][:-1].float().numpy()
     for source in (file, weights, {"pos_emb.emb.weight": weights["pos_emb.emb.weight"]}):
-        vectors = published.read_gene2vec(source)
+        vectors = published.read_published_vectors(source)
         assert (vectors.dtype, vectors.shape) == (np.float32, (24, 8))
         assert np.array_equal(vectors, expected)
     vectors[:] = 0  # the caller's own
@@ -212,7 +213,7 @@ def test_gene_vectors_come_out_of_a_checkpoint_without_the_trailing_row(file, we
 )
 def test_gene_vectors_that_are_none_are_refused(vectors, message):
     with pytest.raises(ValueError, match=message):
-        published.read_gene2vec(vectors)
+        published.read_published_vectors(vectors)
 
 
 # What is refused
@@ -283,7 +284,7 @@ def test_a_file_of_other_things_than_weights_is_refused(tmp_path, found):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (None, "is for 24 genes, not for the 16,906 published ones: give their names"),
+        (None, "does not name its genes: give them; scbert.genes.load_vocabulary"),
         (GENES[:-1], "is for 24 genes, but 23 names were given"),
         ([], "is for 24 genes, but 0 names were given"),
     ],
@@ -295,17 +296,18 @@ def test_another_number_of_genes_is_refused(weights, vocabulary, names, message)
 
 def test_as_many_genes_as_published_must_be_the_published_ones_in_order(vocabulary):
     weights = draw_weights(16_906)[0]
-    assert ScBert.from_published(weights, vocabulary).genes == ScBert.from_published(weights).genes == vocabulary
+    assert ScBert.from_published(weights, vocabulary).genes == vocabulary
     swapped = [vocabulary[1], vocabulary[0], *vocabulary[2:]]
     for names in (swapped, [*vocabulary[:-1], "geneX"]):
         with pytest.raises(ValueError, match="The 16,906 gene names are not the published ones in their order"):
             ScBert.from_published(weights, names)
 
 
-def test_a_vocabulary_file_that_changed_is_refused(vocabulary, monkeypatch):
-    monkeypatch.setattr(genes, "load_vocabulary", lambda: vocabulary[::-1])
+def test_a_vocabulary_file_that_changed_is_refused(tmp_path, vocabulary, monkeypatch):
+    torch.save(draw_weights(16_906)[0], tmp_path / "panglao_pretrain.pth")
+    monkeypatch.setattr(encoders, "load_vocabulary", lambda: vocabulary[::-1])
     with pytest.raises(ValueError, match="not the published ones in their order"):
-        ScBert.from_published(draw_weights(16_906)[0])
+        scbert.load_encoder(tmp_path / "panglao_pretrain.pth")
 
 
 def test_another_number_of_bins_is_refused(weights):
@@ -424,7 +426,7 @@ def test_code_in_a_file_is_not_run(tmp_path, weights, write, message):
 
 
 def test_a_converted_checkpoint_encodes_as_before(tmp_path, file, weights):
-    published.convert(file, tmp_path / "bundle", GENES)
+    encoders.convert(file, tmp_path / "bundle", GENES)
     bundle, model = scbert.load(tmp_path / "bundle"), ScBert.from_published(file, GENES)
     assert (bundle.config, bundle.genes, bundle.licence) == (model.config, GENES, "")
     assert torch.equal(bundle.encode(draw_bins(24)), model.encode(draw_bins(24)))
@@ -436,7 +438,7 @@ def test_a_converted_checkpoint_encodes_as_before(tmp_path, file, weights):
 
 def test_published_weights_keep_their_licence_in_every_bundle(tmp_path, vocabulary):
     torch.save(draw_weights(16_906)[0], tmp_path / "panglao_pretrain.pth")
-    published.convert(tmp_path / "panglao_pretrain.pth", tmp_path / "encoder")
+    encoders.convert(tmp_path / "panglao_pretrain.pth", tmp_path / "encoder")
     encoder = scbert.load(tmp_path / "encoder")
     card = (tmp_path / "encoder" / "README.md").read_text()
     assert card.startswith("---\nlicense: gpl-3.0\n---\n")
@@ -459,14 +461,14 @@ def test_published_weights_keep_their_licence_in_every_bundle(tmp_path, vocabula
 
 def test_conversion_leaves_a_folder_of_other_things_alone(tmp_path, file):
     with pytest.raises(ValueError, match="is no model bundle"):
-        published.convert(file, tmp_path, GENES)
+        encoders.convert(file, tmp_path, GENES)
     assert [path.name for path in tmp_path.iterdir()] == ["pretrain.pth"]
 
 
 def test_an_encoder_is_loaded_from_wherever_it_is(tmp_path, monkeypatch, vocabulary, encoder, classifier):
     full = draw_weights(16_906)[0]
     torch.save(full, tmp_path / "panglao_pretrain.pth")
-    monkeypatch.setattr("scbert.datasets.fetch", lambda name: [tmp_path / "panglao_pretrain.pth"])
+    monkeypatch.setattr("scbert.sources.weights.fetch", lambda name: [tmp_path / "panglao_pretrain.pth"])
     by_name, by_file = scbert.load_encoder("scbert_checkpoint"), scbert.load_encoder(tmp_path / "panglao_pretrain.pth")
     assert by_name.genes == by_file.genes == list(vocabulary)
     encoder.genes = [f"gene{i}" for i in range(24)]
@@ -486,19 +488,19 @@ def test_an_encoder_that_is_nowhere_is_one_sentence(tmp_path):
 
 def test_the_encoder_that_ships_is_small_loads_by_name_and_reads_the_demo():
     encoder = scbert.load_encoder("pbmc-small")
-    folder = published.ENCODERS / "pbmc-small"
+    folder = encoders.ENCODERS / "pbmc-small"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 400_000
     assert len(encoder.genes) == 1000
     assert encoder.licence == ""
     adata = scbert.datasets.load("pbmc68k_reduced")
     tokens = scbert.preprocess.tokenize(adata, genes=encoder.genes)
     assert tokens.uns["scbert"]["tokenize"]["genes_matched"] == 763
-    scores = scbert.probe.score_masks(encoder, tokens[:60].copy())
+    scores = scbert.masks.score_masks(encoder, tokens[:60].copy())
     # It has met none of these cells, and knows more than the commonest bin of each.
     assert scores["correct"].sum() > scores["cell_correct"].sum()
 
 
 def test_the_card_of_the_encoder_that_ships_says_what_it_was_trained_on_and_how_well_it_does():
-    card = (published.ENCODERS / "pbmc-small" / "README.md").read_text()
+    card = (encoders.ENCODERS / "pbmc-small" / "README.md").read_text()
     for words in ("pbmc_pool", "zheng_facs", "gene_and_cell_tokens/masked_accuracy", "cells seen", "BSD-3-Clause"):
         assert words in card

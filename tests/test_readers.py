@@ -12,7 +12,9 @@ import pytest
 from scipy import sparse
 from scipy.io import mmwrite
 
-from scbert.readers import read_cells, recover_counts, sum_repeats, to_sparse
+from scbert.sources.readers import read_cells
+from scbert.sources.readers.matrices import recover_counts, sum_repeats
+from scbert.sources.readers.r_objects import to_sparse
 
 GENES = ["GeneA", "GeneB", "GeneC"]
 CELLS = ["AAAC-1", "CCCG-1"]

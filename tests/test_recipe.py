@@ -2,7 +2,7 @@
 
 import pytest
 
-from scbert.recipe import Recipe, learning_rate_at
+from scbert.train.recipe import Recipe, learning_rate_at
 
 
 @pytest.mark.parametrize(

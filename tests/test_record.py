@@ -8,8 +8,10 @@ import pytest
 from scipy import sparse
 
 import scbert
-from scbert import record
-from scbert.record import Run, read_records, write_text
+from scbert import counts, paths
+from scbert.paths import write_text
+from scbert.run.record import Run
+from scbert.run.report import read_records
 
 
 @pytest.fixture(autouse=True)
@@ -163,17 +165,17 @@ def test_checkpoints_live_until_the_run_is_finished():
 
 
 def test_the_part_is_read_from_the_environment(monkeypatch):
-    assert record.find_part() is None
+    assert paths.find_part() is None
     for text, part in {"": None, "2/8": (2, 8), "1/1": (1, 1), "12/12": (12, 12)}.items():
         monkeypatch.setenv("SCBERT_PART", text)
-        assert record.find_part() == part
+        assert paths.find_part() == part
 
 
 @pytest.mark.parametrize("text", ["9/8", "x", "0/4", "2", "1/0", "-1/4", "1/2/3", "1 / 2"])
 def test_what_is_no_part_is_refused_in_one_sentence(text, monkeypatch):
     monkeypatch.setenv("SCBERT_PART", text)
     with pytest.raises(ValueError, match=f"A part is written as 2/8 .* not '{text}'"):
-        record.find_part()
+        paths.find_part()
     with pytest.raises(ValueError, match="A part is written as 2/8"):
         start()
 
@@ -199,7 +201,7 @@ def test_runs_go_below_scbert_runs_if_that_is_set(root, monkeypatch):
 
 def test_the_root_is_found_from_a_folder_inside(root, monkeypatch):
     monkeypatch.chdir(root / "notebooks")
-    assert record.find_root() == root
+    assert paths.find_root() == root
 
 
 def test_a_file_is_written_whole_or_stays_as_it_was(root, monkeypatch):
@@ -235,23 +237,23 @@ def test_this_machines_record_is_preferred_to_the_published_one(root):
 
 def test_the_hash_of_data_sees_counts_and_names_but_not_how_they_are_stored(make_cells):
     adata = make_cells()
-    expected = record.hash_data(adata)
+    expected = counts.hash_data(adata)
     dense = make_cells()
     dense.X = dense.X.toarray()
-    assert record.hash_data(dense) == expected
+    assert counts.hash_data(dense) == expected
     unsorted = make_cells()
     unsorted.X = sparse.csr_matrix(unsorted.X.toarray()[:, ::-1])
     unsorted.X.indices = 23 - unsorted.X.indices  # the same matrix, each row stored from right to left
     unsorted.X.has_sorted_indices = False
     assert (unsorted.X.toarray() == dense.X).all()
-    assert record.hash_data(unsorted) == expected
+    assert counts.hash_data(unsorted) == expected
     scbert.preprocess.tokenize(adata)
     adata.obs["more"] = 1
-    assert record.hash_data(adata) == expected
+    assert counts.hash_data(adata) == expected
     dense.X[3, 4] += 1
-    assert record.hash_data(dense) != expected
+    assert counts.hash_data(dense) != expected
     adata.var_names = ["geneX", *adata.var_names[1:]]
-    assert record.hash_data(adata) != expected
+    assert counts.hash_data(adata) != expected
 
 
 def test_a_figure_is_stamped_with_its_profile_and_comes_with_its_data():

@@ -7,8 +7,8 @@ from scipy import sparse
 
 import scbert
 from scbert import simulate
-from scbert.genes import resolve
-from scbert.simulate import EFFECTS, equalize_depth, simulate_doses, simulate_studies
+from scbert.sources.genes import resolve
+from scbert.sources.simulate import EFFECTS, equalize_depth, simulate_doses, simulate_studies
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_counts_stay_whole_and_no_cell_is_empty(pbmc, effects):
     assert (studies.X.data == np.rint(studies.X.data)).all()
     assert studies.X.data.min() >= 1
     assert totals(studies).min() >= 1
-    scbert.datasets.check_counts(studies, "studies")
+    scbert.checks.check_counts(studies, "studies")
 
 
 @pytest.mark.parametrize("effects", [("depth",), ("capture",), ("depth", "capture", "labels")])
@@ -316,7 +316,7 @@ def test_thinning_to_the_shallowest_empties_no_cell_and_is_fixed_by_the_seed(pbm
     assert totals(even).min() == 1
     assert (equalize_depth(uneven).X != even.X).nnz == 0
     assert (equalize_depth(uneven, seed=1).X != even.X).nnz > 0
-    scbert.datasets.check_counts(even, "even")
+    scbert.checks.check_counts(even, "even")
     scbert.preprocess.library_size(even)  # n_counts is no smaller than the counts
 
 

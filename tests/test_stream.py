@@ -17,12 +17,13 @@ import torch
 from scipy import sparse
 
 import scbert
-from scbert import Recipe, finetune, pretrain, shards, stream, train
-from scbert.cells import CellDataset
-from scbert.preprocess import tokenize
-from scbert.probe import score_masks
-from scbert.shards import write_store
-from scbert.stream import open_store
+from scbert import Recipe, finetune, pretrain, shards, stream
+from scbert.data.cells import CellDataset
+from scbert.data.preprocess import tokenize
+from scbert.scale.shards import write_store
+from scbert.scale.stream import open_store
+from scbert.train import steps
+from scbert.train.masks import score_masks
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 N_CELLS = 330
@@ -319,10 +320,10 @@ def test_interrupted_and_continued_equals_uninterrupted(run, recipe, write, conf
         if len(history) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_write_log", kill)
+    monkeypatch.setattr(steps, "write_log", kill)
     with pytest.raises(KeyboardInterrupt):
         run(config, store, **arguments)
-    monkeypatch.setattr(train, "_write_log", lambda path, history: epochs.append(len(history)))
+    monkeypatch.setattr(steps, "write_log", lambda path, history: epochs.append(len(history)))
     result = run(config, open_store(store.path), **arguments)
     # Of pretraining, gradients that leak into the next epoch are in no checkpoint: the batches behind them run again.
     leaks = run is run_pretrain and recipe.leftover_steps == "leak"

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import scbert
-from scbert import Recipe, finetune, pretrain, train
-from scbert.cells import CellDataset
-from scbert.preprocess import tokenize
-from scbert.recipe import learning_rate_at
+from scbert import Recipe, finetune, pretrain
+from scbert.data.cells import CellDataset
+from scbert.data.preprocess import tokenize
+from scbert.train import finetune as finetuning
+from scbert.train import steps
+from scbert.train.recipe import learning_rate_at
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 
@@ -118,7 +120,7 @@ def kill_after(monkeypatch):
             if len(history) == epoch:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(train, "_write_log", write_log)
+        monkeypatch.setattr(steps, "write_log", write_log)
 
     return arm
 
@@ -141,7 +143,7 @@ def test_interrupted_and_continued_equals_uninterrupted(
         with pytest.raises(KeyboardInterrupt):
             run(model, cells, more_cells, **arguments)
     epochs = []
-    monkeypatch.setattr(train, "_write_log", lambda path, history: epochs.append(len(history)))
+    monkeypatch.setattr(steps, "write_log", lambda path, history: epochs.append(len(history)))
     result = run(model, cells, more_cells, **arguments)
     # Gradients that leak into the next epoch are in no checkpoint of pretraining: the batches behind them run again.
     leaks = run is run_pretrain and recipe.leftover_steps == "leak"
@@ -202,7 +204,7 @@ def test_two_damaged_checkpoints_warn_and_training_starts_over(run, model, cells
 def test_pretraining_goes_on_in_the_middle_of_an_epoch(model, cells, more_cells, tmp_path, monkeypatch):
     expected = run_pretrain(model, cells, more_cells, batch_size=4, accumulate=2)
     arguments = {"checkpoint": tmp_path / "a.pt", "checkpoint_every": 3, "batch_size": 4, "accumulate": 2}
-    take_step, n_steps = train._take_step, []
+    take_step, n_steps = steps.take_step, []
 
     def stop_at(number):
         def step(optimizer, rate):
@@ -215,10 +217,10 @@ def test_pretraining_goes_on_in_the_middle_of_an_epoch(model, cells, more_cells,
 
     # An epoch has eight steps; steps 3 and 6 of it, and its end, are kept: 5 steps, then 11, are not done again.
     for number in (8, 21):
-        monkeypatch.setattr(train, "_take_step", stop_at(number))
+        monkeypatch.setattr(steps, "take_step", stop_at(number))
         with pytest.raises(KeyboardInterrupt):
             run_pretrain(model, cells, more_cells, **arguments)
-    monkeypatch.setattr(train, "_take_step", stop_at(0))
+    monkeypatch.setattr(steps, "take_step", stop_at(0))
     result = run_pretrain(model, cells, more_cells, **arguments)
     assert len(n_steps) == 8 + (21 - 8) + 24 - 18
     assert equal(result[0], expected[0])
@@ -308,7 +310,7 @@ def test_training_stops_when_patience_runs_out_and_keeps_the_best_epoch(model, c
 @pytest.mark.parametrize("name", ["adamw", "adam"])
 def test_the_optimizer_of_the_recipe_is_used(model, cells, name, monkeypatch):
     used = []
-    monkeypatch.setattr(train, "_take_step", lambda optimizer, rate: used.append(type(optimizer.optimizer).__name__))
+    monkeypatch.setattr(steps, "take_step", lambda optimizer, rate: used.append(type(optimizer.optimizer).__name__))
     pretrain(model(), cells, n_epochs=1, recipe=Recipe(optimizer=name), **QUIET)
     finetune(model(), cells, n_epochs=1, recipe=Recipe(optimizer=name), **QUIET)
     assert {kind.lower() for kind in used} == {name}
@@ -335,14 +337,14 @@ def test_sampling_says_which_cells_an_epoch_visits(model, cells, more_cells, sam
 @pytest.fixture
 def gradients(monkeypatch):
     """Return a list which the size of the gradient at each optimiser step is added to."""
-    sizes, take_step = [], train._take_step
+    sizes, take_step = [], steps.take_step
 
     def note(optimizer, rate):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         sizes.append(sum(parameter.grad.abs().sum().item() for parameter in parameters if parameter.grad is not None))
         take_step(optimizer, rate)
 
-    monkeypatch.setattr(train, "_take_step", note)
+    monkeypatch.setattr(steps, "take_step", note)
     return sizes
 
 
@@ -398,7 +400,7 @@ def test_select_by_chooses_the_epoch_whose_weights_are_returned(model, cells, se
         after.append(weights(classifier))
         return measured[len(after) - 1]
 
-    monkeypatch.setattr(train, "_measure", measure)
+    monkeypatch.setattr(finetuning, "_measure", measure)
     classifier = finetune(model(), cells, n_epochs=5, recipe=Recipe(select_by=select_by), **QUIET)
     assert classifier.history["best"].tolist() == [epoch == best for epoch in range(5)]
     assert equal(weights(classifier), after[best])
@@ -506,9 +508,9 @@ def test_a_label_with_a_single_cell_is_refused_unless_validation_cells_are_given
 
 def test_validation_is_an_eighth_of_the_cells_with_some_of_each_label(model, make_cells, monkeypatch):
     parts = []
-    measure = train._measure
+    measure = finetuning._measure
     monkeypatch.setattr(
-        train, "_measure", lambda c, x, truth, size: (parts.append(truth), measure(c, x, truth, size))[1]
+        finetuning, "_measure", lambda c, x, truth, size: (parts.append(truth), measure(c, x, truth, size))[1]
     )
     finetune(model(), tokenize(make_cells(96)), n_epochs=1, **QUIET)
     assert np.bincount(parts[0]).tolist() == [4, 4, 4]

@@ -9,8 +9,11 @@ import torch
 from scipy import sparse
 from torch.utils.data import Dataset
 
+from .checks import NOT_TOKENIZED, check_cells
+
 if TYPE_CHECKING:
-    from ..model.encoder import Classifier, ScBert
+    from ..model.classifier import Classifier
+    from ..model.encoder import ScBert
     from ..scale.stream import CellStore
 
 
@@ -37,9 +40,9 @@ class CellDataset(Dataset):
 
     def __init__(self, adata: anndata.AnnData, targets: np.ndarray | None = None):
         if "bins" not in adata.layers:
-            raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
+            raise ValueError(NOT_TOKENIZED)
         self.bins = adata.layers["bins"].tocsr()
-        self.genes = list(adata.var_names)
+        self.genes, self.obs_names = list(adata.var_names), adata.obs_names
         self.n_bins = adata.uns.get("scbert", {}).get("tokenize", {}).get("n_bins")
         self.targets = np.zeros(adata.n_obs, dtype=np.int64) if targets is None else np.asarray(targets, np.int64)
 
@@ -100,34 +103,20 @@ def open_cells(
     return adata if targets is None else adata.with_targets(targets)
 
 
+def open_for(
+    model: "ScBert | Classifier", adata: "anndata.AnnData | CellDataset | CellStore"
+) -> "CellDataset | CellStore":
+    """Return tokenized cells as `open_cells` does; a ValueError unless they are tokenized as the model reads them."""
+    cells = open_cells(adata)
+    check_cells(model, cells)
+    return cells
+
+
 def to_tokens(bins: sparse.csr_matrix) -> torch.Tensor:
     """Return bins (cells, genes) as what a model reads: (cells, genes + 1) int64 with a trailing 0."""
     tokens = np.zeros((bins.shape[0], bins.shape[1] + 1), dtype=np.int64)
     tokens[:, :-1] = bins.toarray()
     return torch.from_numpy(tokens)
-
-
-def check_tokenized(cells: "CellDataset | CellStore") -> None:
-    """Raise a ValueError unless it is known into how many bins the cells are tokenized."""
-    if cells.n_bins is None:
-        raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
-
-
-def check_cells(model: "ScBert | Classifier", adata: "anndata.AnnData | CellDataset | CellStore") -> None:
-    """Raise a ValueError unless the cells are tokenized, for this model's vocabulary and bins."""
-    cells = open_cells(adata)
-    check_tokenized(cells)
-    if cells.n_bins != model.config.n_bins:
-        raise ValueError(
-            f"The cells are tokenized into {cells.n_bins} bins, but the model reads {model.config.n_bins}: tokenize them, "
-            f"or write their store, with n_bins={model.config.n_bins}."
-        )
-    if len(cells.genes) != model.config.n_genes or (model.genes and model.genes != cells.genes):
-        raise ValueError(
-            f"The cells have {len(cells.genes)} genes, and the model's {model.config.n_genes} are others or in another "
-            "order: call scbert.preprocess.tokenize(adata, genes=model.genes) and use what it returns, or write their "
-            "store with genes=model.genes."
-        )
 
 
 def order_cells(n_cells: int, seed: int, epoch: int, sampling: str = "epoch") -> np.ndarray:
@@ -144,55 +133,3 @@ def take_share(indices: np.ndarray, part: tuple[int, int]) -> np.ndarray:
     """Return what process i of n takes of a batch, ``part`` being (i, n): nearly equal shares, in order."""
     number, n_parts = part
     return np.array_split(indices, n_parts)[number]
-
-
-def mask_bins(
-    bins: torch.Tensor,
-    mask_token: int,
-    seed: int | tuple[int, ...] | list[tuple[int, ...]],
-    *,
-    mask_share: float = 0.15,
-    replace_share: float = 0.9,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hide a share of each cell's non-zero tokens.
-
-    Parameters
-    ----------
-    bins
-        (cells, genes + 1) tokens.
-    mask_token
-        What hides a token, ``config.mask_token``.
-    seed
-        Fixes which tokens are hidden; a list of seeds has one a cell, whose masks then depend on no other cell.
-    mask_share
-        Share of each cell's non-zero tokens to predict, rounded, at least one token if there is any.
-    replace_share
-        Share of those that are replaced by the mask token; the others stay as they are.
-
-    Returns
-    -------
-    The tokens the encoder sees, and a boolean of the same shape: the positions to predict.
-
-    Paper: Methods, "pretraining" (shares: the script's defaults).
-    Differs from the published code: a position that stays is never confused with padding; masks depend on the
-    seed alone.
-    """
-    noise = np.empty((2, *bins.shape), np.float32)  # (2, cells, genes + 1)
-    if isinstance(seed, list):
-        for row, own in enumerate(seed):
-            noise[:, row] = np.random.default_rng(own).random((2, bins.shape[1]), dtype=np.float32)
-    else:
-        np.random.default_rng(seed).random(dtype=np.float32, out=noise)
-    noise, keep = torch.from_numpy(noise)
-    keep = keep >= replace_share
-    noise[bins == 0] = 2.0  # zeros rank last and are never chosen
-    n_tokens = (bins != 0).sum(1, keepdim=True)
-    n_masked = (n_tokens * mask_share).round().clamp(min=1).minimum(n_tokens)
-    chosen = noise.argsort(1).argsort(1) < n_masked
-    return bins.masked_fill(chosen & ~keep, mask_token), chosen
-
-
-def find_commonest_bin(bins: torch.Tensor, n_bins: int) -> torch.Tensor:
-    """Return each cell's commonest non-zero token, (cells, 1); the lowest of several, and 1 for a cell without any."""
-    counts = torch.stack([(bins == token).sum(1) for token in range(1, n_bins + 1)], dim=1)  # (cells, n_bins)
-    return counts.argmax(1, keepdim=True) + 1

@@ -1,5 +1,6 @@
 """From counts to the tokens scBERT reads: aligned genes -> counts per 10,000 -> log2 -> floor, cap."""
 
+import hashlib
 from collections.abc import Sequence
 
 import anndata
@@ -7,9 +8,13 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..sources.genes import hash_genes
+from .checks import check_names, check_not_empty, check_rows, check_totals, check_unique
+from .counts import iterate_rows
 
-CELLS_AT_ONCE = 10_000  # what is read from a backed file in one go
+
+def hash_genes(genes: Sequence[str]) -> str:
+    """Return the sha256 of the gene names in order, one a line: two models fit only if it agrees."""
+    return hashlib.sha256("\n".join(genes).encode()).hexdigest()
 
 
 def library_size(adata: anndata.AnnData) -> np.ndarray:
@@ -26,40 +31,14 @@ def library_size(adata: anndata.AnnData) -> np.ndarray:
     if "n_counts" not in adata.obs:
         return totals
     n_counts = adata.obs["n_counts"].to_numpy(np.float64)
-    above = np.flatnonzero(~(totals <= n_counts + 0.5))
-    if len(above):
-        raise ValueError(
-            f"obs['n_counts'] must be each cell's total over all measured genes, but {len(above)} cells have more "
-            f"counts than that (first: {adata.obs_names[above[0]]}): correct the column or delete it."
-        )
+    check_totals(totals, n_counts, adata.obs_names)
     return n_counts
-
-
-def check_unique(names: pd.Index, what: str) -> None:
-    """Raise a ValueError that begins with `what` if a name stands twice."""
-    twice = names[names.duplicated()]
-    if len(twice):
-        raise ValueError(
-            f"{what} are duplicated ({twice.nunique()} of them, first: {twice[0]}): sum or rename them first."
-        )
-
-
-def iterate_rows(adata: anndata.AnnData):
-    """Yield (first row, CSR block of counts), from memory in one piece, from a backed file in blocks."""
-    step = CELLS_AT_ONCE if adata.isbacked else max(adata.n_obs, 1)
-    for start in range(0, adata.n_obs, step):
-        yield start, sparse.csr_matrix(adata.X[start : start + step])
 
 
 def lognormalize(adata: anndata.AnnData) -> sparse.csr_matrix:
     """Return natural log1p of counts per 10,000 of all measured genes, (cells, genes): what the baselines read."""
     per_10k = sparse.diags(10_000 / library_size(adata)) @ sparse.csr_matrix(adata.X, dtype=np.float64)
     return per_10k.log1p().tocsr()
-
-
-def is_whole(values: sparse.csr_matrix) -> bool:
-    """Return whether all values are whole numbers."""
-    return bool((values.data == np.rint(values.data)).all())
 
 
 def align(counts: sparse.csr_matrix, names: Sequence[str], vocabulary: Sequence[str]) -> sparse.csr_matrix:
@@ -93,9 +72,16 @@ def bin_counts(counts: sparse.csr_matrix, totals: np.ndarray, n_bins: int = 5) -
 
 
 def tokenize(
-    adata: anndata.AnnData, genes: Sequence[str] | None = None, n_bins: int = 5, library: str = "all"
+    adata: anndata.AnnData,
+    genes: Sequence[str] | None = None,
+    n_bins: int = 5,
+    library: str = "all",
+    *,
+    name: str = "adata",
 ) -> anndata.AnnData:
     """Turn counts into tokens 0 ... n_bins, aligned to a gene vocabulary by name.
+
+    The matrix is passed over once: each block of cells is checked, totalled, aligned and binned.
 
     Parameters
     ----------
@@ -108,6 +94,8 @@ def tokenize(
     library
         What counts per 10,000 are divided by: "all" measured genes (`library_size`), or the row sum over
         the "aligned" genes alone.
+    name
+        What error messages call the cells.
 
     Returns
     -------
@@ -118,7 +106,8 @@ def tokenize(
     Raises
     ------
     ValueError
-        Gene names are duplicated, or no gene is shared with the vocabulary.
+        `X` is not whole, non-negative counts, a cell is empty or has more counts than its ``obs["n_counts"]``, names are
+        duplicated, or no gene is shared with the vocabulary.
 
     Paper: Methods, "data preprocessing".
     Differs from the published code: the library size counts all measured genes unless ``library="aligned"``;
@@ -128,7 +117,7 @@ def tokenize(
         raise ValueError(f"library must be 'all' or 'aligned', not {library!r}.")
     names = pd.Index(adata.var_names)
     vocabulary = names if genes is None else pd.Index(genes)
-    check_unique(names, "Gene names of the data")
+    check_names(adata, name)
     check_unique(vocabulary, "Gene names of the vocabulary")
     matched = names.isin(vocabulary)
     if not matched.any():
@@ -137,20 +126,27 @@ def tokenize(
             f"{len(vocabulary)} ({', '.join(vocabulary[:3])}, ...): both must use the same gene symbols. "
             "scbert.genes.rename_genes, or scbert annotate --rename-genes, traces old symbols and Ensembl identifiers."
         )
-    totals = library_size(adata) if library == "all" else None
-    blocks, counts = [], []
+    measured = adata.obs["n_counts"].to_numpy(np.float64) if "n_counts" in adata.obs else None
+    blocks, counts, totals = [], [], []
     for start, rows in iterate_rows(adata):
+        own = slice(start, start + rows.shape[0])
+        sums = check_rows(adata, rows, name)
+        if measured is not None:
+            check_totals(sums, measured[own], adata.obs_names[own])
+            sums = measured[own]
+        check_not_empty(sums, adata.obs_names[own], name)
         aligned = rows if genes is None else align(rows, names, vocabulary)
-        size = totals[start : start + rows.shape[0]] if library == "all" else np.asarray(aligned.sum(1)).ravel()
+        size = sums if library == "all" else np.asarray(aligned.sum(1)).ravel()
         blocks.append(bin_counts(aligned, size, n_bins))
         counts.append(aligned)
+        totals.append(sums)
     bins = sparse.vstack(blocks, format="csr")
     if genes is not None and not names.equals(vocabulary):
         var = pd.DataFrame({"matched": vocabulary.isin(names)}, index=vocabulary)
         kept = {"obs": adata.obs.copy(), "obsm": dict(adata.obsm), "uns": dict(adata.uns)}
         adata = anndata.AnnData(sparse.vstack(counts, format="csr"), var=var, **kept)
         if library == "all":
-            adata.obs["n_counts"] = totals  # the matrix no longer holds all measured genes
+            adata.obs["n_counts"] = np.concatenate(totals)  # the matrix no longer holds all measured genes
     adata.layers["bins"] = bins
     adata.uns["scbert"] = dict(adata.uns.get("scbert", {})) | {
         "tokenize": {

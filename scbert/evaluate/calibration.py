@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from . import metrics as evaluate
+from ..evaluate import metrics as evaluate
 
 GROUP = ["data", "level", "method"]  # of what several trainings tell, beside the metric
 

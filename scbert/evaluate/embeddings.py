@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import anndata
 import numpy as np
@@ -12,10 +12,7 @@ from scipy.special import xlogy
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 
-from ..annotate import embed
-from ..sources.genes import choose_genes
-from ..model.encoder import ScBert
-from ..data.preprocess import lognormalize, tokenize
+from ..data.preprocess import lognormalize
 
 N_NEIGHBOURS = 15  # of purity, of batch mixing, and of the graph that is clustered
 FEWEST_CELLS = 2 * (N_NEIGHBOURS + 1)  # half of them still have so many neighbours
@@ -58,48 +55,6 @@ def correct_by_harmony(embedding: np.ndarray, batches: Sequence[str], *, seed: i
     table = pd.DataFrame({"batch": batches})
     found = harmonypy.run_harmony(embedding, table, ["batch"], random_state=seed, verbose=False, ncores=1)
     return np.ascontiguousarray(found.Z_corr, dtype=np.float32)
-
-
-def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed: int = 0) -> anndata.AnnData:
-    """Return the cells that a trained scBERT predicted, with its embedding of them and others beside it in ``obsm``.
-
-    Parameters
-    ----------
-    job, kept
-        A job of scBERT, see `scbert.benchmark.plan`, and what `scbert.benchmark.read_kept` returns of it.
-    control
-        What logistic regression kept on the same split.
-    encoder
-        scBERT as it was before fine-tuning; anything but an encoder if each split pretrained its own.
-    seed
-        Of PCA and Harmony.
-
-    Returns
-    -------
-    Tested cells and those set aside, on the genes that the methods read, with ``obsm``: "pca" and "harmony", of these cells
-    and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.annotate.embed`,
-    "scbert_logits", and "logistic_regression", its logits, which all three have learnt from labels of the training cells.
-
-    Raises
-    ------
-    ValueError
-        The two are of different cells, or see `correct_by_harmony`.
-    """
-    names = kept.cells.index
-    if not names.equals(control.cells.index):
-        raise ValueError("scBERT and the control were kept on different cells: take both of one split.")
-    genes, split = job.genes, job.split
-    if isinstance(genes, str):
-        genes = choose_genes(job.adata[np.concatenate([split.train, split.validation])], genes)
-    cells = tokenize(job.adata[names].copy(), genes=list(genes), n_bins=job.n_bins)
-    cells.obsm["pca"] = embed_pca(cells, seed=seed)
-    cells.obsm["harmony"] = correct_by_harmony(cells.obsm["pca"], cells.obs["study"], seed=seed)
-    if isinstance(encoder, ScBert):
-        cells.obsm["scbert_encoder"] = embed(encoder, cells)
-    cells.obsm["scbert"] = kept.embedding
-    cells.obsm["scbert_logits"] = kept.logits.to_numpy(np.float32)
-    cells.obsm["logistic_regression"] = control.logits.to_numpy(np.float32)
-    return cells
 
 
 def measure_mixing(
@@ -360,75 +315,6 @@ def sweep_clusters(
         own = found.loc[name]
         columns |= {name: own["value"], f"{name}_low": own["low"], f"{name}_high": own["high"]}
     return pd.DataFrame(columns | {"n": len(labels)}).rename_axis("resolution").reset_index()
-
-
-def measure_jobs(jobs: Sequence, run, encoders: Mapping, *, seed: int = 0) -> tuple[pd.DataFrame, dict]:
-    """Measure what the embeddings of kept jobs keep of types and studies, averaged over the splits of each data set.
-
-    Parameters
-    ----------
-    jobs
-        Done, see `scbert.benchmark.run`; those planned with ``keep`` are measured: scBERT and, of the same splits, logistic
-        regression.
-    run
-        Whose jobs they are.
-    encoders
-        Data -> scBERT before fine-tuning, see `gather_embeddings`.
-
-    Returns
-    -------
-    Rows of `average_mixing` by data, embedding and metric; and data -> the cells of its first split, with all embeddings.
-    """
-    from .jobs import read_kept
-
-    kept = {(job.data, *job.split[:3], job.method): job for job in jobs if job.keep}
-    tables, first = {}, {}
-    for (*split, method), job in kept.items():
-        if method != "scbert":
-            continue
-        outputs = [read_kept(kept[*split, name], run) for name in ("scbert", "logistic_regression")]
-        cells = gather_embeddings(job, *outputs, encoder=encoders[job.data], seed=seed)
-        first.setdefault(job.data, cells)
-        for name, place in cells.obsm.items():
-            table = measure_mixing(place, cells.obs[job.label_key], cells.obs["study"], seed=seed)
-            tables.setdefault((job.data, name), []).append(table)
-    averages = {key: average_mixing(own) for key, own in tables.items()}
-    return pd.concat(averages, names=["data", "embedding", "metric"]), first
-
-
-def sweep_embeddings(
-    embeddings: Mapping[str, np.ndarray],
-    labels: Sequence[str],
-    resolutions: Sequence[float] = RESOLUTIONS,
-    *,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Apply `sweep_clusters` to each embedding of the same cells: its rows, with the embedding's name in `embedding`."""
-    tables = {name: sweep_clusters(embedding, labels, resolutions, seed=seed) for name, embedding in embeddings.items()}
-    return pd.concat(tables, names=["embedding"]).reset_index("embedding").reset_index(drop=True)
-
-
-def average_mixing(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Average the metrics of one embedding over splits: columns value, low, high, n (cells, in all) and splits.
-
-    The two arms of the interval are those of the splits, added in squares and divided by their number, as for independent
-    cells: it is about these splits, and a little short where a cell is in several. A metric that a split lacks is averaged
-    over the others.
-
-    Raises
-    ------
-    ValueError
-        No table.
-    """
-    if not len(tables):
-        raise ValueError("There is no table to average: give one a split.")
-    rows = pd.concat(tables)
-    rows = rows.assign(below=(rows["value"] - rows["low"]) ** 2, above=(rows["high"] - rows["value"]) ** 2)
-    by_metric = rows.groupby(level=0, sort=False)
-    splits, value = by_metric.size(), by_metric["value"].mean()
-    low = value - np.sqrt(by_metric["below"].sum()) / splits
-    high = value + np.sqrt(by_metric["above"].sum()) / splits
-    return pd.DataFrame({"value": value, "low": low, "high": high, "n": by_metric["n"].sum(), "splits": splits})
 
 
 def compare_with_scib(

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..data.preprocess import check_unique, is_whole, iterate_rows
+from ..data.checks import check_column, check_unique
+from ..data.counts import is_whole, iterate_rows
+from ..sources.readers.tables import BARCODE
 
-BARCODE = re.compile(r"(?<![ACGT])[ACGT]{14,16}(?![ACGT])")  # 10x: 14 letters in v1, 16 since; also of 5 prime
 SPLITS = Path(__file__).parent / "splits"
 
 
@@ -133,8 +133,6 @@ def make_split(
         Cell names are duplicated, the label column is missing or incomplete, a label has one cell only, or `test_share`
         is no share.
     """
-    from ..sources.datasets import check_column  # datasets reads files through readers, which know barcodes from here
-
     check_unique(adata.obs_names, "Cell names")
     check_column(adata, label_key, "adata", constant_is_fine=True)
     if not 0 < test_share < 1:

@@ -13,8 +13,8 @@ from scipy.special import softmax
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
-from .methods import read_out
 from ..data.preprocess import lognormalize
+from .methods import read_out
 
 N_COMPONENTS = 30  # of the expression, for methods without vectors of their own
 
@@ -79,8 +79,8 @@ def to_probabilities(logits: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(softmax(logits.to_numpy(np.float64), axis=1), logits.index, logits.columns)
 
 
-def save(path: Path, logits: pd.DataFrame, embedding: np.ndarray, distance: np.ndarray) -> None:
-    """Write what `load` reads, in one step; the cells' names stand elsewhere."""
+def write_file(path: Path, logits: pd.DataFrame, embedding: np.ndarray, distance: np.ndarray) -> None:
+    """Write what `read_file` reads, in one step; the cells' names stand elsewhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
     np.savez_compressed(
@@ -90,8 +90,8 @@ def save(path: Path, logits: pd.DataFrame, embedding: np.ndarray, distance: np.n
     temporary.replace(path)
 
 
-def load(path: Path, cells: pd.DataFrame) -> Kept:
-    """Read what `save` wrote of these cells, in their order."""
+def read_file(path: Path, cells: pd.DataFrame) -> Kept:
+    """Read what `write_file` wrote of these cells, in their order."""
     with np.load(path) as file:
         logits = pd.DataFrame(file["logits"].astype(np.float64), cells.index, file["labels"].astype(object))
         return Kept(cells, logits, file["embedding"], file["distance"])

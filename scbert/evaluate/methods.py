@@ -13,7 +13,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,14 +28,15 @@ from sklearn.preprocessing import normalize
 
 from ..annotate import predict_proba
 from ..annotate import read_out as read_out_scbert
-from ..sources.datasets import check_column, check_known
-from .metrics import macro_f1
-from ..sources.genes import hash_genes, is_published, rename_genes
-from ..model.encoder import ScBert, ScBertConfig
-from ..data.preprocess import is_whole, lognormalize
-from ..model.published import load_encoder
+from ..data.checks import check_column, check_known
+from ..data.counts import is_whole
+from ..data.preprocess import hash_genes, lognormalize
+from ..model.config import ScBertConfig
+from ..model.encoder import ScBert
+from ..train.finetune import finetune
+from ..train.pretrain import pretrain
 from ..train.recipe import Recipe
-from ..train.finetune import finetune, pretrain
+from .metrics import macro_f1
 
 TEMPERATURES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of similarities between 0 and 1: from near certainty to near none
 
@@ -362,106 +362,6 @@ FITS: dict[str, Callable] = {
     "singler": fit_singler,
     "scanvi": fit_scanvi,
 }
-
-
-def choose_encoder(
-    encoder: str, adata: anndata.AnnData, *, least: float = 0.5
-) -> tuple[anndata.AnnData, ScBert | ScBertConfig, str | list]:
-    """Return the data, where scBERT starts on them, and the genes that all methods then read.
-
-    Parameters
-    ----------
-    encoder
-        As in `scbert.load_encoder`; empty for none.
-    adata
-        Counts of the data.
-    least
-        Share of the encoder's genes that the data must have for it to be of use.
-
-    Returns
-    -------
-    The data (for published weights with their genes' names traced to the published ones), the encoder and its genes. Where
-    there is none, the shape of a small one, to be pretrained on the training cells of each split, and the choice of the
-    1,000 most variable genes, or all if there are fewer, see `scbert.genes.choose_genes`.
-
-    Either reads the genes that a cell expresses only (`ScBertConfig.expressed_only`), which takes half the time; an encoder
-    of the published genes reads all, as published.
-    """
-    if encoder:
-        pretrained = load_encoder(encoder)
-        if is_published(pretrained.genes):
-            adata = rename_genes(adata, pretrained.genes)
-        share = adata.var_names.isin(pretrained.genes).sum() / len(pretrained.genes)
-        print(f"{share:.0%} of the {len(pretrained.genes):,} genes of {encoder} are in the data", end="")
-        if share >= least:
-            print()
-            if not is_published(pretrained.genes):
-                pretrained.set_expressed_only(True)
-            return adata, pretrained, list(pretrained.genes)
-        print(": too few, so scBERT is pretrained on the training cells of each split instead")
-    n_genes = min(1000, adata.n_vars)
-    config = ScBertConfig(n_genes, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
-    return adata, config, str(n_genes)
-
-
-def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int = 6) -> dict[str, Callable]:
-    """Return name -> fit of the methods named, with blanks between: a notebook's parameter `methods`.
-
-    Majority, logistic regression and scBERT are among them, named or not: a table without them says little.
-
-    Parameters
-    ----------
-    names
-        Any of `FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training cells if only a shape is;
-        "scbert_scratch", of the same shape, from random weights; "scbert_published", as "scbert" under
-        `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise; from the published
-        weights with the script's batches, rate, epochs and patience too.
-    encoder
-        See `choose_encoder`.
-    n_epochs
-        Passes over the training cells, at least: few cells get more, until 30 optimiser steps for each.
-
-    Raises
-    ------
-    ValueError
-        An unknown method, or one whose package is not installed.
-    """
-    config = encoder if isinstance(encoder, ScBertConfig) else encoder.config
-    start = {"encoder": encoder, "pretrain_epochs": n_epochs if encoder is config else 0}
-    scratch = (
-        ScBert(config, gene_vectors=encoder.pos_emb.emb.weight[:-1]) if config.gene_embedding == "frozen" else config
-    )
-    train = partial(fit_scbert, n_epochs=n_epochs, min_steps=30 * n_epochs)
-    published = partial(fit_scbert, n_epochs=max(n_epochs, 15), recipe=Recipe.published())
-    if encoder is not config and is_published(encoder.genes):
-        train = partial(train, learning_rate=1e-4)  # what the published weights were tuned at
-        published = partial(
-            published, n_epochs=100, patience=10, batch_size=3, accumulate=60, learning_rate=1e-4
-        )  # to the letter
-    own = {
-        "scbert": partial(train, **start),
-        "scbert_scratch": partial(train, encoder=scratch),
-        "scbert_published": partial(published, **start),
-    }
-    chosen = list(dict.fromkeys(names.split()))
-    chosen = [name for name in ("majority", "logistic_regression", "scbert") if name not in chosen] + chosen
-    check_methods(chosen, also=tuple(own))
-    return {name: (FITS | own)[name] for name in chosen}
-
-
-def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:
-    """Return the methods, and for scBERT and logistic regression among them the three remedies for unequal classes.
-
-    Class weights, subsampling and oversampling, see `rebalance`, as "scbert:class_weight", "scbert:subsample" and so on.
-    """
-    more = {}
-    for name in ("scbert", "logistic_regression"):
-        if name in methods:
-            weight = {"recipe": Recipe(class_weight="balanced")} if name == "scbert" else {"class_weight": "balanced"}
-            more[f"{name}:class_weight"] = partial(methods[name], **weight)
-            for how in ("subsample", "oversample"):
-                more[f"{name}:{how}"] = partial(fit_rebalanced, fit=methods[name], how=how)
-    return methods | more
 
 
 def check_methods(names: Sequence[str], also: Sequence[str] = ()) -> None:

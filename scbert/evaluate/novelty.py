@@ -1,14 +1,14 @@
 """Cells of a type that no training cell has: how new a cell looks, where to draw the line, and what that is worth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import special
 from sklearn.metrics import roc_curve
 
-from . import metrics as evaluate
-from .calibration import GROUP, check_logits, fit_temperature
+from ..evaluate import metrics as evaluate
+from .calibration import GROUP, check_logits
 
 SCORES = ("max_probability", "margin", "entropy", "energy", "temperature", "distance")
 PAPER = 0.5  # a cell whose largest probability is below this is Unassigned
@@ -55,33 +55,6 @@ def score_cells(
     }
     scores |= {} if distance is None else {"distance": np.asarray(distance, dtype=float)}
     return pd.DataFrame(scores, index=getattr(logits, "index", None))
-
-
-def score_jobs(kept: Mapping[tuple, tuple]) -> pd.DataFrame:
-    """Score the cells of all trainings: what the other functions of this module read.
-
-    Parameters
-    ----------
-    kept
-        (data, protocol, repeat, method) -> `scbert.benchmark.Kept`, protocols as in `scbert.protocols.hold_out_types`. The
-        temperature of each is fitted on its cells set aside or, where it has none, on test cells of known types.
-
-    Returns
-    -------
-    A row a training and cell: data, purpose ("held_out" or "tuning"), level ("together" or a type), repeat, method, cell,
-    part, truth, predicted, seen, fitted (the temperature), and `SCORES`.
-    """
-    tables = []
-    for (data, protocol, repeat, method), one in kept.items():
-        purpose, _, level = protocol.partition(":")
-        known = one.cells["seen"].to_numpy(bool)
-        chosen = known & (one.cells["part"] == "aside").to_numpy()
-        chosen = chosen if chosen.any() else known
-        fitted = fit_temperature(one.logits[chosen], one.cells.loc[chosen, "truth"])
-        own = {"data": data, "purpose": purpose, "level": level, "repeat": repeat, "method": method, "fitted": fitted}
-        scores = score_cells(one.logits, one.distance, fitted).reset_index(drop=True)
-        tables.append(one.cells.rename_axis("cell").reset_index().assign(**own).join(scores))
-    return pd.concat(tables, ignore_index=True).astype({"seen": bool})
 
 
 def choose_threshold(scores: Sequence[float], is_novel: Sequence[bool]) -> float:
@@ -214,15 +187,6 @@ def measure_novelty(
     return pd.DataFrame({"value": value, "low": low, "high": high, "n": sizes}, index=index)
 
 
-def measure_all(cells: pd.DataFrame, thresholds: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Apply `measure_novelty` to each data set, level and method of `score_jobs` and `choose_thresholds`."""
-    own = dict(iter(thresholds.groupby(GROUP)))
-    test = _take_held_out(cells)
-    return pd.concat(
-        {key: measure_novelty(part, own[key], seed=seed) for key, part in test.groupby(GROUP, sort=False)}, names=GROUP
-    )
-
-
 def compare_methods(
     cells: pd.DataFrame, thresholds: pd.DataFrame, method: str, other: str, *, seed: int = 0
 ) -> pd.DataFrame:
@@ -317,31 +281,6 @@ def count_calls(cells: pd.DataFrame, threshold: float = PAPER) -> pd.DataFrame:
     called = cells["predicted"].where(cells["max_probability"] <= 1 - threshold, "Unassigned")
     table = cells.assign(called=called, novel=~cells["seen"])
     return table.groupby(["method", "truth", "novel", "called"], sort=False).size().rename("cells").reset_index()
-
-
-def trim(measured: pd.DataFrame) -> pd.DataFrame:
-    """Leave out of `measure_all`, of types held out alone, the majority class and the threshold that nobody could know."""
-    level, method, rule = (measured.index.get_level_values(name) for name in ("level", "method", "rule"))
-    return measured[(level == "together") | ((method != "majority") & (rule != "best"))]
-
-
-def note_novelty(run, measured: pd.DataFrame, calibrated: pd.DataFrame) -> None:
-    """Put what `measure_all` and `calibrate_jobs` found on record, to four decimals, after `trim`.
-
-    As ``<data>:held_out:<level>/<method>:<score>/<metric>`` at the tuned threshold, without a score at the paper's: its
-    0.5 of the largest probability. A "/" in a type is "|". Of types alone, a few metrics are left to the tables.
-    """
-    every = {"auroc", "aupr", "jaccard", "recall", "known_accuracy", "known_accuracy_all", "coverage"}
-    every |= {"calibration_error", "calibration_error_scaled"}
-    of_level = "{}:held_out:{}".format
-    for (data, level, method, score, rule, metric), row in trim(measured).round(4).iterrows():
-        of_paper = rule == "paper" and score == "max_probability"
-        if (metric in every or level == "together") and (rule in ("", "tuned") or of_paper):
-            name = f"{method}:{score}" if score and not of_paper else method
-            run.note_metric(f"{of_level(data, level.replace('/', '|'))}/{name}/{metric}", *row)
-    for (data, level, method, metric), row in calibrated[["value", "low", "high", "n"]].dropna().round(4).iterrows():
-        if level == "together" or (metric in every and method != "majority"):
-            run.note_metric(f"{of_level(data, level.replace('/', '|'))}/{method}/{metric}", *row)
 
 
 def _take_held_out(cells):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
-from ..sources.datasets import check_column
+from ..data.checks import check_column
 from .hygiene import load_split, save_split, saved_splits
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # training, validation and test cells by number
@@ -544,51 +544,6 @@ def hold_out_types(
     return splits
 
 
-def read_held_out(
-    text: str, alone: str, adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: int = 20
-) -> tuple[list[str], list[str]]:
-    """Return the types that a notebook's parameters hold out: all at once, and one at a time.
-
-    Parameters
-    ----------
-    text
-        Labels with commas between them; or "auto": of an experiment with an arrow the types that the training set
-        lacks, else every third label by size, from the second on, of those with `minimum` cells.
-    alone
-        "held_out": the same types; "last": the last of them; "all": all types with `minimum` cells; labels with commas between them; empty, or with
-        an arrow: none.
-    adata
-        The cells.
-
-    Raises
-    ------
-    ValueError
-        Another word, or "auto" finds no type.
-    """
-    labels = adata.obs[label_key].astype(str)
-    first = adata.uns.get("scbert", {}).get("train_on")
-    sizes = labels.value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    common = list(sizes.index[sizes >= minimum])
-    if not text.strip():
-        raise ValueError("held_out is empty: name types with commas between them, or auto.")
-    if text.strip() != "auto":
-        together = _read_labels(text.strip(), labels)
-    elif first is not None:
-        together = sorted(set(labels) - set(labels[(adata.obs["study"] == first).to_numpy()]))
-    else:
-        together = common[1::3]
-    if not together:
-        why = "the training set has all types" if first is not None else f"fewer than two have {minimum} cells"
-        raise ValueError(
-            f"held_out = auto finds no type to hold out, since {why}: name types with commas between them."
-        )
-    choices = {"": [], "last": together[-1:], "held_out": together, "all": common}
-    single = choices[alone] if alone in choices else _read_labels(alone.strip(), labels)
-    if not set(single) <= set(labels):
-        raise ValueError(f"alone must be last, held_out, all, empty, or types with commas between them, not {alone!r}.")
-    return together, [] if first is not None else single
-
-
 def train_on(
     adata: anndata.AnnData,
     train: pd.Index,
@@ -677,74 +632,3 @@ def read_splits(path: str | Path) -> list[Split]:
         parts = (rows["cell"][rows["part"] == part].to_numpy() for part in PARTS)
         splits.append(Split(protocol, int(repeat), int(fold), *parts))
     return splits
-
-
-def read_references(text: str) -> dict:
-    """Return the options of `reference_sizes` that a notebook's parameter names, such as "0.1 0.3 10 rest".
-
-    Numbers below 1 are shares of the cells, others cells of each label; "rest" tests all that is not reference.
-    """
-    numbers = [word for word in text.split() if word != "rest"]
-    try:
-        values = [float(word) for word in numbers]
-        if any(value >= 1 and not value.is_integer() or math.isnan(value) for value in values):
-            raise ValueError("no number of cells")
-    except ValueError:
-        raise ValueError(
-            f"references must be numbers, and may end with rest (0.1 0.3 10 rest), not {text!r}."
-        ) from None
-    return {
-        "fractions": [value for value in values if value < 1],
-        "cells_per_label": [int(value) for value in values if value >= 1],
-        "query": "rest" if "rest" in text.split() else "fixed",
-    }
-
-
-def read_imbalance(text: str, labels: Sequence[str]) -> dict:
-    """Return the options of `class_imbalance` that a notebook's parameter names.
-
-    Parameters
-    ----------
-    text
-        "auto": the commonest label as common and the second as rare, with as many reference cells, and a tenth, of
-        the second's cells but a quarter, which are the query (60 at most). Or such as "A, B | C | 170 | 170 17 2 | 60": common labels,
-        rare labels, reference cells of a common label, of a rare one, and test cells of each.
-    labels
-        Of the cells.
-
-    Raises
-    ------
-    ValueError
-        Another form, or (auto) too few cells.
-    """
-    if text == "auto":
-        if len(set(labels)) < 2:
-            raise ValueError("imbalance = auto needs two labels: leave it empty.")
-        (common, _), (rare, size) = pd.Series(np.asarray(labels, str)).value_counts().sort_index().nlargest(2).items()
-        n_query = min(60, int(size) // 4)
-        n_common = min(int(size * 0.7) - n_query, 170)
-        if n_common < 20:
-            raise ValueError(
-                f"{rare} has {size} cells: too few for imbalance = auto. Leave it empty, or name other labels."
-            )
-        return {"common": [common], "rare": [rare], "n_common": n_common, "n_rare": [n_common, n_common // 10],
-                "n_query": n_query}  # fmt: skip
-    parts = [part.strip() for part in text.split("|")]
-    try:
-        common, rare, n_common, n_rare, n_query = parts
-        return {
-            "common": _read_labels(common, labels),
-            "rare": _read_labels(rare, labels),
-            "n_common": int(n_common),
-            "n_rare": [int(number) for number in n_rare.split()],
-            "n_query": int(n_query),
-        }
-    except ValueError:
-        raise ValueError(
-            f"imbalance must be auto, empty, or like 'A, B | C | 170 | 170 17 2 | 60', not {text!r}."
-        ) from None
-
-
-def _read_labels(text, labels):
-    """Return the labels that stand between commas; a label that has a comma itself is named alone."""
-    return [text] if text in set(labels) else [label.strip() for label in text.split(",")]

@@ -17,12 +17,13 @@ import torch
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from ..data.cells import check_cells, open_cells
-from ..sources.datasets import check_column, check_known
-from ..evaluate.metrics import draw_weights
-from .interpretability import contrast_types
-from ..model.encoder import Classifier, find_expressed
+from ..data.cells import open_for
+from ..data.checks import check_column, check_known
 from ..data.preprocess import library_size, lognormalize
+from ..evaluate.metrics import draw_weights
+from ..model.classifier import Classifier
+from ..model.encoder import find_expressed
+from .interpretability import contrast_types
 
 GROUP = ["judge", "kind"]
 
@@ -75,7 +76,7 @@ def integrated_gradients(
         raise ValueError("captum is not installed: pip install -c requirements.lock 'scbert-companion[interpret]'.")
     from captum.attr import IntegratedGradients
 
-    check_cells(classifier, adata)
+    cells = open_for(classifier, adata)
     check_known(labels, classifier.labels)
     encoder, device = classifier.encoder, next(classifier.parameters()).device
     target = torch.from_numpy(pd.Index(classifier.labels).get_indexer(list(labels))).to(device)
@@ -86,7 +87,7 @@ def integrated_gradients(
         return classifier.head(every.scatter(1, positions[..., None].expand_as(hidden), hidden))
 
     attribute, parts, sums = IntegratedGradients(read).attribute, [], []
-    for start, bins in open_cells(adata).in_order(batch_size):
+    for start, bins in cells.in_order(batch_size):
         bins = bins.to(device)
         if encoder.config.expressed_only:
             positions, present = find_expressed(bins)

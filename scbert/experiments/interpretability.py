@@ -31,10 +31,11 @@ import torch
 import yaml
 from scipy import stats
 
-from ..model.attention import EPS
-from ..data.cells import check_cells, open_cells
+from ..data.cells import open_for
 from ..evaluate.metrics import bootstrap
-from ..model.encoder import Classifier, ScBert
+from ..model.attention import EPS
+from ..model.classifier import Classifier
+from ..model.encoder import ScBert
 from .pretraining import read_sets
 
 PERMUTATIONS_AT_ONCE = 20
@@ -79,9 +80,8 @@ def gene_attention(
     Differs from the published code: see the head of this module.
     """
     encoder = getattr(classifier, "encoder", classifier)
-    check_cells(encoder, adata)
-    device, batches = next(encoder.parameters()).device, []
-    for _, bins in open_cells(adata).in_order(batch_size):
+    cells, device, batches = open_for(encoder, adata), next(encoder.parameters()).device, []
+    for _, bins in cells.in_order(batch_size):
         columns = encoder.attention_columns(bins.to(device), expressed_only=expressed_only)
         batches.append(columns[..., :-1].mean(2).cpu().numpy())  # (cells, depth, genes)
     received = np.concatenate(batches).astype(np.float64)
@@ -222,12 +222,12 @@ def average_matrix(classifier: Classifier | ScBert, adata: anndata.AnnData, gene
     Paper: Extended Data Fig. 1d, of all genes.
     """
     encoder = getattr(classifier, "encoder", classifier)
-    check_cells(encoder, adata)
+    cells = open_for(encoder, adata)
     chosen = pd.Index(encoder.genes).get_indexer(list(genes))
     if (chosen < 0).any():
         raise ValueError(f"{list(genes)[int(np.argmin(chosen))]} is not a gene of this model: choose among its genes.")
     total, count = np.zeros((2, len(chosen), len(chosen)))
-    for _, bins in open_cells(adata).in_order(1):
+    for _, bins in cells.in_order(1):
         positions, layers = _read_features(encoder, bins[0])
         where = pd.Index(positions.numpy()).get_indexer(chosen)
         here = np.flatnonzero(where >= 0)
@@ -245,8 +245,7 @@ def measure_distance(model: Classifier | ScBert, adata: anndata.AnnData) -> floa
     matrices some rows at a time are held.
     """
     encoder, worst = getattr(model, "encoder", model), 0.0
-    check_cells(encoder, adata)
-    for _, bins in open_cells(adata).in_order(1):
+    for _, bins in open_for(encoder, adata).in_order(1):
         positions, layers = _read_features(encoder, bins[0])
         columns = encoder.attention_columns(bins.to(next(encoder.parameters()).device))[
             0

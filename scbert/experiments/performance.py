@@ -16,8 +16,9 @@ from performer_pytorch import FastAttention
 from torch import nn
 
 from ..model.attention import KEPT_CHUNKS, split_chunks
-from ..model.encoder import ScBert, ScBertConfig
-from ..run.record import measure_peak_memory_mb
+from ..model.config import ScBertConfig
+from ..model.encoder import ScBert
+from ..paths import measure_peak_memory_mb
 
 ATTENTIONS = ("scbert", "performer_pytorch", "softmax", "fused_softmax")
 """Ours; performer-pytorch's own; softmax written out, a tokens x tokens matrix a head; and torch's fused softmax."""

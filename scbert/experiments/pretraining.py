@@ -1,6 +1,7 @@
 """What masked pretraining learnt: masked tokens against rivals that need no network, and the company that genes keep."""
 
 import gzip
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,14 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from ..data.cells import check_cells, check_tokenized, find_commonest_bin, mask_bins, open_cells
+from ..data.cells import open_cells, open_for
+from ..data.checks import check_tokenized, check_unique
+from ..data.preprocess import library_size
+from ..evaluate.hygiene import drop_duplicates
+from ..evaluate.metrics import bootstrap
+from ..evaluate.protocols import choose_pool
+from ..sources import datasets
 from ..sources.datasets import fetch
-from ..data.preprocess import check_unique
 
 if TYPE_CHECKING:
     from ..model.encoder import ScBert
@@ -21,164 +27,9 @@ if TYPE_CHECKING:
 RIVALS = {"cell": "cell_tokens", "gene": "gene_tokens", "both": "gene_and_cell_tokens"}
 """Rivals of `score_masks`: their prefix there, and the method's name in `summarise_masks` and `by_token`."""
 
-CELLS_AT_ONCE = 256
-"""Cells that are counted in one go."""
 
 GENES_AT_ONCE = 1024
 """Genes that are compared with all others in one go."""
-
-
-def count_tokens(adata: "anndata.AnnData | CellStore") -> np.ndarray:
-    """Count how often each gene has each non-zero token: what the rivals of `score_masks` know of genes.
-
-    Parameters
-    ----------
-    adata
-        Tokenized cells, or a store of them, read in one pass; training cells only.
-
-    Returns
-    -------
-    (genes + 1, n_bins) int64; column `t` counts token ``t + 1``, and the trailing token, always 0, has none.
-
-    Raises
-    ------
-    ValueError
-        The cells are not tokenized.
-    """
-    cells = open_cells(adata)
-    check_tokenized(cells)
-    shape = (len(cells.genes) + 1, cells.n_bins)
-    table = np.zeros(shape, np.int64)
-    for _, bins in cells.in_order(CELLS_AT_ONCE):
-        bins = bins.numpy()  # (cells, genes + 1)
-        cell, gene = np.nonzero(bins)
-        table += np.bincount(gene * cells.n_bins + bins[cell, gene] - 1, minlength=table.size).reshape(shape)
-    return table
-
-
-@torch.no_grad()  # not inference_mode: sharded weights gathered under it could not be trained afterwards
-def score_masks(
-    model: "ScBert",
-    adata: "anndata.AnnData | CellStore",
-    table: np.ndarray | None = None,
-    *,
-    module: torch.nn.Module | None = None,
-    seed: int = 0,
-    mask_share: float = 0.15,
-    batch_size: int = 16,
-    part: tuple[int, int] = (0, 1),
-) -> pd.DataFrame:
-    """Predict masked tokens of cells, beside rivals that know the cell, the gene, or both, and no other gene.
-
-    Parameters
-    ----------
-    model, adata
-        An encoder, and tokenized cells of its vocabulary, which no rival has counted: test or validation cells.
-    table
-        `count_tokens` of training cells; without it the cell is the only rival.
-    module
-        What to call in place of the model: the model as Lightning Fabric wrapped it.
-    seed
-        Fixes the masks, cell by cell: neither batches nor parts change them.
-    mask_share
-        As in `pretrain`; every masked token is hidden, since one that stayed visible could be copied.
-    batch_size
-        Cells a forward pass.
-    part
-        (rank, number of processes): batches number rank, rank + processes, ... are scored, and all processes call the
-        module equally often, as sharded weights need. The frames of all parts, concatenated, are the whole.
-
-    Returns
-    -------
-    A row for each cell and true token, 1 to n_bins, also where the cell has no such mask (index `cell`, `token`), so
-    that ``groupby("cell").sum()`` and ``groupby("token").sum()`` are the totals. Columns: `n_masked`; of the model,
-    `correct` and `loss`, the summed cross-entropy in nats over all its n_bins + 2 tokens; `predicted_mode`, how often
-    it says the commonest non-zero token that the cell shows; and ``<rival>_correct`` and ``<rival>_loss`` of
-
-    - `cell`: the shares of the non-zero tokens that the cell shows, one count added to each token. It says the
-      commonest, the lowest of several, and 1 for a cell that shows none.
-    - `gene`: the shares of the gene's tokens in the table, with one more, which is spread as the tokens of all genes
-      are. It says the commonest; a gene that the table never saw has the shares of all genes. (The shares of all
-      genes have one count added to each token.)
-    - `both`: p(token | gene) p(token | cell) / p(token), normalised, of the three shares above. It is what gene and
-      cell say apart; genes that tell of each other, or a finer use of the cell's depth, are what can go beyond it.
-
-    Raises
-    ------
-    ValueError
-        Cells not tokenized or for another vocabulary, a table of another shape, or a part that does not exist.
-
-    Paper: Methods, "pretraining"; the rivals are not in it. Boiarsky et al. 2023 measured the commonest bin.
-    Differs from the published code: all cells count, where the script's validation accuracy is that of cell 0; every
-    masked token is hidden, where a tenth stays visible there, as it does in training.
-    """
-    cells, n_bins, module = open_cells(adata), model.config.n_bins, module or model
-    check_cells(model, cells)
-    rank, n_parts = part
-    if not 0 <= rank < n_parts:
-        raise ValueError(f"part is (rank, number of processes), such as (0, 1), not {part}.")
-    by_gene, overall = (None, None) if table is None else _share_tokens(table, (len(cells.genes) + 1, n_bins))
-    device, number = next(model.parameters()).device, -1
-    none = torch.zeros(0, len(cells.genes) + 1, dtype=torch.int64)
-    rows = [np.zeros(0, np.int64)]
-    sums = [_score_batch(torch.zeros(0, n_bins + 2), none, none.bool(), n_bins, by_gene, overall)]
-    for number, (start, bins) in enumerate(cells.in_order(batch_size)):
-        if number % n_parts == rank:
-            seeds = [(seed, start + i) for i in range(len(bins))]
-            seen, where = mask_bins(bins, model.config.mask_token, seeds, mask_share=mask_share, replace_share=1)
-            logits = module(seen.to(device))[where.to(device)].float().cpu()  # (masks, n_bins + 2)
-            rows.append(np.arange(start, start + len(bins)))
-            sums.append(_score_batch(logits, bins, where, n_bins, by_gene, overall))
-    if number >= 0 and number % n_parts < rank:  # this part has a batch less than others
-        module(bins.to(device))
-    names = pd.Index(adata.obs_names)[np.concatenate(rows)]
-    index = pd.MultiIndex.from_product([names, range(1, n_bins + 1)], names=["cell", "token"])
-    return pd.DataFrame({name: np.concatenate([batch[name] for batch in sums]) for name in sums[0]}, index=index)
-
-
-def _share_tokens(table, shape):
-    """Return the shares of each gene's tokens, (genes + 1, n_bins), and of all genes', (n_bins,)."""
-    table = np.asarray(table, np.float64)
-    if table.shape != shape:
-        raise ValueError(
-            f"The table has shape {table.shape}, but these cells need {shape}: count_tokens of training cells with the "
-            "same genes and bins."
-        )
-    overall = table.sum(0) + 1
-    overall /= overall.sum()
-    return (table + overall) / (table.sum(1, keepdims=True) + 1), overall
-
-
-def _score_batch(logits, bins, where, n_bins, by_gene, overall):
-    """Sum each measure over the masks of each (cell, true token); logits are those of the masks, (masks, n_bins + 2)."""
-    visible = bins.masked_fill(where, 0)  # (cells, genes + 1)
-    cell, gene = (axis.numpy() for axis in where.nonzero(as_tuple=True))  # (masks,)
-    target = bins[where].numpy()
-    mode = find_commonest_bin(visible, n_bins).numpy()[cell, 0]
-    predicted = logits.argmax(1).numpy()
-    measures = {
-        "n_masked": np.ones(len(cell), bool),
-        "correct": predicted == target,
-        "loss": torch.nn.functional.cross_entropy(logits, bins[where], reduction="none").numpy(),
-        "predicted_mode": predicted == mode,
-    }
-    shown, position = visible.nonzero(as_tuple=True)
-    code = (shown * n_bins + visible[shown, position] - 1).numpy()
-    counts = np.bincount(code, minlength=len(bins) * n_bins).reshape(len(bins), n_bins) + 1.0
-    shares = {"cell": (counts / counts.sum(1, keepdims=True))[cell]}  # (masks, n_bins) each
-    if by_gene is not None:
-        shares["gene"] = by_gene[gene]
-        product = shares["gene"] * shares["cell"] / overall
-        shares["both"] = product / product.sum(1, keepdims=True)
-    for rival, share in shares.items():
-        says = mode if rival == "cell" else share.argmax(1) + 1
-        measures[f"{rival}_correct"] = says == target
-        measures[f"{rival}_loss"] = -np.log(share[np.arange(len(target)), target - 1])
-    row, n_rows = cell * n_bins + target - 1, len(bins) * n_bins
-    return {  # float64 sums; what is counted stays whole
-        name: np.bincount(row, values, n_rows).astype(np.int64 if values.dtype == bool else np.float64)
-        for name, values in measures.items()
-    }
 
 
 def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
@@ -208,8 +59,6 @@ def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     ValueError
         No token was masked.
     """
-    from ..evaluate.metrics import bootstrap
-
     cells = scores.groupby("cell").sum()
     cells = cells[cells["n_masked"] > 0]
     if cells.empty:
@@ -267,8 +116,7 @@ def embed_genes(model: "ScBert", adata: "anndata.AnnData | CellStore", *, batch_
     ValueError
         Cells not tokenized or for another vocabulary.
     """
-    cells, device = open_cells(adata), next(model.parameters()).device
-    check_cells(model, cells)
+    cells, device = open_for(model, adata), next(model.parameters()).device
     sums, counts = np.zeros((len(cells.genes), model.config.dim)), np.zeros((len(cells.genes), 1))
     for _, bins in cells.in_order(batch_size):
         expressed = (bins > 0).to(device)  # (cells, genes + 1)
@@ -299,7 +147,7 @@ def correlate_genes(adata: "anndata.AnnData | CellStore") -> np.ndarray:
     check_tokenized(cells)
     n_genes = len(cells.genes)
     sums, products = np.zeros(n_genes), np.zeros((n_genes, n_genes))
-    for _, bins in cells.in_order(CELLS_AT_ONCE):
+    for _, bins in cells.in_order(256):
         values = bins[:, :-1].numpy().astype(np.float64)  # (cells, genes)
         sums += values.sum(0)
         products += values.T @ values
@@ -381,8 +229,6 @@ def share_of_neighbours(
     ValueError
         Shapes that do not fit, NaN, no more genes with a set than neighbours, or no two genes in a common set.
     """
-    from ..evaluate.metrics import bootstrap
-
     vectors = np.asarray(vectors, np.float64)
     if vectors.ndim != 2 or len(vectors) != len(genes) or (levels is not None and np.shape(levels) != (len(genes),)):
         raise ValueError(
@@ -450,3 +296,102 @@ def _find_members(genes, sets, minimum, maximum):
             n_sets += 1
     row, column = np.concatenate([np.zeros((2, 0), np.int64), *rows], axis=1)
     return sparse.csr_matrix((np.ones(len(row), np.int32), (row, column)), shape=(len(index), n_sets))
+
+
+def load_sets(names: str, *, label_key: str | None = None, batch_key: str | None = None) -> dict[str, anndata.AnnData]:
+    """Load the sets of a notebook's parameter `dataset`: one, or several with `` + `` between them.
+
+    Parameters
+    ----------
+    names
+        Catalogue names and paths, such as ``"pbmc_pool + zheng_facs"``.
+    label_key, batch_key
+        As in `scbert.datasets.load`; a set of the catalogue without labels needs none.
+
+    Raises
+    ------
+    ValueError
+        A set is named twice, or see `scbert.datasets.load`.
+    """
+    parts = [name.strip() for name in names.split(" + ")]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"dataset names a set twice: {names}.")
+    sets = {}
+    for name in parts:
+        has_labels = datasets.CATALOGUE.get(name, {}).get("labels", True)
+        sets[name] = datasets.load(name, label_key=label_key if has_labels else None, batch_key=batch_key)
+    return sets
+
+
+def join_sets(
+    sets: Mapping[str, anndata.AnnData], *, label_key: str = "cell_type", seed: int = 0
+) -> tuple[anndata.AnnData, anndata.AnnData]:
+    """Join sets on the genes they share, and hold some of each one's cells out of training.
+
+    Parameters
+    ----------
+    sets
+        Name -> counts, such as `load_sets` returns.
+    label_key
+        Column of labels, which only chooses cells to hold out; a set without it may be among them.
+    seed
+        Draws the cells that are held out, where no split is saved.
+
+    Returns
+    -------
+    Cells to learn from, and cells to measure on: of a labelled set the test cells of `scbert.protocols.choose_pool`,
+    which the other notebooks test on, of an unlabelled one a twentieth. ``obs["set"]`` says where a cell is from,
+    ``obs["n_counts"]`` its total over all genes of its own set; labels are those of the sets that have any.
+
+    Cells that are in a set named under ``shares_cells_with`` in the catalogue, or in an earlier one of `sets`, are
+    dropped, and how many is printed.
+
+    Raises
+    ------
+    ValueError
+        The sets share no gene, or a label has too few cells to be split.
+
+    Paper: Methods, "pretraining" holds no cells out that are named; the script's validation cells are a twentieth.
+    """
+    learn, held_out, earlier = [], [], {}
+    for name, adata in sets.items():
+        others = {
+            other: datasets.load(other) for other in datasets.CATALOGUE.get(name, {}).get("shares_cells_with", [])
+        }
+        for other, cells in (others | earlier).items():
+            adata = drop_duplicates(adata, cells, other)
+        earlier[name] = adata
+        if label_key in adata.obs:
+            rest, test = choose_pool(adata, name, label_key=label_key, seed=seed)
+        else:
+            order = np.random.default_rng(seed).permutation(adata.n_obs)
+            n_held_out = max(1, adata.n_obs // 20)
+            rest, test = np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+        part = take_counts(adata, name, label_key)
+        learn.append(part[rest])
+        held_out.append(part[test])
+    return tuple(concatenate(parts, list(sets)) for parts in (learn, held_out))
+
+
+def take_counts(adata, name, label_key):
+    """Return the counts with the three columns that sets of different makes have in common."""
+    obs = pd.DataFrame({"set": name, "n_counts": library_size(adata)}, index=adata.obs_names)
+    if label_key in adata.obs:
+        obs[label_key] = adata.obs[label_key].astype(str)
+    return anndata.AnnData(adata.X, obs=obs, var=pd.DataFrame(index=adata.var_names))
+
+
+def concatenate(parts, names):
+    """Join parts of sets, made by `take_counts`, on the genes that all of them have; cell names become unique."""
+    if len(parts) == 1:
+        return parts[0].copy()
+    genes = parts[0].var_names
+    for part in parts[1:]:
+        genes = genes[genes.isin(part.var_names)]
+    if not len(genes):
+        raise ValueError(f"The sets {', '.join(names)} share no gene name: use the same kind of symbols in all.")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Observation names are not unique", UserWarning)  # for a moment
+        joined = anndata.concat([part[:, genes] for part in parts], join="outer")  # of obs: cells without labels stay
+    joined.obs_names_make_unique()
+    return joined

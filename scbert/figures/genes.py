@@ -10,8 +10,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from .plot import GREY, SCREEN, color_labels, embedding, place_cells
 from ..data.preprocess import lognormalize
+from .plot import GREY, SCREEN, color_labels, embedding, place_cells
 
 RANKINGS = {  # safe for colour-blind readers, and no two share a marker
     "attention": ("#0173b2", "o"),

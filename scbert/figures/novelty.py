@@ -12,8 +12,8 @@ import seaborn as sns
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-from . import plot
 from ..evaluate.novelty import PAPER, count_calls
+from ..figures import plot
 
 KNOWN, NOVEL = "#9ecae1", "#d55e00"
 LINES = {"recall": ("#d55e00", "-"), "jaccard": ("#56308c", "--"), "known_accuracy": ("#029e73", "-.")}

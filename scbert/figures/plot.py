@@ -12,6 +12,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from sklearn.metrics import confusion_matrix
 
+from ..data.preprocess import lognormalize
+
 GREY = "0.45"
 SCREEN = 72  # dots an inch of figures with many panels in a notebook, to keep it small; files have 120
 STYLES = {  # of the methods, in all figures: safe for colour-blind readers, and no two share a marker and a hue
@@ -68,8 +70,6 @@ def place_cells(adata: anndata.AnnData, seed: int = 0, *, basis: str | None = No
     if "X_umap" in adata.obsm and basis is None:
         return
     import scanpy
-
-    from ..data.preprocess import lognormalize
 
     light = anndata.AnnData(lognormalize(adata), obs=adata.obs[[]].copy())
     if basis is None:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from ..data.preprocess import library_size, tokenize
 from ..evaluate.embeddings import OF_BATCHES, OF_LABELS
 from .plot import SCREEN, _draw_intervals, _spell, _take_metric, color_labels, style_methods
-from ..data.preprocess import library_size, tokenize
 
 SPELT = {  # names of metrics and embeddings in figures
     "label_silhouette": "label silhouette", "label_purity": "neighbours of\nthe same label", "label_lisi": "label LISI (cLISI)",

@@ -1,4 +1,4 @@
-"""The scBERT encoder, its annotation head, and the bundles they are kept in.
+"""The scBERT encoder.
 
 The encoder is performer-pytorch's `Performer` under the published parameter names, with our attention
 plugged in. See design, "The model, exactly": token embedding + gene embedding -> Performer -> LayerNorm.
@@ -8,22 +8,15 @@ gene is the embedding added to its token, not its place. Later models, scGPT and
 avoid thereby most of scBERT's expense, which grows with the length of the sequence and not with what is in it.
 """
 
-import json
-import math
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from performer_pytorch import Performer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..sources import genes as gene_lists
 from .attention import (
     FavorAttention,
     attend,
@@ -38,60 +31,9 @@ from .attention import (
     weigh_keys,
     weigh_queries,
 )
-from ..run.record import say_licence
-
-
-@dataclass(frozen=True)
-class ScBertConfig:
-    """Shape of a model. Paper: Methods, "scBERT architecture"; sizes that it leaves out are the script's."""
-
-    n_genes: int
-    """Genes in the vocabulary; a trailing token 0 makes the sequence one longer."""
-    n_bins: int = 5
-    """Highest expression token; token ``n_bins + 1`` is the mask, so there are ``n_bins + 2`` in all."""
-    dim: int = 200
-    depth: int = 6
-    """Encoder layers; 0 leaves the embeddings and the norm alone (a control)."""
-    heads: int = 10
-    dim_head: int = 64
-    gene_embedding: str = "learned"
-    """"frozen" (vectors given, as published), "learned", or "none"."""
-    key_stabiliser: str = "head"
-    """"head": a cell's result does not depend on its batch; "batch": as published."""
-    expressed_only: bool = False
-    """Only genes with a non-zero token enter the encoder, and the trailing token: see `ScBert`. Not as published."""
-
-    def __post_init__(self):
-        if self.n_genes < 1 or self.n_bins < 1 or self.dim < 1 or self.depth < 0:
-            raise ValueError(f"n_genes, n_bins and dim must be at least 1 and depth at least 0, got {self}.")
-        if self.depth and self.dim % self.heads:
-            raise ValueError(
-                f"dim ({self.dim}) must be a multiple of heads ({self.heads}): performer-pytorch needs it."
-            )
-        if self.gene_embedding not in ("frozen", "learned", "none"):
-            raise ValueError(f"gene_embedding must be 'frozen', 'learned' or 'none', not {self.gene_embedding!r}.")
-        if self.key_stabiliser not in ("head", "batch"):
-            raise ValueError(f"key_stabiliser must be 'head' or 'batch', not {self.key_stabiliser!r}.")
-        if self.expressed_only and self.gene_embedding == "none":
-            raise ValueError(
-                "expressed_only needs a gene embedding, 'learned' or 'frozen': without one nothing tells the genes of "
-                "a cell apart."
-            )
-
-    @classmethod
-    def published(cls) -> "ScBertConfig":
-        """Return the published shape: 16,906 genes, 6 layers, 10 heads of 64, dim 200, frozen gene2vec."""
-        return cls(n_genes=16_906, gene_embedding="frozen")
-
-    @property
-    def n_features(self) -> int:
-        """Random features a head: int(d ln d), 266 for heads of 64."""
-        return int(self.dim_head * math.log(self.dim_head))
-
-    @property
-    def mask_token(self) -> int:
-        """The token that hides an expression value."""
-        return self.n_bins + 1
+from .bundle import write_bundle
+from .config import ScBertConfig
+from .published import check_shapes, read_published
 
 
 class _GeneEmbedding(nn.Module):
@@ -172,7 +114,7 @@ class ScBert(nn.Module):
     def from_published(
         cls,
         path_or_state_dict: str | Path | Mapping,
-        genes: Sequence[str] | None = None,
+        genes: Sequence[str],
         *,
         n_bins: int | None = None,
         key_stabiliser: str = "head",
@@ -184,8 +126,8 @@ class ScBert(nn.Module):
         path_or_state_dict
             A torch file or what one holds, see `scbert.published.read_weights`. The config is read off its shapes.
         genes
-            The names behind the columns; if None the published vocabulary, which `scbert.genes.load_vocabulary`
-            fetches. For 16,906 genes they must be those, in their order; else only their number is checked.
+            The names behind the columns. For 16,906 genes they must be the published ones in their order,
+            `scbert.genes.load_vocabulary`; else only their number is checked. `scbert.load_encoder` fetches them itself.
         n_bins
             Highest expression token, checked; if None whatever the weights have (5 as published).
         key_stabiliser
@@ -205,9 +147,12 @@ class ScBert(nn.Module):
         Differs from the published code: nothing in the file is run, the vocabulary is checked, and gene vectors are
         in float32.
         """
-        from .published import read_published
-
-        return read_published(path_or_state_dict, genes, n_bins=n_bins, key_stabiliser=key_stabiliser)
+        found = read_published(path_or_state_dict, genes, _name_weights, n_bins=n_bins, key_stabiliser=key_stabiliser)
+        model = cls(found.config, found.gene_vectors, found.genes)
+        check_shapes(found, model.state_dict())
+        model.load_state_dict(found.weights)  # the last row of pos_emb too, which stands for the trailing token
+        model.licence = found.licence
+        return model.eval()
 
     def _set_gene_vectors(self, vectors):
         expected = (self.config.n_genes, self.config.dim)
@@ -346,7 +291,13 @@ class ScBert(nn.Module):
 
     def save(self, path: str | Path, card: str = "") -> None:
         """Write the encoder as a bundle directory, see `load`."""
-        _save_bundle(self, path, self, card, labels=None)
+        write_bundle(path, self.state_dict(), self.config, self.genes, licence=self.licence, card=card)
+
+
+def _name_weights(depth, gene_embedding):
+    """Return the names of the weights of an encoder of so many layers."""
+    least = ScBertConfig(1, 1, dim=2, depth=depth, heads=1, dim_head=2, gene_embedding=gene_embedding)
+    return list(ScBert(least).state_dict())
 
 
 def find_expressed(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -437,150 +388,3 @@ def run_layer(
     x, queries = map_chunks(write, groups, keys)
     received = map_chunks(weigh, groups, pair_queries(queries, keys))[0].mT  # (cells, heads, positions)
     return x, received if present is None else received.masked_fill(~present[:, None], 0)
-
-
-class AnnotationHead(nn.Module):
-    """From gene embeddings to cell types: one number a gene, then three dense layers.
-
-    Paper: Methods, "fine-tuning" ("one-dimensional convolution" and "three-layer neural network").
-    """
-
-    def __init__(self, config: ScBertConfig, n_classes: int, seed: int = 0):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.conv = nn.Conv2d(1, 1, (1, config.dim))
-            self.dense = nn.Sequential(
-                nn.Linear(config.n_genes + 1, 512), nn.ReLU(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, n_classes)
-            )
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(cells, genes + 1, dim) -> (cells, classes), logits."""
-        per_gene = self.conv(hidden[:, None]).flatten(1).relu()  # (cells, genes + 1)
-        return self.dense(per_gene)
-
-
-class Classifier(nn.Module):
-    """A fine-tuned encoder, its head, and what they need to annotate: genes, labels, history."""
-
-    def __init__(self, encoder: ScBert, labels: Sequence[str], seed: int = 0):
-        super().__init__()
-        self.encoder = encoder
-        self.head = AnnotationHead(encoder.config, len(labels), seed)
-        self.labels = list(labels)
-        self.history = pd.DataFrame()
-
-    @property
-    def config(self) -> ScBertConfig:
-        """The encoder's shape."""
-        return self.encoder.config
-
-    @property
-    def genes(self) -> list[str]:
-        """The vocabulary, in column order."""
-        return self.encoder.genes
-
-    def forward(self, bins: torch.Tensor, n_layers_done: int = 0) -> torch.Tensor:
-        """(cells, genes + 1) tokens -> (cells, classes) logits.
-
-        With `n_layers_done`, in place of tokens what that many layers made of them, (cells, genes + 1, dim); refused
-        in the mode ``expressed_only``, where that does not say which positions entered.
-        """
-        if not n_layers_done:
-            return self.head(self.encoder.encode(bins))
-        if self.config.expressed_only:
-            raise ValueError("With expressed_only all layers must run: give tokens, and n_layers_done=0.")
-        return self.head(self.encoder.norm(self.encoder.run_layers(bins, n_layers_done)))
-
-    def save(self, path: str | Path, card: str = "") -> None:
-        """Write the classifier as a bundle directory, see `load`."""
-        _save_bundle(self, path, self.encoder, card, labels=self.labels)
-
-
-def _save_bundle(module, path, encoder, card, labels):
-    """Write everything into a temporary sibling, then put it in place in one step."""
-    if encoder.genes is None:
-        raise ValueError("The model has no gene names yet: give ScBert(config, genes=...), or train it on cells.")
-    path = Path(path)
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} is no model bundle, and a bundle would replace all that is in it: give another folder."
-        )
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({k: v.detach().contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
-    about = {"format": 1, "genes_sha256": gene_lists.hash_genes(encoder.genes), **asdict(encoder.config)}
-    about |= {} if labels is None else {"labels_sha256": gene_lists.hash_genes(labels)}
-    about |= {"licence": encoder.licence} if encoder.licence else {}
-    (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-    (temporary / "genes.txt").write_text("\n".join(encoder.genes) + "\n")
-    if labels is not None:
-        (temporary / "labels.json").write_text(json.dumps(labels, indent=1) + "\n")
-    (temporary / "README.md").write_text(card or _model_card(encoder, labels))
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
-
-
-def _model_card(encoder, labels):
-    what = "encoder" if labels is None else f"annotator of {len(labels)} cell types: {', '.join(labels)}"
-    size = f"{encoder.config.n_genes} genes, dim {encoder.config.dim}, depth {encoder.config.depth}"
-    size += ", expressed genes only" if encoder.config.expressed_only else ""
-    licence = "the weights are the trainer's own"
-    if encoder.licence:
-        licence = say_licence(encoder.licence)
-    return f"# scBERT {what}\n\nShape: {size}.\nTrained with scbert-companion; {licence}.\n"
-
-
-def load(path: str | Path) -> ScBert | Classifier:
-    """Load a bundle directory: a `Classifier` if it has labels, else an encoder.
-
-    Parameters
-    ----------
-    path
-        A directory with ``model.safetensors``, ``config.json``, ``genes.txt`` and, for a classifier, ``labels.json``.
-
-    Raises
-    ------
-    ValueError
-        A file is missing or truncated, or genes, bins, shapes and weights do not fit each other.
-
-    Differs from the published code: no pickle is read, and labels and genes travel with the weights.
-    """
-    path = Path(path)
-    for name in ("config.json", "genes.txt", "model.safetensors"):
-        if not (path / name).is_file():
-            raise ValueError(f"{path} is not a model bundle: {name} is missing.")
-    try:
-        about = json.loads((path / "config.json").read_text())
-        genes = (path / "genes.txt").read_text().splitlines()
-        labels_file = path / "labels.json"
-        labels = json.loads(labels_file.read_text()) if labels_file.exists() else None
-        weights = load_file(path / "model.safetensors")
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"The bundle {path} is damaged, copy or train it again ({error}).") from None
-    genes_hash, labels_hash = about.pop("genes_sha256", None), about.pop("labels_sha256", None)
-    licence = about.pop("licence", "")
-    if about.pop("format", None) != 1:
-        raise ValueError(f"The bundle {path} was written by another version of this package.")
-    if genes_hash != gene_lists.hash_genes(genes):
-        raise ValueError(f"genes.txt of the bundle {path} is not the gene list its weights were trained on.")
-    if labels_hash != (None if labels is None else gene_lists.hash_genes(labels)):
-        raise ValueError(f"labels.json of the bundle {path} is not the list of labels its weights were trained on.")
-    config = ScBertConfig(**about)
-    if len(genes) != config.n_genes:
-        raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")
-    vectors = torch.zeros(config.n_genes, config.dim) if config.gene_embedding == "frozen" else None
-    encoder = ScBert(config, vectors, genes)
-    encoder.licence = licence
-    module = encoder if labels is None else Classifier(encoder, labels)
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != found:
-        name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
-        raise ValueError(
-            f"The weights of the bundle {path} do not fit its config: {name} has shape {found.get(name, 'none')}, "
-            f"expected {expected.get(name, 'none')} (another number of bins, genes or labels?)."
-        )
-    module.load_state_dict(weights)
-    return module.eval()

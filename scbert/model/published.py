@@ -1,30 +1,31 @@
-"""Published weights: read from either public layout, checked, and kept as a bundle.
+"""Published weights: read from either public layout, and checked.
 
 The layout of the official files has the parameter names of `ScBert`, and a counter. The layout of nano-scBERT stacks
 the rows of ``to_q``, ``to_k`` and ``to_v`` as ``to_qkv`` and has no wrapper around the feed-forward part.
 """
 
-import hashlib
 import io
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ..sources import genes as gene_lists
-from .encoder import ScBert, ScBertConfig
+from ..data.preprocess import hash_genes
+from .config import ScBertConfig
+
+PUBLISHED_GENES_SHA256 = "4c09ba1912e184682fe5e7f32e2b443bdfb7883d0d0191551b38c6c2f155600f"
+"""`hash_genes` of the 16,906 genes that the published weights were trained on."""
 
 N_GENES = ScBertConfig.published().n_genes
 LICENCE = "GPL-3.0"
 """Of the published weights: the official LICENSE covers "both the source code and model weights"."""
 
-ENCODERS = Path(__file__).parent / "encoders"
-"""Bundles that ship with the package: trained here, on public data."""
 
 TOKENS, GENES = "token_emb.weight", "pos_emb.emb.weight"
 COUNTER = "performer.calls_since_last_redraw"  # of the published redraw schedule; ours has its own
@@ -32,38 +33,58 @@ QUERIES = "performer.net.layers.0.0.fn.to_q.weight"
 PROJECTION = "performer.net.layers.0.0.fn.fast_attention.projection_matrix"
 
 
+class Published(NamedTuple):
+    """Published weights, and what follows from their shapes."""
+
+    source: str
+    """Where they are from, for messages."""
+    weights: dict[str, torch.Tensor]
+    config: ScBertConfig
+    genes: list[str]
+    licence: str
+
+    @property
+    def gene_vectors(self) -> torch.Tensor | None:
+        """(genes, dim), or None if there are none."""
+        return self.weights[GENES][:-1] if GENES in self.weights else None
+
+
 def read_published(
     path_or_state_dict: str | Path | Mapping,
-    genes: Sequence[str] | None = None,
+    genes: Sequence[str],
+    name_weights: Callable[[int, str], list[str]],
     *,
     n_bins: int | None = None,
     key_stabiliser: str = "head",
-) -> ScBert:
-    """Make an encoder of published weights: see `ScBert.from_published`."""
+) -> Published:
+    """Read and check published weights: see `ScBert.from_published`.
+
+    `name_weights(depth, gene_embedding)` says which names an encoder of so many layers has.
+    """
     source = _describe(path_or_state_dict)
     weights = read_weights(path_or_state_dict)
-    _check_names(weights, source)
+    _check_names(weights, source, name_weights)
     _check_matrices(weights, source)
     found = len(weights[TOKENS]) - 2
     if n_bins not in (None, found):
         raise ValueError(
             f"{source} has {found + 2} tokens, for {found} bins, not for n_bins={n_bins}: tokenize the cells for {found}."
         )
-    genes = _choose_genes(genes, len(weights[GENES]) - 1 if GENES in weights else None, source)
+    genes = _check_genes(genes, len(weights[GENES]) - 1 if GENES in weights else None, source)
     config = _infer_config(weights, len(genes), key_stabiliser)
-    vectors = weights[GENES][:-1] if GENES in weights else None
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise ValueError(f"{source} has NaN or infinity in {name}: fetch it again, or from another place.")
-    model = ScBert(config, vectors, genes)
-    for name, expected in model.state_dict().items():
-        if weights[name].shape != expected.shape:
+    return Published(source, weights, config, genes, LICENCE if len(genes) == N_GENES else "")
+
+
+def check_shapes(found: Published, expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError if a weight has another shape than a model of the config, whose state_dict is `expected`."""
+    for name, tensor in expected.items():
+        if found.weights[name].shape != tensor.shape:
             raise ValueError(
-                f"{source} has {name} of shape {tuple(weights[name].shape)}, expected {tuple(expected.shape)}."
+                f"{found.source} has {name} of shape {tuple(found.weights[name].shape)}, expected {tuple(tensor.shape)}."
             )
-    model.load_state_dict(weights)  # the last row of pos_emb too, which stands for the trailing token
-    model.licence = LICENCE if len(genes) == N_GENES else ""
-    return model.eval()
 
 
 def read_weights(path_or_state_dict: str | Path | Mapping) -> dict[str, torch.Tensor]:
@@ -112,7 +133,7 @@ def _rename(name, tensor, source):
     return {re.sub(r"(\.\d+\.1\.fn)\.(w[12]\.)", r"\1.fn.\2", name): tensor}
 
 
-def read_gene2vec(path_or_state_dict: str | Path | Mapping) -> np.ndarray:
+def read_published_vectors(path_or_state_dict: str | Path | Mapping) -> np.ndarray:
     """Return the gene vectors of a checkpoint, (genes, dim) float32: its ``pos_emb.emb.weight`` but the last row.
 
     Raises
@@ -129,32 +150,6 @@ def read_gene2vec(path_or_state_dict: str | Path | Mapping) -> np.ndarray:
     if not weights[GENES].isfinite().all():
         raise ValueError(f"{source} has NaN or infinity in {GENES}: fetch it again, or from another place.")
     return weights[GENES][:-1].numpy().copy()
-
-
-def convert(source: str | Path, destination: str | Path, genes: Sequence[str] | None = None) -> None:
-    """Turn a published checkpoint into a bundle directory, for `scbert.load`.
-
-    Parameters
-    ----------
-    source
-        A torch file, as in `ScBert.from_published`.
-    destination
-        The bundle; one that is there already is replaced.
-    genes
-        As in `ScBert.from_published`.
-
-    Raises
-    ------
-    ValueError
-        As `ScBert.from_published`; `destination` has other things in it.
-
-    Notes
-    -----
-    The model card names the file and its sha256, and for weights of the published vocabulary their licence, their
-    training cells and the paper. The licence stays with whatever is trained from the bundle.
-    """
-    model = read_published(source, genes)
-    model.save(destination, _write_card(model, Path(source)))
 
 
 def _describe(path_or_state_dict):
@@ -194,12 +189,10 @@ def _copy_archive(path):
     return copy
 
 
-def _check_names(weights, source):
+def _check_names(weights, source, name_weights):
     """Refuse more or fewer names than those of an encoder with as many layers."""
     layers = {match[1] for name in weights if (match := re.match(r"performer\.net\.layers\.(\d+)\.", name))}
-    gene_embedding = "learned" if GENES in weights else "none"
-    least = ScBertConfig(1, 1, dim=2, depth=max(len(layers), 1), heads=1, dim_head=2, gene_embedding=gene_embedding)
-    expected = list(ScBert(least).state_dict())
+    expected = name_weights(max(len(layers), 1), "learned" if GENES in weights else "none")
     for names, fault in (
         ([name for name in expected if name not in weights], "lacks weights of an scBERT encoder"),
         ([name for name in weights if name not in expected], "has weights that no scBERT encoder has"),
@@ -238,83 +231,17 @@ def _infer_config(weights, n_genes, key_stabiliser):
     )
 
 
-def _choose_genes(genes, n_genes, source):
+def _check_genes(genes, n_genes, source):
     """Return the names, which for as many as were published must be those."""
     if genes is None:
-        if n_genes not in (None, N_GENES):
-            raise ValueError(
-                f"{source} is for {n_genes:,} genes, not for the {N_GENES:,} published ones: give their names as genes."
-            )
-        genes = gene_lists.load_vocabulary()
+        raise ValueError(
+            f"{source} does not name its genes: give them; scbert.genes.load_vocabulary() are the published."
+        )
     genes = list(genes)
     if n_genes not in (None, len(genes)):
         raise ValueError(f"{source} is for {n_genes:,} genes, but {len(genes):,} names were given.")
-    if len(genes) == N_GENES and gene_lists.hash_genes(genes) != gene_lists.PUBLISHED_GENES_SHA256:
+    if len(genes) == N_GENES and hash_genes(genes) != PUBLISHED_GENES_SHA256:
         raise ValueError(
-            f"The {N_GENES:,} gene names are not the published ones in their order: leave genes out to have those."
+            f"The {N_GENES:,} gene names are not the published ones in their order: scbert.genes.load_vocabulary() are."
         )
     return genes
-
-
-def _write_card(model, source):
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    config = model.config
-    about = [
-        f"- Converted from `{source.name}`, sha256 `{digest}`, by scbert-companion: the same weights, in float32.",
-        f"- Shape: {config.n_genes:,} genes, {config.n_bins} bins, dim {config.dim}, depth {config.depth}, "
-        f"{config.heads} heads of {config.dim_head}, gene embedding {config.gene_embedding}.",
-        "- The key stabiliser is per cell and head; published training had one a batch, see `set_key_stabiliser`.",
-    ]
-    if model.licence != LICENCE:
-        about += ["- Licence and training data: those of the file, which does not name them. Write them down here."]
-        return "\n".join(["# scBERT encoder, converted", "", *about, ""])
-    return "\n".join(
-        [
-            *["---", "license: gpl-3.0", "---", "# scBERT encoder, converted from published weights", "", *about],
-            f"- Licence of the weights: {LICENCE}. The official LICENSE covers both the source code and model weights.",
-            "  They, and what is trained from them, must not be redistributed under another licence;",
-            "  the BSD-3 licence of scbert-companion is that of its code, not of these weights.",
-            "- Trained on: PanglaoDB, 209 human data sets, 74 tissues, 1,126,580 cells (as the paper says).",
-            "- That the file is the published one follows from its name and vocabulary only: compare the sha256.",
-            "- Cite: Yang F, Wang W, Wang F, Fang Y, Tang D, Huang J, Lu H, Yao J. scBERT as a large-scale pretrained",
-            "  deep language model for cell type annotation of single-cell RNA-seq data.",
-            "  Nature Machine Intelligence 4, 852-866 (2022). https://doi.org/10.1038/s42256-022-00534-z",
-            "",
-        ]
-    )
-
-
-def load_encoder(source: str | Path) -> ScBert:
-    """Load a pretrained encoder, from wherever it is.
-
-    Parameters
-    ----------
-    source
-        A name that ships with the package ("pbmc-small": our own, pretrained on public PBMC in notebook 02, see its
-        card); a name of the catalogue ("scbert_checkpoint"), fetched if need be; a bundle directory, of an encoder or
-        of a classifier, whose encoder is taken; or a file of published weights.
-
-    Raises
-    ------
-    ValueError
-        No such name, folder or file; and what `scbert.datasets.fetch`, `scbert.load` and `ScBert.from_published` raise.
-    """
-    from ..sources.datasets import CATALOGUE, fetch
-    from .encoder import load
-    from ..run.record import find_file
-
-    shipped = sorted(path.parent.name for path in ENCODERS.glob("*/config.json"))
-    weights = [name for name, entry in CATALOGUE.items() if entry["kind"] == "weights"]
-    if str(source) in shipped:
-        return load(ENCODERS / str(source))
-    if str(source) in weights:
-        return read_published(fetch(str(source))[0])
-    path = find_file(source)
-    if not path.exists():
-        names = ", ".join([*shipped, *weights])
-        raise ValueError(f"There is no bundle or file {path}, and no weights of that name ({names}).")
-    if path.is_file():
-        return read_published(path)
-    model = load(path)
-    return getattr(model, "encoder", model)

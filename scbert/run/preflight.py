@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import record
+from ..paths import find_root, run_directory
+from ..sources import datasets
+from ..sources.download import cache_directory, format_bytes
+from .report import read_records
 
 GB = 10**9
 
@@ -46,10 +49,10 @@ def list_needs(
     ValueError
         There is no such profile or notebook.
     """
-    root = record.find_root()
+    root = find_root()
     stated = _read_yaml(root / "notebooks" / "profiles" / "needs.yaml").get(profile) or {}
     sections = read_sections(root / "notebooks", profile)
-    measured = record.read_records(profile)
+    measured = read_records(profile)
     rows = {}
     for notebook in sections if notebooks is None else notebooks:
         stem = Path(notebook).stem
@@ -85,8 +88,8 @@ def read_defaults(source: Path) -> dict:
 
 
 def has_benchmark(source: Path) -> bool:
-    """Say whether a notebook calls `scbert.benchmark.run`, whose jobs can be shared out over processes."""
-    return source.is_file() and "benchmark.run(" in source.read_text()
+    """Say whether a notebook calls `scbert.runner.run`, whose jobs can be shared out over processes."""
+    return source.is_file() and "runner.run(" in source.read_text()
 
 
 def _read_yaml(path):
@@ -107,8 +110,6 @@ def read_sections(folder: Path, profile: str) -> dict[str, dict]:
 
 def _find_downloads(values):
     """Return what is missing here of the catalogue's sets that are among the words of the values."""
-    from ..sources import datasets
-
     words = dict.fromkeys(word for value in values if isinstance(value, str) for word in re.split(r"[\s,;]+", value))
     files, by_hand = [], []
     for name in words:
@@ -128,9 +129,7 @@ def measure_resources(profile: str, *, gpu: bool = False) -> dict[str, float]:
     Memory is what the system could give without swapping, and not more than a container may still take; NaN where
     the system doesn't say. The GPU is the one with most free memory, 0 if there is none.
     """
-    from ..sources.download import cache_directory
-
-    cache, runs = _find_existing(cache_directory()), _find_existing(record.run_directory(profile, "x"))
+    cache, runs = _find_existing(cache_directory()), _find_existing(run_directory(profile, "x"))
     free = {
         "memory_gb": _measure_memory() / GB,
         "cache_gb": shutil.disk_usage(cache).free / GB,
@@ -183,12 +182,10 @@ def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: i
     parts
         Processes that the jobs of each benchmark are shared out over; each holds what the notebook needs.
     """
-    from ..sources.download import cache_directory, format_bytes
-
     wants_gpu = needs["gpu_memory_gb"].max() > 0
     free = measure_resources(profile, gpu=wants_gpu)
     found = []
-    folder = record.find_root() / "notebooks"
+    folder = find_root() / "notebooks"
     processes = [name for name in needs.index for _ in range(parts if has_benchmark(folder / f"{name}.ipynb") else 1)]
     remedies = {
         "memory_gb": ("memory", "close other programs, or take a larger machine or a smaller profile"),
@@ -202,7 +199,7 @@ def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: i
             verb = "need" if len(largest) > 1 else "needs"
             there = f"{free[column]:.1f} GB are free" if free[column] else "there is none"
             found.append(f"{names} {verb} {largest.sum():.1f} GB of {what}, and {there}: {remedy}.")
-    cache, runs = cache_directory(), record.run_directory(profile, "x").parent
+    cache, runs = cache_directory(), run_directory(profile, "x").parent
     downloads, _ = sum_downloads(needs)
     written = needs["disk_gb"].sum()
     if free["one_disk"]:
@@ -231,7 +228,6 @@ def sum_downloads(needs: pd.DataFrame) -> tuple[int, int]:
 
 def describe_needs(needs: pd.DataFrame) -> str:
     """Return a table of what `list_needs` found, and a line of sums, as text for the terminal."""
-    from ..sources.download import format_bytes
 
     def say(value, text):
         return "?" if pd.isna(value) else text.format(value)

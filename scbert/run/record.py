@@ -1,17 +1,14 @@
 """What a run of a notebook leaves behind: where it goes, what is in it, and whether its numbers hold.
 
-The only module that knows paths. Everything a run makes goes to ``runs/<profile>/<notebook>/``.
+Everything a run makes goes to ``runs/<profile>/<notebook>/``.
 """
 
-import hashlib
 import json
 import os
 import platform
 import random
-import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -20,112 +17,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.counts import survey_counts
+from ..model.bundle import say_licence
+from ..paths import find_part, find_root, measure_peak_memory_mb, run_directory, write_text
+
 PACKAGES = ("scbert-companion", "torch", "performer-pytorch", "scanpy", "anndata", "scikit-learn", "numpy")
-
-
-def find_root() -> Path:
-    """Return the folder that holds ``notebooks/`` and ``Snakefile``: up from here, else beside the package, else here."""
-    here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
-        if (folder / "notebooks").is_dir() and (folder / "Snakefile").is_file():
-            return folder
-    return here
-
-
-def find_file(path: str | Path) -> Path:
-    """Return a path as given from the current folder or, if nothing is there, from the root: notebooks start elsewhere."""
-    return Path(path) if Path(path).exists() or not (find_root() / path).exists() else find_root() / path
-
-
-def count_processes() -> int:
-    """Return how many processes torchrun or srun started for this program, this one included: 1 without them."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
-
-
-def find_rank() -> int:
-    """Return the number of this process among those of `count_processes`."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) if count_processes() > 1 else 0
-
-
-class PartDone(Exception):
-    """What ends the notebook of a part of a benchmark: its share of the jobs is computed, as its one line says."""
-
-    def _render_traceback_(self):  # asked for by IPython: no traceback, since nothing failed
-        return [f"PartDone: {self}"]
-
-
-def find_part() -> tuple[int, int] | None:
-    """Return which part of a benchmark's jobs this process computes and of how many, from $SCBERT_PART; None if all.
-
-    (2, 8) for "2/8", the second of eight: `scbert run 04 --part 2/8`.
-
-    Raises
-    ------
-    ValueError
-        The variable is no such part.
-    """
-    text = os.environ.get("SCBERT_PART")
-    if not text:
-        return None
-    found = re.fullmatch("([0-9]+)/([0-9]+)", text)
-    part, n_parts = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= part <= n_parts:
-        raise ValueError(f"A part is written as 2/8 (the second of eight, at most 8/8), not {text!r}.")
-    return part, n_parts
-
-
-def run_directory(profile: str, notebook: str) -> Path:
-    """Return where a notebook's results go: ``runs/<profile>/<notebook>`` below the root, or below $SCBERT_RUNS."""
-    return Path(os.environ.get("SCBERT_RUNS") or find_root() / "runs") / profile / notebook
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: it is there whole, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def read_records(profile: str) -> dict[str, dict]:
-    """Return notebook -> record: this machine's run where there is one, else the published one.
-
-    Each has a further entry "source": "this machine", with the names of parameters that differ from those of the
-    published run, or "published".
-    """
-    records = {}
-    published = sorted((find_root() / "figures" / profile).glob("*.json"))
-    own = sorted(run_directory(profile, "x").parent.glob("*/record.json"))
-    for source, files in (("published", published), ("this machine", own)):
-        for file in files:
-            record = json.loads(file.read_text())
-            usual = records.get(record["notebook"], record)["parameters"]
-            changed = [name for name, value in record["parameters"].items() if usual.get(name) != value]
-            note = f", changed: {', '.join(changed)}" if changed else ""
-            records[record["notebook"]] = record | {"source": source + note}
-    return records
-
-
-def hash_data(adata) -> str:
-    """Return the sha256 of the counts, cell names and gene names."""
-    from ..data.preprocess import iterate_rows
-
-    digest = hashlib.sha256("\n".join([*adata.obs_names, "", *adata.var_names]).encode())
-    for _, rows in iterate_rows(adata):
-        rows.sort_indices()
-        for array in (rows.indptr.astype("<i8"), rows.indices.astype("<i8"), rows.data.astype("<f8")):
-            digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def say_licence(licence: str) -> str:
-    """Say on a model card what follows from weights that training started from."""
-    return f"it started from weights under {licence}, and is not to be passed on under another licence"
 
 
 class Run:
@@ -177,11 +73,8 @@ class Run:
 
     def note_data(self, name: str, adata) -> str:
         """Put a data set and its hash on record, print its size, and return its name: of a file, the stem."""
-        from ..data.preprocess import iterate_rows
-
         name = Path(name).stem
-        self.data[name] = hash_data(adata)
-        largest = max(rows.max() for _, rows in iterate_rows(adata))
+        self.data[name], largest = survey_counts(adata)
         counts = "fractional" if adata.uns.get("scbert", {}).get("fractional_counts") else "whole"
         size = f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, {counts} counts up to {largest:,.0f}"
         print(f"{name}: {size}, sha256 {self.data[name][:12]}")
@@ -308,11 +201,3 @@ def _git_commit():
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-
-
-def measure_peak_memory_mb() -> float:
-    """Return the most memory this process has held so far, in MB."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

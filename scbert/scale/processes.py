@@ -13,8 +13,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, FSDPStrategy
 from torch import nn
 
+from ..paths import count_processes
 from .checkpoint import write_checkpoint
-from ..run.record import count_processes
 
 
 def check_devices(devices: int, nodes: int, strategy: str) -> None:

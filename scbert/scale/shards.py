@@ -23,16 +23,16 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 from tqdm import tqdm
 
-from ..sources.datasets import check_counts
-from ..sources.genes import hash_genes
-from ..data.preprocess import check_unique, tokenize
-from ..run.record import find_file, first_line, hash_data, write_text
+from ..data.checks import check_unique
+from ..data.counts import hash_data
+from ..data.preprocess import hash_genes, tokenize
+from ..paths import find_file, first_line, write_text
 from .stream import (
     FORMAT,
     STORE,
     UNFINISHED,
     CellStore,
-    is_whole,
+    is_complete,
     join_runs,
     open_store,
     read_column,
@@ -212,14 +212,14 @@ def _tokenize_block(part, start, stop, genes, n_bins, library):
     """Return cells as an AnnData of their own, checked and tokenized."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*names are not unique")  # check_counts says it
+            warnings.filterwarnings("ignore", message=".*names are not unique")  # tokenize says it
             block = anndata.AnnData(
                 part.read_counts(start, stop), obs=part.read_obs(start, stop), var=pd.DataFrame(index=part.genes)
             )
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{part.name} cannot be read at cell {start} ({first_line(error)}): is it damaged?") from None
-    check_counts(block, part.name)
-    return tokenize(block, genes=None if part.genes.equals(genes) else genes, n_bins=n_bins, library=library)
+    genes = None if part.genes.equals(genes) else genes
+    return tokenize(block, genes, n_bins, library, name=part.name)
 
 
 # Shards
@@ -238,7 +238,7 @@ def _find_shards(path, call):
             f"{path} holds cells of another call (other cells, genes, bins or size of shards): give another folder, or "
             "remove it."
         )
-    return {shard["file"]: shard for shard in store["shards"] if is_whole(path, shard)}
+    return {shard["file"]: shard for shard in store["shards"] if is_complete(path, shard)}
 
 
 def _bytes_a_cell(sample):

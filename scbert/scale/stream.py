@@ -19,8 +19,8 @@ from pandas.api.types import union_categoricals
 from scipy import sparse
 
 from ..data.cells import take_share, to_tokens
-from ..sources.genes import hash_genes
-from ..run.record import find_file, first_line
+from ..data.preprocess import hash_genes
+from ..paths import find_file, first_line
 
 FORMAT = 1
 STORE, UNFINISHED = "store.json", "unfinished.json"
@@ -50,7 +50,7 @@ def open_store(path: str | Path) -> "CellStore":
         )
     store = read_state(path / STORE)
     for shard in store["shards"]:
-        if not is_whole(path, shard):
+        if not is_complete(path, shard):
             raise ValueError(
                 f"{shard['file']} of the store {path} is missing or damaged: call write_store again with the same "
                 "arguments, which writes only what is missing."
@@ -303,7 +303,7 @@ def read_state(file: Path) -> dict:
     raise ValueError(f"{file} is damaged, or was written by another version: write the store again, elsewhere.")
 
 
-def is_whole(path: Path, shard: dict) -> bool:
+def is_complete(path: Path, shard: dict) -> bool:
     """Return whether a shard of the store in `path` is there, and as long as it was."""
     file = path / shard["file"]
     return file.is_file() and file.stat().st_size == shard["bytes"]

@@ -1,24 +1,18 @@
 """Cells by name or by path: always counts in `X`, and labels and batches where they are asked for."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import anndata
-import numpy as np
 import pandas as pd
 import yaml
-from scipy import sparse
 
-from . import download
-from . import readers
-from . import sets
-from ..data.preprocess import check_unique, iterate_rows
-from .readers import recover_counts
-from ..run.record import find_file
+from ..data.checks import check_column, check_counts
+from ..paths import find_file
+from ..sources import download, readers, sets
+from .readers.matrices import recover_counts
 from .simulate import simulate_studies
 
-__all__ = ["CATALOGUE", "check_column", "check_counts", "fetch", "load", "list_catalogue", "missing_files"]
-__all__ += ["recover_counts", "simulate_studies"]
+__all__ = ["CATALOGUE", "fetch", "list_catalogue", "load", "missing_files", "recover_counts", "simulate_studies"]
 
 CATALOGUE: dict[str, dict] = yaml.safe_load((Path(__file__).parent / "catalogue.yaml").read_text())
 """Name -> address, hash, licence, citation, reader and caveats of everything that can be fetched."""
@@ -55,14 +49,7 @@ def load(
 
     Paper: Reporting Summary, "Data". Labels are merged by the tables in ``scbert/labels``.
     """
-    if str(name) in CATALOGUE:
-        adata = _load_catalogued(str(name))
-    else:
-        path = find_file(name)
-        if not path.exists():
-            known = ", ".join(key for key, entry in CATALOGUE.items() if entry["kind"] == "cells")
-            raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
-        adata = readers.read_cells(path, backed)
+    adata = read(name, backed=backed)
     check_counts(adata, str(name))
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
@@ -72,7 +59,24 @@ def load(
     return adata
 
 
-def _load_catalogued(name):
+def read(name: str | Path, *, backed: bool = False) -> anndata.AnnData:
+    """Read a data set as `load` does, its matrix unchecked: for what passes over it anyway, such as `scbert.annotate`.
+
+    Raises
+    ------
+    ValueError
+        No such set or file, or another format.
+    """
+    if str(name) in CATALOGUE:
+        return _read_catalogued(str(name))
+    path = find_file(name)
+    if not path.exists():
+        known = ", ".join(key for key, entry in CATALOGUE.items() if entry["kind"] == "cells")
+        raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
+    return readers.read_cells(path, backed)
+
+
+def _read_catalogued(name):
     entry = CATALOGUE[name]
     if entry["kind"] != "cells":
         raise ValueError(f"{name} is no data set of cells but {entry['title']}: scbert.datasets.fetch({name!r}).")
@@ -154,7 +158,7 @@ def missing_by_hand(name: str) -> list[str]:
 
 def missing_files(name: str) -> list[dict]:
     """Return the files of an entry that would have to be downloaded: `url`, `bytes` and hash of each."""
-    return [file for file in CATALOGUE[name]["files"] if download.find_file(file) is None]
+    return [file for file in CATALOGUE[name]["files"] if download.find_copy(file) is None]
 
 
 def list_names(profile: str | None = None) -> list[str]:
@@ -183,66 +187,3 @@ def list_catalogue(profile: str | None = None) -> pd.DataFrame:
         rows[name] = {"kind": entry["kind"], "profile": entry["profile"], "size": text, "state": state,
                       "licence": entry["licence"], "title": entry["title"]}  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def check_counts(adata: anndata.AnnData, name: str) -> None:
-    """Raise a ValueError that says what is wrong if `X` is not whole, non-negative counts of named genes.
-
-    Fractional counts, of molecules that were estimated, pass where ``uns["scbert"]["fractional_counts"]`` says why.
-    """
-    fractional_is_fine = bool(adata.uns.get("scbert", {}).get("fractional_counts"))
-    if not adata.n_obs or not adata.n_vars:
-        raise ValueError(f"{name} has {adata.n_obs} cells and {adata.n_vars} genes: there is nothing to work on.")
-    if adata.X is None:
-        raise ValueError(f"{name} has no X: put the raw counts there.")
-    check_unique(adata.obs_names, f"Cell names of {name}")
-    check_unique(adata.var_names, f"Gene names of {name}")
-    for start, rows in iterate_rows(adata):
-        values = rows.data
-        if not np.isfinite(values).all():
-            raise ValueError(f"X of {name} holds NaN or infinite values: scBERT needs raw counts.")
-        if (values < 0).any():
-            raise ValueError(f"X of {name} holds negative values (scaled data?): scBERT needs raw counts.")
-        fractional = values[values != np.rint(values)]
-        if len(fractional) and not fractional_is_fine:
-            where = [f"layers[{key!r}]" for key in adata.layers if not _is_fractional(adata.layers[key])]
-            if adata.raw is not None and not _is_fractional(adata.raw.X):
-                where.append(".raw")
-            hint = f"; {' and '.join(where)} may hold them" if where else ""
-            raise ValueError(
-                f"X of {name} holds fractional values such as {fractional[0]:.3g} (log-normalised?): "
-                f"put the raw counts into X{hint}. Estimated counts pass if uns['scbert']['fractional_counts'] says why."
-            )
-        empty = np.flatnonzero(np.asarray(rows.sum(1)).ravel() == 0)
-        if len(empty):
-            raise ValueError(
-                f"{name} has empty cells, without a single count ({len(empty)} in this block, first: "
-                f"{adata.obs_names[start + empty[0]]}): drop them with scanpy.pp.filter_cells(adata, min_counts=1)."
-            )
-
-
-def _is_fractional(matrix):
-    values = matrix[:100]
-    values = values.data if sparse.issparse(values) else np.asarray(values)
-    return not np.array_equal(values, np.rint(values))
-
-
-def check_known(labels: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a ValueError if validation cells have a label that is not among the known ones, those of training cells."""
-    unknown = sorted(set(labels) - set(known))
-    if unknown:
-        raise ValueError(f"Validation cells have labels that no training cell has: {', '.join(unknown)}.")
-
-
-def check_column(adata: anndata.AnnData, key: str, name: str, *, constant_is_fine: bool) -> None:
-    """Raise a ValueError if a column of `obs` is missing, has missing values, or has one value only."""
-    if key not in adata.obs:
-        columns = ", ".join(map(str, adata.obs.columns)) or "none at all"
-        raise ValueError(f"{name} has no column {key!r} in obs; it has: {columns}.")
-    column = adata.obs[key]
-    if column.isna().any():
-        raise ValueError(f"obs[{key!r}] of {name} has {int(column.isna().sum())} missing values: fill or drop them.")
-    if not constant_is_fine and column.nunique() < 2:
-        raise ValueError(
-            f"obs[{key!r}] of {name} has one value only ({column.iloc[0]}): there is nothing to tell apart."
-        )

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pooch
 from tqdm import tqdm
 
-from ..run.record import find_file as find_on_disk
+from ..paths import find_file
 
 ATTEMPTS = 3
 PAUSE = 2.0
@@ -53,14 +53,14 @@ def fetch_file(entry: dict, *, progress: bool = True) -> Path:
 
     path = cache_directory() / _path_of(entry["url"])
     try:
-        found = find_file(entry)
+        found = find_copy(entry)
         if found is not None:
             return found
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = cache_directory() / ".locks" / f"{hashlib.sha256(entry['url'].encode()).hexdigest()[:16]}.lock"
         lock.parent.mkdir(exist_ok=True)
         with filelock.FileLock(lock):
-            found = find_file(entry)  # another process may have fetched it in the meantime
+            found = find_copy(entry)  # another process may have fetched it in the meantime
             return found if found is not None else _download(entry, path, progress)
     except OSError as error:
         raise ValueError(
@@ -71,7 +71,7 @@ def fetch_file(entry: dict, *, progress: bool = True) -> Path:
 ELSEWHERE = "free some room, or set SCBERT_CACHE to another folder"
 
 
-def find_file(entry: dict) -> Path | None:
+def find_copy(entry: dict) -> Path | None:
     """Return the path of the file in the mirror or in the cache, None if it has to be downloaded.
 
     Raises
@@ -81,7 +81,7 @@ def find_file(entry: dict) -> Path | None:
     """
     mirror = os.environ.get("SCBERT_MIRROR", "")
     if mirror and not _is_web(mirror):
-        folder = find_on_disk(mirror)
+        folder = find_file(mirror)
         if not folder.is_dir():
             raise ValueError(f"SCBERT_MIRROR names {mirror}, which is no folder: correct it or unset it.")
         path = folder / _path_of(entry["url"])

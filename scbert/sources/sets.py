@@ -11,18 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..data.preprocess import is_whole
-from .readers import (
-    find_separator,
-    make_cells,
-    make_plain,
-    read_cells,
-    read_h5ad,
-    read_r,
-    read_seurat,
-    recover_counts,
-    to_sparse,
-)
+from ..data.counts import is_whole
+from .readers import read_cells
+from .readers.h5ad import read_h5ad
+from .readers.matrices import make_cells, recover_counts
+from .readers.r_objects import make_plain, read_r, read_seurat, to_sparse
+from .readers.tables import find_separator
 
 
 def read_pbmc68k_reduced(paths: list[Path]) -> anndata.AnnData:

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..data.preprocess import is_whole, library_size
+from ..data.checks import check_column, check_counts
+from ..data.counts import is_whole
+from ..data.preprocess import library_size
 
 EFFECTS = ("depth", "capture", "ambient", "labels")
 KEPT_BY_SHALLOWEST = 1 / 3  # share of the counts that the shallowest study keeps, at severity 1
@@ -73,8 +75,6 @@ def simulate_studies(
         No whole counts, a missing or incomplete label column, an unknown effect, fewer cells than studies, fewer than two
         studies, a negative severity, or a seed that is none.
     """
-    from .datasets import check_column, check_counts  # datasets offers this function as its own
-
     effects = [effects] if isinstance(effects, str) else list(effects)
     unknown = [effect for effect in effects if effect not in EFFECTS]
     if unknown:
@@ -221,8 +221,6 @@ def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: in
     Differs from the published code: that has no such step; dividing by the library size there is meant to make depths
     comparable, but tokens still depend on it.
     """
-    from .datasets import check_column, check_counts
-
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number, 0 or more, not {seed}.")
     if adata.isbacked:

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import functools
 import hashlib
-import importlib
 import inspect
 import json
 import math
@@ -15,29 +14,34 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import anndata
+import joblib
 import numpy as np
 import pandas as pd
 import psutil
 import torch
-from scipy import stats
 from tqdm import tqdm
 
-from . import kept as outputs
-from ..run import record
-from .metrics import accuracy, macro_f1
-from ..sources.genes import choose_genes
-from .methods import FITS, NEEDS, offer
+from ..data.counts import hash_data
 from ..data.preprocess import library_size, tokenize
-from .protocols import Parts, Split, check_disjoint, find_unseen, stratified_splits
+from ..evaluate import kept as kept_files
+from ..paths import PartDone, find_part, first_line, measure_peak_memory_mb, write_text
+from ..sources.genes import choose_genes
 from ..train.recipe import Recipe
+from .methods import FITS, NEEDS, offer
+from .metrics import accuracy, macro_f1
+from .protocols import Parts, Split, check_disjoint, find_unseen, stratified_splits
 
-# What a method's result depends on besides its own source: a change there makes kept results void.
-CODE = ("genes", "preprocess")
-CODE_OF_SCBERT = ("annotate", "attention", "cells", "model", "prefix", "recipe", "train")
+if TYPE_CHECKING:
+    from ..run.record import Run
 
+PACKAGE = Path(__file__).parent.parent
+# The rooms whose code makes a result: what a change in them makes void.
+ROOMS = ("data", "sources", "evaluate")
+ROOMS_OF_SCBERT = ("model", "scale", "train", "annotate.py")
 
 COLUMNS = ("cell", "truth", "predicted", "confidence", "seen", "part")  # of predictions, beside whose they are
 
@@ -101,18 +105,16 @@ def plan(
     """
     labels = adata.obs[label_key].astype(str)
     genes = genes if isinstance(genes, str) else tuple(genes)
-    adata_hash = record.hash_data(adata), hashlib.sha256(library_size(adata).tobytes()).hexdigest()
+    cells_hash = joblib.hash((hash_data(adata), library_size(adata)))
     described = {name: describe_method(fit) for name, fit in methods.items()}
-    kept_code = hash_code(inspect.getsource(outputs)) if keep else None
     jobs = []
     for split in splits:
         parts = (split.train, split.validation, split.test, *([split.aside] if len(split.aside) else []))
         check_disjoint(*parts)
-        cells = hashlib.sha256(repr([list(labels[part].items()) for part in parts]).encode()).hexdigest()
+        cells = [list(labels[part].items()) for part in parts]
         for name, fit in methods.items():
             own_seed = seed + split.repeat
-            what = repr((adata_hash, cells, genes, n_bins, described[name], own_seed, *([kept_code] if keep else [])))
-            identity = hashlib.sha256(what.encode()).hexdigest()[:24]
+            identity = joblib.hash((cells_hash, cells, genes, n_bins, described[name], own_seed, keep))
             steps = count_cell_steps(fit, len(split.train))
             jobs.append(Job(data, adata, genes, n_bins, split, name, fit, label_key, own_seed, identity, steps, keep))
     return jobs
@@ -130,43 +132,42 @@ def count_cell_steps(fit: Callable, n_cells: int) -> int:
     return n_cells * (n_epochs + options["pretrain_epochs"])
 
 
-def describe_method(fit: Callable) -> str:
-    """Return all that a method's results depend on: its source and options, weights by their hash, versions of packages."""
+def describe_method(fit: Callable) -> tuple:
+    """Return all that a method's results depend on: code of its rooms, options, weights, versions of packages."""
     if isinstance(fit, functools.partial):
         own = {key: value for key, value in sorted(fit.keywords.items()) if key not in ("checkpoints", "progress")}
-        return f"{describe_method(fit.func)} {[(key, _describe(value)) for key, value in own.items()]}"
-    helpers = _find_helpers(fit)
-    modules = CODE + (CODE_OF_SCBERT if "encoder" in inspect.signature(fit).parameters else ())
-    parts = [fit, *helpers, *(importlib.import_module(f"{__package__}.{name}") for name in modules)]
+        return describe_method(fit.func), *((key, _describe(value)) for key, value in own.items())
+    rooms = ROOMS + (ROOMS_OF_SCBERT if "encoder" in inspect.signature(fit).parameters else ())
+    code = [hash_room(room) for room in rooms]
+    if not fit.__module__.startswith(tuple(f"{PACKAGE.name}.{room}." for room in rooms)):  # somebody's own
+        code.append(hash_code(_read_source(fit)))
     packages = ["torch", "scikit-learn", "numpy"] + [NEEDS[name][1] for name in NEEDS if FITS[name] is fit]
     versions = [metadata.version(name) for name in packages]
-    code = hash_code(*map(inspect.getsource, parts))
-    return f"{fit.__module__}.{fit.__qualname__}{inspect.signature(fit)} {code} {versions}"
+    return f"{fit.__module__}.{fit.__qualname__}{inspect.signature(fit)}", *code, *versions
 
 
-def _find_helpers(fit):
-    """Return the functions of a method's own module that it calls, and those that these call, by name."""
-    home, found, waiting = vars(inspect.getmodule(fit)), {}, [fit]
-    while waiting:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(waiting.pop())))
-        for name in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - {*found, fit.__name__}:
-            part = home.get(name)
-            if inspect.isfunction(part) and part.__module__ == fit.__module__:
-                found[name] = part
-                waiting.append(part)
-    return [found[name] for name in sorted(found)]
+def _read_source(fit):
+    """Return the source of a function's module or, where that is a notebook, of the function."""
+    try:
+        return inspect.getsource(inspect.getmodule(fit))
+    except (OSError, TypeError):
+        return inspect.getsource(fit)
 
 
 def _describe(value):
     if isinstance(value, torch.nn.Module):
-        digest = hashlib.sha256()
-        for name, tensor in value.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
-        return f"{value.config} {digest.hexdigest()}"
+        return repr(value.config), {name: tensor.detach().cpu().numpy() for name, tensor in value.state_dict().items()}
     return describe_method(value) if callable(value) else repr(value)
 
 
-@functools.cache  # of the package's modules, for each method of each plan
+@functools.cache
+def hash_room(room: str) -> str:
+    """Return a hash of the code of a folder of the package, or of one file: comments and docstrings do not count."""
+    path = PACKAGE / room
+    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    return hash_code(*(file.read_text() for file in files))
+
+
 def hash_code(*sources: str) -> str:
     """Return a hash of what Python sources do: comments, layout and docstrings do not count."""
     digest = hashlib.sha256()
@@ -184,7 +185,7 @@ def _is_docstring(node):
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def run(jobs: Sequence[Job], run: record.Run, *, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
+def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compute the jobs that have no result yet, and return the results of all.
 
     A result is a file of the folder ``jobs`` of the run, named by all that it depends on: what was done is not done
@@ -212,11 +213,11 @@ def run(jobs: Sequence[Job], run: record.Run, *, progress: bool = True) -> tuple
     ------
     RuntimeError
         Jobs failed, each named with its reason; the results of all others are kept.
-    scbert.record.PartDone
+    scbert.paths.PartDone
         In a part, when its share is done.
     """
     folder = run.path("jobs")
-    part = record.find_part()
+    part = find_part()
     mine = list(jobs) if part is None else share_out(jobs, *part)
     missing = [job for job in mine if not _file(folder, job).exists()]
     _announce(jobs, mine, missing, progress)
@@ -228,19 +229,19 @@ def run(jobs: Sequence[Job], run: record.Run, *, progress: bool = True) -> tuple
             f"{'; '.join(failed[:3])}{more}"
         )
     if part is not None:
-        raise record.PartDone(f"Part {part[0]}/{part[1]} is done: {len(mine)} jobs, {len(missing)} of them computed.")
+        raise PartDone(f"Part {part[0]}/{part[1]} is done: {len(mine)} jobs, {len(missing)} of them computed.")
     results = [json.loads(_file(folder, job).read_text()) for job in jobs]
     here = {job.identity for job in missing}
     run.earlier_seconds += sum(
         done["seconds"] for job, done in zip(jobs, results, strict=True) if job.identity not in here
     )
     largest = max((done["memory_mb"] for done in results), default=0)
-    run.earlier_memory_mb = max(run.earlier_memory_mb, record.measure_peak_memory_mb() + largest)  # for preflight
+    run.earlier_memory_mb = max(run.earlier_memory_mb, measure_peak_memory_mb() + largest)  # for preflight
     return _gather(jobs, results)
 
 
-def read_kept(job: Job, run: record.Run) -> outputs.Kept:
-    """Return what a job that is done kept of its cells, see `scbert.outputs.Kept`.
+def read_kept(job: Job, run: "Run") -> kept_files.Kept:
+    """Return what a job that is done kept of its cells, see `scbert.kept.Kept`.
 
     Raises
     ------
@@ -251,7 +252,7 @@ def read_kept(job: Job, run: record.Run) -> outputs.Kept:
     if not job.keep or not file.exists():
         what = "was not run yet: call run first" if job.keep else "keeps nothing: plan it with keep=True"
         raise ValueError(f"The job of {job.method} on {job.data} {job.split.protocol} {what}.")
-    return outputs.load(file.with_suffix(".npz"), _list_cells(job, json.loads(file.read_text())))
+    return kept_files.read_file(file.with_suffix(".npz"), _list_cells(job, json.loads(file.read_text())))
 
 
 def share_out(jobs: Sequence[Job], part: int, n_parts: int) -> list[Job]:
@@ -296,7 +297,7 @@ def _announce(jobs, mine, missing, progress):
         try:
             minutes = steps * _time_cell(max(trained, key=lambda job: job.cell_steps)) / 60
         except Exception as error:  # its job will say so, and all others are computed
-            print(f"scBERT: at most {steps:,} cell-steps; its pace was not measured ({record.first_line(error)})")
+            print(f"scBERT: at most {steps:,} cell-steps; its pace was not measured ({first_line(error)})")
             return
         print(
             f"scBERT: at most {steps:,} cell-steps, about {minutes:.1f} minutes at this machine's pace; others: seconds each"
@@ -336,12 +337,10 @@ def _compute(jobs, run, progress):
                     prepared, last = _prepare(job), key
                 done, kept = _compute_job(job, prepared, run.path("checkpoints"))
                 if kept is not None:
-                    outputs.save(_file(run.path("jobs"), job).with_suffix(".npz"), *kept)
-                record.write_text(
-                    _file(run.path("jobs"), job), json.dumps(done) + "\n"
-                )  # last: it says that all is there
+                    kept_files.write_file(_file(run.path("jobs"), job).with_suffix(".npz"), *kept)
+                write_text(_file(run.path("jobs"), job), json.dumps(done) + "\n")  # last: it says that all is there
             except Exception as error:  # all other jobs of a long night are computed all the same
-                reason = f"{type(error).__name__}: {record.first_line(error)}"
+                reason = f"{type(error).__name__}: {first_line(error)}"
                 where = f"{job.data} {job.split.protocol}".strip()
                 failed.append(f"{job.method} on {where}, repeat {job.split.repeat}, fold {job.split.fold}: {reason}")
             bar.update(_weight(job))
@@ -370,8 +369,8 @@ def _compute_job(job, prepared, checkpoints):
         start, cpu_start = time.monotonic(), time.process_time()
         predict = job.fit(train, validation, label_key=job.label_key, seed=job.seed, **options)
         if job.keep:
-            kept = outputs.describe_cells(predict, train, test, label_key=job.label_key, seed=job.seed)
-            probabilities = outputs.to_probabilities(kept[0])
+            kept = kept_files.describe_cells(predict, train, test, label_key=job.label_key, seed=job.seed)
+            probabilities = kept_files.to_probabilities(kept[0])
             rows = predict_cells(job.method, lambda _: probabilities, test, label_key=job.label_key)
         else:
             rows = predict_cells(job.method, predict, test, label_key=job.label_key)
@@ -442,55 +441,6 @@ def _gather(jobs, results):
         kept = ("labels", "predicted", "confidence", *own)
         costs.append(own | {key: value for key, value in done.items() if key not in kept})
     return pd.concat(predictions, ignore_index=True), pd.DataFrame(costs)
-
-
-def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
-    """Return what each method took a training, and sums over all jobs.
-
-    Parameters
-    ----------
-    costs
-        From `run`.
-    protocol
-        Whose trainings the medians are of; all if None.
-
-    Returns
-    -------
-    A row a method: seconds and cpu_seconds (medians a training), memory_mb (the most of a training: later ones reuse what
-    earlier ones left), cpu_hours_in_all and cell_steps_in_all.
-    """
-    trainings = costs if protocol is None else costs[costs["protocol"] == protocol]
-    by_method = trainings.groupby("method", sort=False)
-    table = by_method[["seconds", "cpu_seconds"]].median().join(by_method["memory_mb"].max())
-    in_all = costs.assign(cpu_hours=costs["cpu_seconds"] / 3600).groupby("method")[["cpu_hours", "cell_steps"]].sum()
-    return table.join(in_all.add_suffix("_in_all"))
-
-
-def measure_optimism(costs: pd.DataFrame) -> pd.DataFrame:
-    """Return how much better each method looks on the cells that chose among its fits than on test cells.
-
-    Parameters
-    ----------
-    costs
-        From `run`, of one protocol.
-
-    Returns
-    -------
-    A row for each method and metric, accuracy and macro_f1: mean over trainings of validation minus test score, low and
-    high (95 % by Student's t over trainings; lowest and highest of two), n (trainings).
-
-    The published code reports validation scores.
-    """
-    rows = []
-    for method, own in costs.groupby("method", sort=False):
-        for metric in ("accuracy", "macro_f1"):
-            difference = (own[f"validation_{metric}"] - own[f"test_{metric}"]).dropna()
-            n, mean = len(difference), difference.mean()
-            half = stats.t.ppf(0.975, n - 1) * difference.std() / math.sqrt(n) if n > 2 else np.ptp(difference) / 2
-            rows.append(
-                {"method": method, "metric": metric, "value": mean, "low": mean - half, "high": mean + half, "n": n}
-            )
-    return pd.DataFrame(rows).set_index(["method", "metric"])
 
 
 def cross_validate(

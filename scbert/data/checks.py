@@ -1,0 +1,137 @@
+"""Every refusal of cells that scBERT cannot use, in one sentence each: what, where, and what to do."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .counts import iterate_rows
+
+if TYPE_CHECKING:
+    from ..model.classifier import Classifier
+    from ..model.encoder import ScBert
+    from ..scale.stream import CellStore
+    from .cells import CellDataset
+
+NOT_TOKENIZED = "These cells are not tokenized: call scbert.preprocess.tokenize(adata) first."
+
+
+def check_unique(names: pd.Index, what: str) -> None:
+    """Raise a ValueError that begins with `what` if a name stands twice."""
+    twice = names[names.duplicated()]
+    if len(twice):
+        raise ValueError(
+            f"{what} are duplicated ({twice.nunique()} of them, first: {twice[0]}): sum or rename them first."
+        )
+
+
+def check_names(adata: anndata.AnnData, name: str) -> None:
+    """Raise a ValueError if there is no cell, gene or matrix, or if a cell or gene name stands twice."""
+    if not adata.n_obs or not adata.n_vars:
+        raise ValueError(f"{name} has {adata.n_obs} cells and {adata.n_vars} genes: there is nothing to work on.")
+    if adata.X is None:
+        raise ValueError(f"{name} has no X: put the raw counts there.")
+    check_unique(adata.obs_names, f"Cell names of {name}")
+    check_unique(adata.var_names, f"Gene names of {name}")
+
+
+def check_rows(adata: anndata.AnnData, rows: sparse.csr_matrix, name: str) -> np.ndarray:
+    """Return the totals of a block of rows, (cells,) float64; a ValueError if it is not whole, non-negative counts.
+
+    Fractional counts, of molecules that were estimated, pass where ``uns["scbert"]["fractional_counts"]`` says why.
+    """
+    values = rows.data
+    if not np.isfinite(values).all():
+        raise ValueError(f"X of {name} holds NaN or infinite values: scBERT needs raw counts.")
+    if (values < 0).any():
+        raise ValueError(f"X of {name} holds negative values (scaled data?): scBERT needs raw counts.")
+    fractional = values[values != np.rint(values)]
+    if len(fractional) and not adata.uns.get("scbert", {}).get("fractional_counts"):
+        where = [f"layers[{key!r}]" for key in adata.layers if not _is_fractional(adata.layers[key])]
+        if adata.raw is not None and not _is_fractional(adata.raw.X):
+            where.append(".raw")
+        hint = f"; {' and '.join(where)} may hold them" if where else ""
+        raise ValueError(
+            f"X of {name} holds fractional values such as {fractional[0]:.3g} (log-normalised?): "
+            f"put the raw counts into X{hint}. Estimated counts pass if uns['scbert']['fractional_counts'] says why."
+        )
+    return np.asarray(rows.sum(1), np.float64).ravel()
+
+
+def check_not_empty(totals: np.ndarray, names: pd.Index, name: str) -> None:
+    """Raise a ValueError if a cell has no counts at all, by its total."""
+    empty = np.flatnonzero(totals == 0)
+    if len(empty):
+        raise ValueError(
+            f"{name} has empty cells, without a single count ({len(empty)} in this block, first: {names[empty[0]]}): "
+            "drop them with scanpy.pp.filter_cells(adata, min_counts=1)."
+        )
+
+
+def _is_fractional(matrix):
+    values = matrix[:100]
+    values = values.data if sparse.issparse(values) else np.asarray(values)
+    return not np.array_equal(values, np.rint(values))
+
+
+def check_counts(adata: anndata.AnnData, name: str) -> None:
+    """Raise a ValueError that says what is wrong if `X` is not whole, non-negative counts of named genes: one pass over it."""
+    check_names(adata, name)
+    for start, rows in iterate_rows(adata):
+        check_not_empty(check_rows(adata, rows, name), adata.obs_names[start : start + rows.shape[0]], name)
+
+
+def check_totals(totals: np.ndarray, n_counts: np.ndarray, names: pd.Index) -> None:
+    """Raise a ValueError if a cell has more counts in the matrix than its total over all measured genes, each (cells,)."""
+    above = np.flatnonzero(~(totals <= n_counts + 0.5))
+    if len(above):
+        raise ValueError(
+            f"obs['n_counts'] must be each cell's total over all measured genes, but {len(above)} cells have more "
+            f"counts than that (first: {names[above[0]]}): correct the column or delete it."
+        )
+
+
+def check_column(adata: anndata.AnnData, key: str, name: str, *, constant_is_fine: bool) -> None:
+    """Raise a ValueError if a column of `obs` is missing, has missing values, or has one value only."""
+    if key not in adata.obs:
+        columns = ", ".join(map(str, adata.obs.columns)) or "none at all"
+        raise ValueError(f"{name} has no column {key!r} in obs; it has: {columns}.")
+    column = adata.obs[key]
+    if column.isna().any():
+        raise ValueError(f"obs[{key!r}] of {name} has {int(column.isna().sum())} missing values: fill or drop them.")
+    if not constant_is_fine and column.nunique() < 2:
+        raise ValueError(
+            f"obs[{key!r}] of {name} has one value only ({column.iloc[0]}): there is nothing to tell apart."
+        )
+
+
+def check_known(labels: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ValueError if validation cells have a label that is not among the known ones, those of training cells."""
+    unknown = sorted(set(labels) - set(known))
+    if unknown:
+        raise ValueError(f"Validation cells have labels that no training cell has: {', '.join(unknown)}.")
+
+
+def check_tokenized(cells: "CellDataset | CellStore") -> None:
+    """Raise a ValueError unless it is known into how many bins the cells are tokenized."""
+    if cells.n_bins is None:
+        raise ValueError(NOT_TOKENIZED)
+
+
+def check_cells(model: "ScBert | Classifier", cells: "CellDataset | CellStore") -> None:
+    """Raise a ValueError unless cells of `open_cells` are tokenized for this model's vocabulary and bins."""
+    check_tokenized(cells)
+    if cells.n_bins != model.config.n_bins:
+        raise ValueError(
+            f"The cells are tokenized into {cells.n_bins} bins, but the model reads {model.config.n_bins}: tokenize them, "
+            f"or write their store, with n_bins={model.config.n_bins}."
+        )
+    if len(cells.genes) != model.config.n_genes or (model.genes and model.genes != cells.genes):
+        raise ValueError(
+            f"The cells have {len(cells.genes)} genes, and the model's {model.config.n_genes} are others or in another "
+            "order: call scbert.preprocess.tokenize(adata, genes=model.genes) and use what it returns, or write their "
+            "store with genes=model.genes."
+        )

@@ -1,0 +1,237 @@
+"""Notebook 04, and the choices that all notebooks share: which methods, which encoder, and what a benchmark cost."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..evaluate.methods import FITS, check_methods, fit_rebalanced, fit_scbert
+from ..model.config import ScBertConfig
+from ..model.encoder import ScBert
+from ..sources.genes import is_published, rename_genes
+from ..sources.weights import load_encoder
+from ..train.recipe import Recipe
+
+
+def choose_encoder(
+    encoder: str, adata: anndata.AnnData, *, least: float = 0.5
+) -> tuple[anndata.AnnData, ScBert | ScBertConfig, str | list]:
+    """Return the data, where scBERT starts on them, and the genes that all methods then read.
+
+    Parameters
+    ----------
+    encoder
+        As in `scbert.load_encoder`; empty for none.
+    adata
+        Counts of the data.
+    least
+        Share of the encoder's genes that the data must have for it to be of use.
+
+    Returns
+    -------
+    The data (for published weights with their genes' names traced to the published ones), the encoder and its genes. Where
+    there is none, the shape of a small one, to be pretrained on the training cells of each split, and the choice of the
+    1,000 most variable genes, or all if there are fewer, see `scbert.genes.choose_genes`.
+
+    Either reads the genes that a cell expresses only (`ScBertConfig.expressed_only`), which takes half the time; an encoder
+    of the published genes reads all, as published.
+    """
+    if encoder:
+        pretrained = load_encoder(encoder)
+        if is_published(pretrained.genes):
+            adata = rename_genes(adata, pretrained.genes)
+        share = adata.var_names.isin(pretrained.genes).sum() / len(pretrained.genes)
+        print(f"{share:.0%} of the {len(pretrained.genes):,} genes of {encoder} are in the data", end="")
+        if share >= least:
+            print()
+            if not is_published(pretrained.genes):
+                pretrained.set_expressed_only(True)
+            return adata, pretrained, list(pretrained.genes)
+        print(": too few, so scBERT is pretrained on the training cells of each split instead")
+    n_genes = min(1000, adata.n_vars)
+    config = ScBertConfig(n_genes, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
+    return adata, config, str(n_genes)
+
+
+def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int = 6) -> dict[str, Callable]:
+    """Return name -> fit of the methods named, with blanks between: a notebook's parameter `methods`.
+
+    Majority, logistic regression and scBERT are among them, named or not: a table without them says little.
+
+    Parameters
+    ----------
+    names
+        Any of `FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training cells if only a shape is;
+        "scbert_scratch", of the same shape, from random weights; "scbert_published", as "scbert" under
+        `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise; from the published
+        weights with the script's batches, rate, epochs and patience too.
+    encoder
+        See `choose_encoder`.
+    n_epochs
+        Passes over the training cells, at least: few cells get more, until 30 optimiser steps for each.
+
+    Raises
+    ------
+    ValueError
+        An unknown method, or one whose package is not installed.
+    """
+    config = encoder if isinstance(encoder, ScBertConfig) else encoder.config
+    start = {"encoder": encoder, "pretrain_epochs": n_epochs if encoder is config else 0}
+    scratch = (
+        ScBert(config, gene_vectors=encoder.pos_emb.emb.weight[:-1]) if config.gene_embedding == "frozen" else config
+    )
+    train = partial(fit_scbert, n_epochs=n_epochs, min_steps=30 * n_epochs)
+    published = partial(fit_scbert, n_epochs=max(n_epochs, 15), recipe=Recipe.published())
+    if encoder is not config and is_published(encoder.genes):
+        train = partial(train, learning_rate=1e-4)  # what the published weights were tuned at
+        published = partial(
+            published, n_epochs=100, patience=10, batch_size=3, accumulate=60, learning_rate=1e-4
+        )  # to the letter
+    own = {
+        "scbert": partial(train, **start),
+        "scbert_scratch": partial(train, encoder=scratch),
+        "scbert_published": partial(published, **start),
+    }
+    chosen = list(dict.fromkeys(names.split()))
+    chosen = [name for name in ("majority", "logistic_regression", "scbert") if name not in chosen] + chosen
+    check_methods(chosen, also=tuple(own))
+    return {name: (FITS | own)[name] for name in chosen}
+
+
+def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:
+    """Return the methods, and for scBERT and logistic regression among them the three remedies for unequal classes.
+
+    Class weights, subsampling and oversampling, see `rebalance`, as "scbert:class_weight", "scbert:subsample" and so on.
+    """
+    more = {}
+    for name in ("scbert", "logistic_regression"):
+        if name in methods:
+            weight = {"recipe": Recipe(class_weight="balanced")} if name == "scbert" else {"class_weight": "balanced"}
+            more[f"{name}:class_weight"] = partial(methods[name], **weight)
+            for how in ("subsample", "oversample"):
+                more[f"{name}:{how}"] = partial(fit_rebalanced, fit=methods[name], how=how)
+    return methods | more
+
+
+def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
+    """Return what each method took a training, and sums over all jobs.
+
+    Parameters
+    ----------
+    costs
+        From `run`.
+    protocol
+        Whose trainings the medians are of; all if None.
+
+    Returns
+    -------
+    A row a method: seconds and cpu_seconds (medians a training), memory_mb (the most of a training: later ones reuse what
+    earlier ones left), cpu_hours_in_all and cell_steps_in_all.
+    """
+    trainings = costs if protocol is None else costs[costs["protocol"] == protocol]
+    by_method = trainings.groupby("method", sort=False)
+    table = by_method[["seconds", "cpu_seconds"]].median().join(by_method["memory_mb"].max())
+    in_all = costs.assign(cpu_hours=costs["cpu_seconds"] / 3600).groupby("method")[["cpu_hours", "cell_steps"]].sum()
+    return table.join(in_all.add_suffix("_in_all"))
+
+
+def measure_optimism(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return how much better each method looks on the cells that chose among its fits than on test cells.
+
+    Parameters
+    ----------
+    costs
+        From `run`, of one protocol.
+
+    Returns
+    -------
+    A row for each method and metric, accuracy and macro_f1: mean over trainings of validation minus test score, low and
+    high (95 % by Student's t over trainings; lowest and highest of two), n (trainings).
+
+    The published code reports validation scores.
+    """
+    rows = []
+    for method, own in costs.groupby("method", sort=False):
+        for metric in ("accuracy", "macro_f1"):
+            difference = (own[f"validation_{metric}"] - own[f"test_{metric}"]).dropna()
+            n, mean = len(difference), difference.mean()
+            half = stats.t.ppf(0.975, n - 1) * difference.std() / math.sqrt(n) if n > 2 else np.ptp(difference) / 2
+            rows.append(
+                {"method": method, "metric": metric, "value": mean, "low": mean - half, "high": mean + half, "n": n}
+            )
+    return pd.DataFrame(rows).set_index(["method", "metric"])
+
+
+def read_references(text: str) -> dict:
+    """Return the options of `reference_sizes` that a notebook's parameter names, such as "0.1 0.3 10 rest".
+
+    Numbers below 1 are shares of the cells, others cells of each label; "rest" tests all that is not reference.
+    """
+    numbers = [word for word in text.split() if word != "rest"]
+    try:
+        values = [float(word) for word in numbers]
+        if any(value >= 1 and not value.is_integer() or math.isnan(value) for value in values):
+            raise ValueError("no number of cells")
+    except ValueError:
+        raise ValueError(
+            f"references must be numbers, and may end with rest (0.1 0.3 10 rest), not {text!r}."
+        ) from None
+    return {
+        "fractions": [value for value in values if value < 1],
+        "cells_per_label": [int(value) for value in values if value >= 1],
+        "query": "rest" if "rest" in text.split() else "fixed",
+    }
+
+
+def read_imbalance(text: str, labels: Sequence[str]) -> dict:
+    """Return the options of `class_imbalance` that a notebook's parameter names.
+
+    Parameters
+    ----------
+    text
+        "auto": the commonest label as common and the second as rare, with as many reference cells, and a tenth, of
+        the second's cells but a quarter, which are the query (60 at most). Or such as "A, B | C | 170 | 170 17 2 | 60": common labels,
+        rare labels, reference cells of a common label, of a rare one, and test cells of each.
+    labels
+        Of the cells.
+
+    Raises
+    ------
+    ValueError
+        Another form, or (auto) too few cells.
+    """
+    if text == "auto":
+        if len(set(labels)) < 2:
+            raise ValueError("imbalance = auto needs two labels: leave it empty.")
+        (common, _), (rare, size) = pd.Series(np.asarray(labels, str)).value_counts().sort_index().nlargest(2).items()
+        n_query = min(60, int(size) // 4)
+        n_common = min(int(size * 0.7) - n_query, 170)
+        if n_common < 20:
+            raise ValueError(
+                f"{rare} has {size} cells: too few for imbalance = auto. Leave it empty, or name other labels."
+            )
+        return {"common": [common], "rare": [rare], "n_common": n_common, "n_rare": [n_common, n_common // 10],
+                "n_query": n_query}  # fmt: skip
+    parts = [part.strip() for part in text.split("|")]
+    try:
+        common, rare, n_common, n_rare, n_query = parts
+        return {
+            "common": split_labels(common, labels),
+            "rare": split_labels(rare, labels),
+            "n_common": int(n_common),
+            "n_rare": [int(number) for number in n_rare.split()],
+            "n_query": int(n_query),
+        }
+    except ValueError:
+        raise ValueError(
+            f"imbalance must be auto, empty, or like 'A, B | C | 170 | 170 17 2 | 60', not {text!r}."
+        ) from None
+
+
+def split_labels(text, labels):
+    """Return the labels that stand between commas; a label that has a comma itself is named alone."""
+    return [text] if text in set(labels) else [label.strip() for label in text.split(",")]

@@ -1,0 +1,1 @@
+"""The encoder, its head, and what is kept of them."""

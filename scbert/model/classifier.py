@@ -1,0 +1,105 @@
+"""The annotation head, and a fine-tuned model with what it needs to annotate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from .bundle import read_bundle, write_bundle
+from .config import ScBertConfig
+from .encoder import ScBert
+
+
+class AnnotationHead(nn.Module):
+    """From gene embeddings to cell types: one number a gene, then three dense layers.
+
+    Paper: Methods, "fine-tuning" ("one-dimensional convolution" and "three-layer neural network").
+    """
+
+    def __init__(self, config: ScBertConfig, n_classes: int, seed: int = 0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.conv = nn.Conv2d(1, 1, (1, config.dim))
+            self.dense = nn.Sequential(
+                nn.Linear(config.n_genes + 1, 512), nn.ReLU(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, n_classes)
+            )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(cells, genes + 1, dim) -> (cells, classes), logits."""
+        per_gene = self.conv(hidden[:, None]).flatten(1).relu()  # (cells, genes + 1)
+        return self.dense(per_gene)
+
+
+class Classifier(nn.Module):
+    """A fine-tuned encoder, its head, and what they need to annotate: genes, labels, history."""
+
+    def __init__(self, encoder: ScBert, labels: Sequence[str], seed: int = 0):
+        super().__init__()
+        self.encoder = encoder
+        self.head = AnnotationHead(encoder.config, len(labels), seed)
+        self.labels = list(labels)
+        self.history = pd.DataFrame()
+
+    @property
+    def config(self) -> ScBertConfig:
+        """The encoder's shape."""
+        return self.encoder.config
+
+    @property
+    def genes(self) -> list[str]:
+        """The vocabulary, in column order."""
+        return self.encoder.genes
+
+    def forward(self, bins: torch.Tensor, n_layers_done: int = 0) -> torch.Tensor:
+        """(cells, genes + 1) tokens -> (cells, classes) logits.
+
+        With `n_layers_done`, in place of tokens what that many layers made of them, (cells, genes + 1, dim); refused
+        in the mode ``expressed_only``, where that does not say which positions entered.
+        """
+        if not n_layers_done:
+            return self.head(self.encoder.encode(bins))
+        if self.config.expressed_only:
+            raise ValueError("With expressed_only all layers must run: give tokens, and n_layers_done=0.")
+        return self.head(self.encoder.norm(self.encoder.run_layers(bins, n_layers_done)))
+
+    def save(self, path: str | Path, card: str = "") -> None:
+        """Write the classifier as a bundle directory, see `load`."""
+        encoder = self.encoder
+        write_bundle(
+            path, self.state_dict(), encoder.config, encoder.genes, self.labels, licence=encoder.licence, card=card
+        )
+
+
+def load(path: str | Path) -> ScBert | Classifier:
+    """Load a bundle directory: a `Classifier` if it has labels, else an encoder.
+
+    Parameters
+    ----------
+    path
+        A directory with ``model.safetensors``, ``config.json``, ``genes.txt`` and, for a classifier, ``labels.json``.
+
+    Raises
+    ------
+    ValueError
+        A file is missing or truncated, or genes, bins, shapes and weights do not fit each other.
+
+    Differs from the published code: no pickle is read, and labels and genes travel with the weights.
+    """
+    config, weights, genes, labels, licence = read_bundle(path)
+    vectors = torch.zeros(config.n_genes, config.dim) if config.gene_embedding == "frozen" else None
+    encoder = ScBert(config, vectors, genes)
+    encoder.licence = licence
+    module = encoder if labels is None else Classifier(encoder, labels)
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
+        raise ValueError(
+            f"The weights of the bundle {path} do not fit its config: {name} has shape {found.get(name, 'none')}, "
+            f"expected {expected.get(name, 'none')} (another number of bins, genes or labels?)."
+        )
+    module.load_state_dict(weights)
+    return module.eval()

@@ -1,0 +1,83 @@
+"""Where runs and files are, and what this process is: its rank, its part of a benchmark, its memory."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+
+def find_root() -> Path:
+    """Return the folder that holds ``notebooks/`` and ``Snakefile``: up from here, else beside the package, else here."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
+        if (folder / "notebooks").is_dir() and (folder / "Snakefile").is_file():
+            return folder
+    return here
+
+
+def find_file(path: str | Path) -> Path:
+    """Return a path as given from the current folder or, if nothing is there, from the root: notebooks start elsewhere."""
+    return Path(path) if Path(path).exists() or not (find_root() / path).exists() else find_root() / path
+
+
+def count_processes() -> int:
+    """Return how many processes torchrun or srun started for this program, this one included: 1 without them."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+
+
+def find_rank() -> int:
+    """Return the number of this process among those of `count_processes`."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) if count_processes() > 1 else 0
+
+
+class PartDone(Exception):
+    """What ends the notebook of a part of a benchmark: its share of the jobs is computed, as its one line says."""
+
+    def _render_traceback_(self):  # asked for by IPython: no traceback, since nothing failed
+        return [f"PartDone: {self}"]
+
+
+def find_part() -> tuple[int, int] | None:
+    """Return which part of a benchmark's jobs this process computes and of how many, from $SCBERT_PART; None if all.
+
+    (2, 8) for "2/8", the second of eight: `scbert run 04 --part 2/8`.
+
+    Raises
+    ------
+    ValueError
+        The variable is no such part.
+    """
+    text = os.environ.get("SCBERT_PART")
+    if not text:
+        return None
+    found = re.fullmatch("([0-9]+)/([0-9]+)", text)
+    part, n_parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= part <= n_parts:
+        raise ValueError(f"A part is written as 2/8 (the second of eight, at most 8/8), not {text!r}.")
+    return part, n_parts
+
+
+def run_directory(profile: str, notebook: str) -> Path:
+    """Return where a notebook's results go: ``runs/<profile>/<notebook>`` below the root, or below $SCBERT_RUNS."""
+    return Path(os.environ.get("SCBERT_RUNS") or find_root() / "runs") / profile / notebook
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: it is there whole, or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def measure_peak_memory_mb() -> float:
+    """Return the most memory this process has held so far, in MB."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -1,0 +1,158 @@
+"""Running a notebook by papermill, its parameters checked before a kernel starts."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from ..paths import PartDone, count_processes, find_part, find_rank, find_root, write_text
+from ..run import preflight
+
+KINDS = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}}
+
+
+def choose_part(source: Path, given: str | None) -> tuple[int, int] | None:
+    """Return the part of the benchmark that was asked for, by --part or $SCBERT_PART, checked; None for the whole."""
+    if given is not None:
+        os.environ["SCBERT_PART"] = given or "nothing"  # inherited by the kernel
+    try:
+        part = find_part()
+    except ValueError as error:
+        raise click.ClickException(f"{error} Nothing was run.") from None
+    if part is None:
+        return None
+
+    if not preflight.has_benchmark(source):
+        raise click.ClickException(f"{source.stem} has no benchmark to share out: leave out --part. Nothing was run.")
+    if count_processes() > 1:
+        raise click.ClickException(
+            "A part is a single process: start it without torchrun, or by srun --ntasks 1. Nothing was run."
+        )
+    return part
+
+
+def run_part(source: Path, output: Path, parameters: dict) -> None:
+    """Run a notebook until its part of the benchmark is computed, and say so in a file beside `output`, for Snakemake."""
+    done = output.with_suffix(".done")
+    done.unlink(missing_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    message = execute(source, output, parameters)
+    if message is None:
+        raise click.ClickException(
+            f"{source.stem} ran to its end without a benchmark to share out: run it without --part. Nothing is lost."
+        )
+    write_text(done, f"{message}\n")
+    click.echo(message)
+
+
+def run_beside(source: Path, parameters: dict) -> None:
+    """Run a notebook in another than the first process of torchrun or srun: it joins in training and leaves nothing.
+
+    Its kernel inherits the rank, so that `scbert.pretrain` finds the others.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SCBERT_RUNS"] = folder
+        execute(source, Path(folder) / source.name, parameters, progress=False)
+
+
+def check_room(profile, notebooks=None, parameters=None, *, jobs=1, parts=1, anyway=False):
+    """Print what is needed, but for a demo, and stop in a sentence if this machine is short of it."""
+    try:
+        needs = preflight.list_needs(profile, notebooks, parameters)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if profile != "demo" or notebooks is None:
+        click.echo(preflight.describe_needs(needs))
+    shortages = preflight.find_shortages(needs, profile, jobs=jobs, parts=parts)
+    if shortages and not anyway:
+        raise click.ClickException(" ".join([*shortages, "Nothing was run; --anyway runs it all the same."]))
+
+
+def find_notebook(name: str) -> Path:
+    """Return the path of the notebook with this number, stem or path."""
+    folder = find_root() / "notebooks"
+    stem = f"{int(name):02d}_" if name.isdigit() else Path(name).stem
+    matches = [Path(name)] if Path(name).is_file() else sorted(folder.glob(f"{stem}*.ipynb"))
+    if len(matches) != 1:
+        known = ", ".join(path.stem for path in sorted(folder.glob("*.ipynb"))) or f"none in {folder}"
+        raise click.ClickException(f"No single notebook is called {name!r}. There are: {known}.")
+    return matches[0]
+
+
+def read_parameters(source: Path) -> dict[str, tuple[str, str, str]]:
+    """Return name -> (type, default as written, help) of a notebook's parameters cell."""
+    import papermill
+
+    found = papermill.inspect_notebook(str(source))
+    return {name: (p["inferred_type_name"], p["default"], p["help"]) for name, p in found.items()}
+
+
+def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str, str]) -> dict:
+    """Return what to inject: the profile's section for this notebook, overridden by what was given, all checked."""
+    chosen = {}
+    if profile != "demo":  # the demo is the defaults of the notebooks
+        try:
+            sections = preflight.read_sections(source.parent, profile)
+        except ValueError as error:
+            raise click.ClickException(f"{error} Nothing was run.") from None
+        if source.stem not in sections:
+            raise click.ClickException(
+                f"{source.stem} has no {profile} profile yet ({profile}.yaml has no section for it)."
+            )
+        chosen = {"profile": profile} | (sections[source.stem] or {})
+    if "profile" in given:
+        raise click.ClickException("The profile is chosen by --profile, not by -p.")
+    chosen = chosen | given
+    unknown = sorted(set(chosen) - set(offered))
+    if unknown:
+        raise click.ClickException(
+            f"{source.stem} has no parameter {', '.join(unknown)}. It has: {', '.join(offered)}. Nothing was run."
+        )
+    return {name: parse_value(name, value, offered[name][0]) for name, value in chosen.items()}
+
+
+def parse_value(name: str, value, kind: str):
+    """Return a parameter's value in the type of its default: "3" is no number where a word is due, nor the reverse."""
+    try:
+        if kind == "bool":
+            return KINDS["bool"][str(value).lower()]
+        return KINDS[kind](value)
+    except (KeyError, ValueError):
+        raise click.ClickException(
+            f"Parameter {name} must be of type {kind}, not {value!r}. Nothing was run."
+        ) from None
+
+
+def execute(source: Path, output: Path, parameters: dict, progress: bool = True) -> str | None:
+    """Run a notebook from the caller's folder; what was executed stands in `output`, also after an error.
+
+    Returns what a part of a benchmark said when it was done; None if the notebook ran to its end.
+    """
+    import nbformat
+    import papermill
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    message = None
+    try:
+        papermill.execute_notebook(
+            str(source), str(output), parameters, kernel_name="python3",
+            progress_bar={"file": sys.stdout} if progress else False,
+            extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        if not (error.ename == PartDone.__name__ and find_part()):
+            kept = "" if find_rank() else f"\nAs far as it came: {output}"
+            raise click.ClickException(
+                f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}{kept}"
+            ) from None
+        message = error.evalue
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(
+        nbformat.read(output, as_version=4), {}
+    )  # finished bars only
+    if message:  # papermill writes a warning above a cell that raised
+        marked = "papermill-error-cell-tag"
+        notebook.cells = [cell for cell in notebook.cells if marked not in cell.metadata.get("tags", ())]
+    write_text(output, nbformat.writes(notebook))
+    return message

@@ -1,0 +1,1 @@
+"""More cells than memory, more devices than one, interruptions."""

@@ -1,0 +1,1 @@
+"""Cells, genes and weights from outside: by name, and from any file."""

@@ -1,0 +1,1 @@
+"""Two loops, pretraining and fine-tuning, and the switches of their recipe."""

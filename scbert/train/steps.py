@@ -1,0 +1,56 @@
+"""What pretraining and fine-tuning share: batches, steps of the optimiser, and who a training is."""
+
+import hashlib
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+
+def draw_batches(cells, batch_size, accumulate, seed, epoch, recipe, skip=0, part=(0, 1)):
+    """Yield (number of the batch, cell numbers, bins, whether an optimiser step follows)."""
+    n_batches = math.ceil(len(cells) / batch_size)
+    batches = cells.epoch(batch_size, seed, epoch, recipe.sampling, skip=skip, part=part)
+    for number, (indices, bins) in enumerate(batches, skip):
+        is_last = number + 1 == n_batches and recipe.leftover_steps == "step"
+        yield number, indices, bins, (number + 1) % accumulate == 0 or is_last
+
+
+def count_steps(n_cells, batch_size, accumulate, recipe):
+    """Return the optimiser steps of an epoch, at least 1."""
+    steps = math.ceil(n_cells / batch_size) / accumulate
+    return max(1, math.ceil(steps) if recipe.leftover_steps == "step" else int(steps))
+
+
+def take_step(optimizer, rate):
+    """Let the optimiser learn from the gradients at this rate, and clear them."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def show_progress(what, done, total, progress):
+    """Return a progress bar in cells, which says rate and time left."""
+    return tqdm(desc=what, total=total, initial=done, unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
+
+
+def identify(module, data, *arguments):
+    """Hash all that fixes a training run, so that a checkpoint is continued only by the same call."""
+    digest = hashlib.sha256(repr((module.config, arguments)).encode())
+    for tensor in module.state_dict().values():
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    for cells in data:
+        if cells is not None:
+            for part in cells.identity():
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def write_log(path, history):
+    """Write the history so far as CSV; nothing without a path."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(history).to_csv(path, index=False)
