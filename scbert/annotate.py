@@ -141,7 +141,7 @@ def _tokenize_for(model, adata, name="adata"):
     import anndata
 
     from .data.checks import check_cells
-    from .data.preprocess import tokenize
+    from .data.preprocess import bin_cells
 
     if not isinstance(adata, anndata.AnnData):  # a store
         check_cells(model, adata)
@@ -150,10 +150,12 @@ def _tokenize_for(model, adata, name="adata"):
     # Names, not the hash in the report: the genes may have been reordered since, and their tokens with them.
     if "bins" in adata.layers and n_bins == model.config.n_bins and list(adata.var_names) == list(model.genes):
         return adata
-    light = adata if adata.isbacked else anndata.AnnData(adata.X, obs=adata.obs[[]].copy(), var=adata.var[[]].copy())
-    if not adata.isbacked and "n_counts" in adata.obs:
-        light.obs["n_counts"] = adata.obs["n_counts"]
-    return tokenize(light, genes=model.genes, n_bins=model.config.n_bins, name=name)
+    genes = pd.Index(model.genes)
+    bins, counts, totals, report = bin_cells(adata, genes, model.config.n_bins, name=name)
+    obs = pd.DataFrame({"n_counts": totals}, index=adata.obs_names)
+    tokens = anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes), layers={"bins": bins})
+    tokens.uns["scbert"] = {"tokenize": report}
+    return tokens
 
 
 def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):

@@ -113,10 +113,32 @@ def tokenize(
     Differs from the published code: the library size counts all measured genes unless ``library="aligned"``;
     duplicated genes are refused, not dropped; losses are reported; vectorised.
     """
+    vocabulary = pd.Index(adata.var_names) if genes is None else pd.Index(genes)
+    bins, counts, totals, report = bin_cells(adata, vocabulary, n_bins, library, name)
+    if not vocabulary.equals(pd.Index(adata.var_names)):
+        var = pd.DataFrame({"matched": vocabulary.isin(adata.var_names)}, index=vocabulary)
+        kept = {"obs": adata.obs.copy(), "obsm": dict(adata.obsm), "uns": dict(adata.uns)}
+        adata = anndata.AnnData(counts, var=var, **kept)
+        if library == "all":
+            adata.obs["n_counts"] = totals  # the matrix no longer holds all measured genes
+    adata.layers["bins"] = bins
+    adata.uns["scbert"] = dict(adata.uns.get("scbert", {})) | {"tokenize": report}
+    return adata
+
+
+def bin_cells(
+    adata: anndata.AnnData, vocabulary: pd.Index, n_bins: int = 5, library: str = "all", name: str = "adata"
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix, np.ndarray, dict]:
+    """Check, total, align and bin cells in one pass over their matrix, and leave them as they are: see `tokenize`.
+
+    Returns
+    -------
+    Tokens and counts of the vocabulary's genes, (cells, vocabulary) each; totals over all measured genes, (cells,); and
+    the report.
+    """
     if library not in ("all", "aligned"):
         raise ValueError(f"library must be 'all' or 'aligned', not {library!r}.")
     names = pd.Index(adata.var_names)
-    vocabulary = names if genes is None else pd.Index(genes)
     check_names(adata, name)
     check_unique(vocabulary, "Gene names of the vocabulary")
     matched = names.isin(vocabulary)
@@ -126,6 +148,7 @@ def tokenize(
             f"{len(vocabulary)} ({', '.join(vocabulary[:3])}, ...): both must use the same gene symbols. "
             "scbert.genes.rename_genes, or scbert annotate --rename-genes, traces old symbols and Ensembl identifiers."
         )
+    is_same = names.equals(vocabulary)
     measured = adata.obs["n_counts"].to_numpy(np.float64) if "n_counts" in adata.obs else None
     blocks, counts, totals = [], [], []
     for start, rows in iterate_rows(adata):
@@ -135,29 +158,21 @@ def tokenize(
             check_totals(sums, measured[own], adata.obs_names[own])
             sums = measured[own]
         check_not_empty(sums, adata.obs_names[own], name)
-        aligned = rows if genes is None else align(rows, names, vocabulary)
+        aligned = rows if is_same else align(rows, names, vocabulary)
         size = sums if library == "all" else np.asarray(aligned.sum(1)).ravel()
         blocks.append(bin_counts(aligned, size, n_bins))
-        counts.append(aligned)
+        counts += [] if is_same and not adata.isbacked else [aligned]
         totals.append(sums)
     bins = sparse.vstack(blocks, format="csr")
-    if genes is not None and not names.equals(vocabulary):
-        var = pd.DataFrame({"matched": vocabulary.isin(names)}, index=vocabulary)
-        kept = {"obs": adata.obs.copy(), "obsm": dict(adata.obsm), "uns": dict(adata.uns)}
-        adata = anndata.AnnData(sparse.vstack(counts, format="csr"), var=var, **kept)
-        if library == "all":
-            adata.obs["n_counts"] = np.concatenate(totals)  # the matrix no longer holds all measured genes
-    adata.layers["bins"] = bins
-    adata.uns["scbert"] = dict(adata.uns.get("scbert", {})) | {
-        "tokenize": {
-            "n_bins": n_bins,
-            "library": library,
-            "genes_sha256": hash_genes(list(vocabulary)),
-            "genes_in_data": len(names),
-            "genes_in_vocabulary": len(vocabulary),
-            "genes_matched": int(matched.sum()),
-            "matched_share": float(matched.sum() / len(vocabulary)),
-            "cells_without_tokens": int((bins.getnnz(axis=1) == 0).sum()),
-        }
+    report = {
+        "n_bins": n_bins,
+        "library": library,
+        "genes_sha256": hash_genes(list(vocabulary)),
+        "genes_in_data": len(names),
+        "genes_in_vocabulary": len(vocabulary),
+        "genes_matched": int(matched.sum()),
+        "matched_share": float(matched.sum() / len(vocabulary)),
+        "cells_without_tokens": int((bins.getnnz(axis=1) == 0).sum()),
     }
-    return adata
+    counts = sparse.vstack(counts, format="csr") if counts else sparse.csr_matrix(adata.X)
+    return bins, counts, np.concatenate(totals), report
