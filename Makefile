@@ -22,7 +22,7 @@ STRIP := $(BIN)/nbstripout --keep-count --keep-output --keep-id \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce report test lab lint refresh publish
+.PHONY: help reproduce report test lab lint refresh publish docs
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,8 +65,8 @@ lab: .venv/lab.installed  ## JupyterLab on the notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-lab --notebook-dir notebooks
 
 lint: .venv/dev.installed  ## Style of code and notebooks
-	$(BIN)/ruff check scbert tests notebooks
-	$(BIN)/ruff format --check scbert tests notebooks
+	$(BIN)/ruff check scbert tests notebooks docs
+	$(BIN)/ruff format --check scbert tests notebooks docs
 	$(STRIP) --verify notebooks/*.ipynb
 
 # Not from runs/demo: papermill adds a cell with the profile, and the execution counts would have a gap.
@@ -87,3 +87,7 @@ publish:  ## Copy the figures and numbers of runs/PROFILE to figures/PROFILE
 		find "$$from" -maxdepth 1 \( -name '*.png' -o -name '*.svg' -o -name '*.csv' \) ! -name '*history*.csv' -exec cp {} "$$to" \; && \
 		echo "Published $$to" || exit 1; \
 	done
+
+# After `make publish`: the tests compare both with what these records give.
+docs: .venv/test.installed  ## Fill the results of the README and docs/results.md from the records of figures/
+	$(BIN)/python docs/build_results.py
