@@ -111,11 +111,11 @@ def done(name, part):
 
 
 # The package, with the encoder that comes with it.
-PACKAGE = [
+PACKAGE = sorted(
     file
-    for kind in ("*.py", "*.yaml", "labels/*", "splits/*", "encoders/*/*")
-    for file in sorted(glob(f"scbert/{kind}"))
-]
+    for kind in ("*.py", "*.yaml", "*.csv", "*.csv.gz", "encoders/*/*")
+    for file in glob(f"scbert/**/{kind}", recursive=True)
+)
 
 
 measured = [record(name) for name in sections if name != SCOREBOARD]
