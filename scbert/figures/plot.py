@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from scikit_posthocs import critical_difference_diagram
 from sklearn.metrics import confusion_matrix
 
 from ..data.preprocess import lognormalize
@@ -101,7 +102,7 @@ def legend_beside(ax: Axes, handles: Sequence | None = None, labels: Sequence[st
     ax.figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center", **options)
 
 
-def legend_of_parts(ax: Axes, parts: Mapping[str, Mapping[str, str]], *, size: float = 6) -> None:
+def legend_of_parts(ax: Axes, parts: Mapping[str, Mapping[str, tuple | str]], *, size: float = 6) -> None:
     """Draw one legend on the right of the figure, of title -> label -> colour: each part under its title, in bold."""
     dots = []
     for title, colors in parts.items():
@@ -487,30 +488,34 @@ def draw_intervals(ax: Axes, x: np.ndarray, rows: pd.DataFrame, line: str, **sty
 
 
 def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw mean ranks, best on top; bars are half a critical difference each way, so two that overlap are not told apart.
+    """Draw mean ranks on a line, best on the left, with a bar under methods that are not told apart.
 
     Parameters
     ----------
     table
-        From `scbert.significance.rank_methods`.
+        From `scbert.significance.rank_methods`. Two methods are told apart if their mean ranks differ by more than its critical
+        difference.
+
+    Demsar 2006, Journal of Machine Learning Research 7:1-30.
     """
-    found, styles = table.attrs, style_methods(table.index)
-    ax = ax or plt.subplots(figsize=(5.4, 1.3 + 0.34 * len(table)), layout="constrained", dpi=SCREEN)[1]
-    half = found["critical_difference"] / 2
-    for y, (method, rank) in enumerate(table["mean_rank"].items()):
-        color = styles[method]["color"]
-        ax.plot([rank - half, rank + half], [y, y], color=color, lw=5, alpha=0.35, solid_capstyle="butt")
-        ax.plot(rank, y, ms=8, mec="white", mew=0.3, **styles[method])
-    ax.set(yticks=range(len(table)), yticklabels=[spell(method) for method in table.index])
-    ax.set(xlim=(0.5, len(table) + 0.5), xticks=range(1, len(table) + 1), xlabel="mean rank (1 is best)")
+    found, means = table.attrs, table["mean_rank"]
+    ax = ax or make_panels(1, width=6.4, height=1.5 + 0.16 * len(table))[0]
+    apart = np.abs(np.subtract.outer(means.to_numpy(), means.to_numpy())) > found["critical_difference"]
+    p = pd.DataFrame(1.0 - apart, index=means.index, columns=means.index)
+    colors = {method: style["color"] for method, style in style_methods(table.index).items()}
+    drawn = critical_difference_diagram(
+        means, p, ax=ax, color_palette=colors, label_fmt_left="{label} ", label_fmt_right=" {label}"
+    )
+    for name in drawn["labels"]:
+        name.set(text=spell(name.get_text()), color="black")
+    for (bar,) in drawn["crossbars"]:
+        bar.set_xdata(np.sort(bar.get_xdata()))  # its points come from a set: in another order in each process
+    ax.set(xlim=(0.9, len(table) + 0.1), xticks=range(1, len(table) + 1))
+    ax.set_xlabel("mean rank (1 is best); a bar joins methods that are not told apart")
     p, difference = found["friedman_p"], found["critical_difference"]
     title = f"{found['blocks']} blocks: critical difference {difference:.2f}, largest possible {found['largest_difference']}"
     title += "" if np.isnan(p) else f"\nFriedman p = {p:.2g} (smallest possible {found['friedman_p_smallest']:.2g})"
     ax.set_title(title, fontsize=9)
-    ax.invert_yaxis()
-    ax.grid(axis="x", color="0.9")
-    ax.set_axisbelow(True)
-    sns.despine(ax=ax, left=True)
     return ax
 
 
