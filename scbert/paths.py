@@ -77,7 +77,7 @@ def first_line(error: Exception) -> str:
 
 def measure_peak_memory_mb() -> float:
     """Return the most memory this process has held so far, in MB."""
-    import resource
+    import resource  # psutil has this peak on Windows alone
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

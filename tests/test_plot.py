@@ -128,14 +128,21 @@ def test_studies_have_a_slot_each_in_which_methods_stand_side_by_side(by_size):
         plot.studies(by_size, "recall", by="cells")
 
 
-def test_bars_of_ranks_overlap_where_the_difference_is_below_the_critical_one():
-    table = pd.DataFrame({"mean_rank": [1.0, 1.8, 3.2]}, index=["scbert", "a", "b"])
+def test_a_bar_joins_methods_whose_ranks_differ_by_less_than_the_critical_difference():
+    table = pd.DataFrame({"mean_rank": [1.0, 1.8, 2.0, 3.4]}, index=["scbert", "a_b", "b", "c"])
     table.attrs = {"blocks": 9, "friedman_p": 0.01, "friedman_p_smallest": 1e-4, "critical_difference": 1.1}
     table.attrs["largest_difference"] = 2
     ax = plot.ranks(table)
-    (_, first), (second, end), (third, _) = (line.get_xdata() for line in ax.lines[::2])
-    assert second < first and end < third
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["scbert", "a", "b"]
+    bars = [line.get_xdata().tolist() for line in ax.lines if line.get_color() == "k"]
+    assert bars == [[1, 1.8, 2]]
+    assert [point.get_offsets()[0, 0] for point in ax.collections] == [1, 1.8, 3.4, 2]
+    assert [text.get_text().strip() for text in ax.texts] == [
+        "scbert",
+        "a b",
+        "c",
+        "b",
+    ]  # on the left, and on the right
+    assert ax.lines[1].get_color() == "#0173b2"
     assert ax.get_title() == (
         "9 blocks: critical difference 1.10, largest possible 2\nFriedman p = 0.01 (smallest possible 0.0001)"
     )

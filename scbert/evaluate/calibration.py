@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from ..evaluate import metrics as evaluate
+from .metrics import bootstrap
 
 GROUP = ["data", "level", "method"]  # of what several trainings tell, beside the metric
 
@@ -141,7 +141,7 @@ def measure_sets(
     for name, values in shares.items():
         low, high = _exact(values.mean(), len(values))
         rows[name] = {"value": values.mean(), "low": low, "high": high, "n": len(values)}
-    rows["set_size"] = evaluate.bootstrap(np.mean, size[seen])
+    rows["set_size"] = bootstrap(np.mean, size[seen])
     rank, n = _rank(n_aside, level), int(seen.sum())
     limits = stats.betabinom.ppf([0.025, 0.975], n, rank, n_aside + 1 - rank) / n if rank <= n_aside else [1, 1]
     rows["coverage"] |= dict(zip(["expected_low", "expected_high"], limits, strict=True))

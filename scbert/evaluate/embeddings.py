@@ -216,7 +216,9 @@ def measure_lisi(distances: np.ndarray, neighbours: np.ndarray, groups: Sequence
     groups
         (cells,), types or studies.
 
-    Korsunsky et al. 2019 (Harmony), whose package gives the same numbers.
+    Korsunsky et al. 2019. ``harmonypy.compute_lisi`` gives the same numbers, to 5e-5, but takes no neighbours: it looks for
+    them again for each column of groups, and slowly where there are many dimensions. Measured with harmonypy 2.1 on one
+    core, types and studies of 10,000 cells at the paper's 200 dimensions: 265 s, against 2 s here.
     """
     target = math.log(max(distances.shape[1] / 3, 1))
     apart = distances - distances[:, :1]  # (cells, k); weights are relative, and this keeps them from vanishing
@@ -315,39 +317,3 @@ def sweep_clusters(
         own = found.loc[name]
         columns |= {name: own["value"], f"{name}_low": own["low"], f"{name}_high": own["high"]}
     return pd.DataFrame(columns | {"n": len(labels)}).rename_axis("resolution").reset_index()
-
-
-def compare_with_scib(
-    embedding: np.ndarray, labels: Sequence[str], batches: Sequence[str], *, seed: int = 0
-) -> pd.DataFrame:
-    """Measure what `measure_mixing` does by the package scib-metrics, as far as it has the same: metric -> value.
-
-    Raises
-    ------
-    ValueError
-        The package is not installed, or an array does not fit.
-    """
-    embedding, labels, batches = _check(embedding, labels=labels, batches=batches)
-    if importlib.util.find_spec("scib_metrics") is None:
-        raise ValueError("This comparison needs the package scib-metrics: pip install 'scbert-companion[scib]'.")
-    import scib_metrics
-    from scib_metrics.nearest_neighbors import NeighborsResults
-
-    def near(k):  # the cell itself counts as its first neighbour there
-        distances, indices = find_neighbours(embedding, k - 1)
-        own, zero = np.arange(len(embedding))[:, None], np.zeros((len(embedding), 1))
-        return NeighborsResults(indices=np.hstack([own, indices]), distances=np.hstack([zero, distances]))
-
-    few, many = near(N_NEIGHBOURS), near(3 * PERPLEXITY + 1)
-    agree = scib_metrics.nmi_ari_cluster_labels_leiden
-    fixed = agree(few, labels, optimize_resolution=False, resolution=RESOLUTION, seed=seed)
-    values = {
-        "label_silhouette": scib_metrics.silhouette_label(embedding, labels),
-        "label_lisi": scib_metrics.clisi_knn(many, labels, perplexity=PERPLEXITY),
-        "nmi": fixed["nmi"],
-        "nmi_best": agree(few, labels, seed=seed)["nmi"],
-        "ari": fixed["ari"],
-        "batch_silhouette": scib_metrics.silhouette_batch(embedding, labels, batches),
-        "batch_lisi": scib_metrics.ilisi_knn(many, batches, perplexity=PERPLEXITY),
-    }
-    return pd.DataFrame({"value": pd.Series(values, dtype=float)}).rename_axis("metric")

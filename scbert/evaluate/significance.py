@@ -24,7 +24,7 @@ def compare_all(
 ) -> pd.DataFrame:
     """Compare a method with each other one, on the same cells and trainings.
 
-    Three looks at each difference: the paired bootstrap of `scbert.evaluate.score`, the corrected resampled t-test
+    Three looks at each difference: the paired bootstrap of `scbert.metrics.score`, the corrected resampled t-test
     (Nadeau and Bengio 2003) and the exact Wilcoxon signed-rank test, these two over trainings, a pair a repeat and
     fold. The verdict is that of the bootstrap, at the level divided by the number of comparisons (Bonferroni): it
     counts cells, where the Wilcoxon test of five pairs can't fall below 0.0625. With one repeat it is about these
@@ -34,9 +34,9 @@ def compare_all(
     Parameters
     ----------
     predictions, sizes, rare
-        As in `scbert.evaluate.score`.
+        As in `scbert.metrics.score`.
     reference, metric
-        The method that is compared with all others, and one of `scbert.evaluate.METRICS`.
+        The method that is compared with all others, and one of `scbert.metrics.METRICS`.
     test_train_ratio
         Test cells per training cell, or the column of `predictions` that holds it (its mean is taken), for the
         t-test. 1 / (folds - 1) if None, and no t-test where there is one fold.
@@ -54,7 +54,7 @@ def compare_all(
     Raises
     ------
     ValueError
-        The methods were not tested on the same cells, there is only one, or see `scbert.evaluate.check_predictions`.
+        The methods were not tested on the same cells, there is only one, or see `scbert.metrics.check_predictions`.
 
     Paper: Fig. 2a and Results, where P values are far below what a Wilcoxon test of five folds can reach.
     """
@@ -122,8 +122,10 @@ def corrected_t_test(differences: np.ndarray, test_train_ratio: float) -> float:
 def wilcoxon_test(differences: np.ndarray) -> float:
     """Return the exact two-sided p of the Wilcoxon signed-rank test; NaN for one difference, or if all are zero.
 
-    Zeros are left out and ties share their mean rank; the p is over all signs of the ranks that there are, so it is
-    exact with ties too.
+    Zeros are left out and ties share their mean rank. The p is over all signs of these ranks, so it is exact with ties too,
+    and accuracies of folds have many. ``scipy.stats.wilcoxon`` gives the same, but counts the signs one by one where ranks
+    are tied: measured with scipy 1.17, 0.7 s for 12 pairs, 170 s for 20. By default it takes a normal approximation from 14
+    tied pairs on, up to five times off for 20. Here sums of ranks are counted, in less than a millisecond for 50.
     """
     differences = np.round(differences, 12)  # equal shares of cells are equal
     kept = differences[differences != 0]

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from ..data.preprocess import lognormalize
-from .plot import GREY, SCREEN, color_labels, embedding, place_cells
+from .plot import GREY, color_labels, dodge, embedding, legend_beside, make_panels, place_cells, spell
 
 RANKINGS = {  # safe for colour-blind readers, and no two share a marker
     "attention": ("#0173b2", "o"),
@@ -44,10 +44,7 @@ def attention_heatmap(means: pd.DataFrame, top: pd.DataFrame, *, n: int = 10, ax
     types = [kind for kind in means.index if (shown["type"] == kind).any()]
     genes = pd.concat([shown.loc[shown["type"] == kind, "gene"] for kind in types])
     values = means.loc[types, genes]
-    ax = (
-        ax
-        or plt.subplots(figsize=(2.6 + 0.135 * len(genes), 1.4 + 0.2 * len(types)), layout="constrained", dpi=SCREEN)[1]
-    )
+    ax = ax or make_panels(1, width=2.6 + 0.135 * len(genes), height=1.4 + 0.2 * len(types))[0]
     sns.heatmap(
         values / values.max(), vmin=0, vmax=1, cmap="viridis", ax=ax, xticklabels=True, yticklabels=True,
         cbar_kws={"label": "attention / largest of the gene", "pad": 0.01},
@@ -79,12 +76,7 @@ def dot_plot(
     genes = list(dict.fromkeys(top.loc[top["rank"] <= n, "gene"]))
     types, values = list(means.index), means[genes]
     z = (values - values.mean()) / values.std(ddof=0)
-    ax = (
-        ax
-        or plt.subplots(figsize=(3.1 + 0.16 * len(genes), 1.1 + 0.165 * len(types)), layout="constrained", dpi=SCREEN)[
-            1
-        ]
-    )
+    ax = ax or make_panels(1, width=3.1 + 0.16 * len(genes), height=1.1 + 0.165 * len(types))[0]
     x, y = np.meshgrid(np.arange(len(genes)), np.arange(len(types)))
     limit = float(np.abs(z.to_numpy()).max())
     size = 85 * shares.loc[types, genes].to_numpy()
@@ -95,8 +87,7 @@ def dot_plot(
     ax.set_yticks(range(len(types)), types, fontsize=7.5)
     ax.figure.colorbar(dots, ax=ax, label="z-score of attention", pad=0.01, aspect=15)
     keys = [ax.scatter([], [], s=85 * share, color="0.6", label=f"{share:.0%}") for share in (0.25, 0.5, 1)]
-    title = "cells that\nexpress it"
-    ax.figure.legend(handles=keys, title=title, frameon=False, fontsize=8, title_fontsize=8, loc="outside right center")
+    legend_beside(ax, keys, title="cells that\nexpress it", title_fontsize=8)
     sns.despine(ax=ax)
     return ax
 
@@ -122,21 +113,15 @@ def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 5, level: fl
     for column in [name for name in ("collection", "ranking") if name in table]:
         table = table[table[column] == table[column].iloc[0]]
     types = list(dict.fromkeys(table["type"]))
-    n_columns = min(n_columns, len(types))
-    n_rows = -(-len(types) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(2.4 * n_columns, 0.7 + (0.42 + 0.16 * (n + 1)) * n_rows), sharex=True, squeeze=False,
-        layout="constrained", dpi=SCREEN,
-    )  # fmt: skip
-    for ax, kind in zip(axes.flat, types, strict=False):
+    axes = make_panels(len(types), n_columns, width=2.4, height=0.42 + 0.16 * (n + 1), above=0.7, sharex=True)
+    for ax, kind in zip(axes, types, strict=True):
         rows = table[table["type"] == kind].sort_values(["p", "term"])
         shown = rows[rows["overlap"] > 0].head(n)
         if not shown["own"].any():
             shown = pd.concat([shown, rows[rows["own"]].head(1)])
         for y, (_, row) in enumerate(shown.iterrows()):
-            ax.barh(
-                y, -np.log10(row["fdr"]), color="#0173b2" if row["own"] else "white", edgecolor="#0173b2", height=0.7
-            )
+            color = "#0173b2" if row["own"] else "white"
+            ax.barh(y, -np.log10(row["fdr"]), color=color, edgecolor="#0173b2", height=0.7)
         names = [f"{_shorten(row.term)} ({row.overlap}/{row.size})" for row in shown.itertuples()]
         ax.set_yticks(range(len(shown)), names, fontsize=7)
         ax.tick_params(axis="x", labelsize=8)
@@ -144,12 +129,10 @@ def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 5, level: fl
         ax.axvline(-np.log10(level), color=GREY, ls="--", lw=1)
         ax.set_title(kind, fontsize=8)
         sns.despine(ax=ax)
-    for ax in axes.flat[len(types) :]:
-        ax.remove()
-    for ax in axes[-1 - (len(types) % n_columns > 0), len(types) % n_columns :]:
+    for ax in axes[-n_columns:]:
         ax.tick_params(labelbottom=True)  # nothing stands below these
-    figure.supxlabel("-log10 FDR (dashed: 0.05; filled: a set of the type itself)", fontsize=9)
-    return axes.ravel()[: len(types)]
+    axes[0].figure.supxlabel("-log10 FDR (dashed: 0.05; filled: a set of the type itself)", fontsize=9)
+    return axes
 
 
 def _shorten(name, longest=30):
@@ -162,10 +145,7 @@ def matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> A
 
     Paper: Extended Data Fig. 1d.
     """
-    ax = (
-        ax
-        or plt.subplots(figsize=(2.2 + 0.2 * len(table), 1.4 + 0.2 * len(table)), layout="constrained", dpi=SCREEN)[1]
-    )
+    ax = ax or make_panels(1, width=2.2 + 0.2 * len(table), height=1.4 + 0.2 * len(table))[0]
     away = float(np.nanmax(np.abs(table.to_numpy() - 1)))
     sns.heatmap(
         table, cmap="PuOr_r", vmin=1 - away, vmax=1 + away, square=True, ax=ax, xticklabels=True, yticklabels=True,
@@ -195,21 +175,19 @@ def deletion_curves(shares: pd.DataFrame, *, judge: str | None = None) -> np.nda
     kinds, numbers = list(dict.fromkeys(shares["kind"])), np.sort(shares["number"].unique()).astype(float)
     names = list(dict.fromkeys(shares["ranking"]))
     styles, ratio = style_rankings(names), (numbers[1] / numbers[0] if len(numbers) > 1 else 2)
-    figure, axes = plt.subplots(
-        len(judges), len(kinds), figsize=(2.9 * len(kinds) + 1.1, 2.2 * len(judges)), squeeze=False, sharex=True,
-        layout="constrained", dpi=SCREEN,
-    )  # fmt: skip
+    axes = make_panels(len(judges) * len(kinds), len(kinds), width=2.9, height=2.2, beside=1.1, sharex=True)
+    axes = axes.reshape(len(judges), len(kinds))
     for row, who in zip(axes, judges, strict=True):
         for ax, kind in zip(row, kinds, strict=True):
-            for shift, name in zip(np.linspace(-0.12, 0.12, len(names)), names, strict=True):
+            for shift, name in zip(dodge(len(names), 0.12), names, strict=True):
                 here = (shares["judge"] == who) & (shares["kind"] == kind) & (shares["ranking"] == name)
                 line = shares[here].sort_values("number")
-                x = line["number"] * ratio**shift  # side by side, so that no interval hides another
+                x = line["number"] * ratio**shift
                 ax.vlines(x, line["low"], line["high"], color=styles[name]["color"], lw=1)
                 ax.plot(x, line["value"], lw=1, ms=4, label=name, **styles[name])
             ax.axhline(1, color="0.8", lw=1, zorder=0)
             ax.set(xscale="log")
-            ax.set_title(f"{kind}, judged by {_spell(who)}", fontsize=9)
+            ax.set_title(f"{kind}, judged by {spell(who)}", fontsize=9)
             ax.set_xticks(numbers, [f"{number:g}" for number in numbers])
             ax.minorticks_off()
             ax.set_ylim(bottom=0)
@@ -218,8 +196,7 @@ def deletion_curves(shares: pd.DataFrame, *, judge: str | None = None) -> np.nda
         ax.set_ylabel("share of the probability", fontsize=9)
     for ax, kind in zip(axes[-1], kinds, strict=True):
         ax.set_xlabel("genes deleted" if kind == "deletion" else "genes kept" if kind == "insertion" else "genes")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
+    legend_beside(axes[0, 0])
     return axes
 
 
@@ -238,12 +215,9 @@ def areas(table: pd.DataFrame) -> np.ndarray:
     kinds, judges = (list(dict.fromkeys(table[column])) for column in ("kind", "judge"))
     names = list(dict.fromkeys(table["ranking"]))
     styles = style_rankings(names)
-    figure, axes = plt.subplots(
-        1, len(kinds), figsize=(2.3 + 2.2 * len(kinds), 1.0 + 0.28 * len(names)), squeeze=False, sharey=True,
-        layout="constrained", dpi=SCREEN,
-    )  # fmt: skip
-    shift = dict(zip(judges, np.linspace(-0.17, 0.17, len(judges)) if len(judges) > 1 else [0], strict=True))
-    for ax, kind in zip(axes[0], kinds, strict=True):
+    axes = make_panels(len(kinds), width=2.2, height=1.0 + 0.28 * len(names), beside=2.3, sharey=True)
+    shift = dict(zip(judges, dodge(len(judges), 0.17), strict=True))
+    for ax, kind in zip(axes, kinds, strict=True):
         for row in table[table["kind"] == kind].itertuples():
             y, style = names.index(row.ranking) + shift[row.judge], styles[row.ranking]
             ax.plot([row.low, row.high], [y, y], color=style["color"], lw=1.6)
@@ -254,22 +228,14 @@ def areas(table: pd.DataFrame) -> np.ndarray:
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
         sns.despine(ax=ax, left=True)
-    axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    faces = {judge: "0.3" if judge == judges[0] else "white" for judge in judges}
     keys = [
-        plt.Line2D(
-            [], [], ls="", marker="o", color="0.3", mfc="0.3" if judge == judges[0] else "white", label=_spell(judge)
-        )
-        for judge in judges
+        plt.Line2D([], [], ls="", marker="o", color="0.3", mfc=faces[judge], label=spell(judge)) for judge in judges
     ]
-    figure.legend(
-        handles=keys, title="judged by", frameon=False, fontsize=8, title_fontsize=8, loc="outside right center"
-    )
-    return axes[0]
-
-
-def _spell(name):
-    return str(name).replace("_", " ")
+    legend_beside(axes[0], keys, title="judged by", title_fontsize=8)
+    return axes
 
 
 def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
@@ -289,17 +255,11 @@ def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
     panels = dict(iter(table.groupby("between", sort=False)))
     names = {title: list(dict.fromkeys([*part["one"], *part["other"]])) for title, part in panels.items()}
     widths = [len(own) - 1 for own in names.values()]
-    _, axes = plt.subplots(
-        1, len(panels), figsize=(1.1 + 0.42 * sum(widths) + 0.85 * len(panels), 1.4 + 0.42 * max(widths)), squeeze=False,
-        width_ratios=widths, layout="constrained", dpi=SCREEN,
-    )  # fmt: skip
-    for ax, (title, part) in zip(axes[0], panels.items(), strict=True):
-        means = (
-            part.groupby(["other", "one"])[value]
-            .mean()
-            .unstack()
-            .reindex(index=names[title][1:], columns=names[title][:-1])
-        )
+    height, cells = 1.4 + 0.42 * max(widths), 0.42 * sum(widths)
+    axes = make_panels(len(panels), width=0.85, height=height, beside=1.1 + cells, width_ratios=widths)
+    for ax, (title, part) in zip(axes, panels.items(), strict=True):
+        means = part.groupby(["other", "one"])[value].mean().unstack()
+        means = means.reindex(index=names[title][1:], columns=names[title][:-1])
         sns.heatmap(
             means, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"size": 8}, cbar=False, square=True,
             ax=ax, xticklabels=True, yticklabels=True,
@@ -310,7 +270,7 @@ def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
         ax.set(xlabel="", ylabel="")
         chance = f" (chance {part['chance'].mean():.2f})" if value == "overlap" else ""
         ax.set_title(f"{title}\n{value}{chance}", fontsize=9)
-    return axes[0]
+    return axes
 
 
 def clusters(sweep: pd.DataFrame, value: str = "ari", *, ax: Axes | None = None) -> Axes:
@@ -323,16 +283,16 @@ def clusters(sweep: pd.DataFrame, value: str = "ari", *, ax: Axes | None = None)
 
     Paper: Fig. 5d, at a resolution that is not stated.
     """
-    ax = ax or plt.subplots(figsize=(5, 2.3), layout="constrained", dpi=SCREEN)[1]
+    ax = ax or make_panels(1, width=5, height=2.3)[0]
     markers = dict(zip(dict.fromkeys(sweep["embedding"]), "osD^vXP", strict=False))
     colors = dict(zip(markers, ["#de8f05", "#7fbfea", "#0173b2", "#029e73", "#cc78bc", "0.4", "#d55e00"], strict=False))
-    for shift, (name, marker) in zip(np.linspace(-0.02, 0.02, len(markers)), markers.items(), strict=True):
+    for shift, (name, marker) in zip(dodge(len(markers), 0.02), markers.items(), strict=True):
         line = sweep[sweep["embedding"] == name].sort_values("resolution")
         x = line["resolution"] * (1 + shift)
         ax.vlines(x, line[f"{value}_low"], line[f"{value}_high"], color=colors[name], lw=1.5)
         ax.plot(x, line[value], marker=marker, color=colors[name], mec="white", mew=0.3, ms=6, lw=1.3, label=name)
     resolutions = np.sort(sweep["resolution"].unique())
-    ax.set(xscale="log", xlabel="resolution of Leiden clustering", ylabel=_spell(value).upper())
+    ax.set(xscale="log", xlabel="resolution of Leiden clustering", ylabel=spell(value).upper())
     ax.set_xticks(resolutions, [f"{resolution:g}" for resolution in resolutions])
     ax.minorticks_off()
     ax.set_ylim(min(0, sweep[f"{value}_low"].min()), 1)
@@ -353,14 +313,12 @@ def embeddings(adata: anndata.AnnData, bases: Sequence[str], label_key: str = "c
     Paper: Fig. 5d.
     """
     palette = color_labels(adata.obs[label_key].astype(str))
-    figure, axes = plt.subplots(
-        1, len(bases), figsize=(1.9 * len(bases) + 2.2, 2.1), squeeze=False, layout="constrained", dpi=SCREEN
-    )
-    for ax, basis in zip(axes[0], bases, strict=True):
+    axes = make_panels(len(bases), width=1.9, height=2.1, beside=2.2)
+    for ax, basis in zip(axes, bases, strict=True):
         light = anndata.AnnData(adata.X, obs=adata.obs[[label_key]].astype(str), obsm={basis: adata.obsm[basis]})
         place_cells(light, seed, basis=basis)
-        embedding(light, label_key, palette=palette, title=basis, legend=ax is axes[0, -1], ax=ax)
-    return axes[0]
+        embedding(light, label_key, palette=palette, title=basis, legend=ax is axes[-1], ax=ax)
+    return axes
 
 
 def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> np.ndarray:
@@ -381,18 +339,11 @@ def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> 
 
     Paper: Extended Data Fig. 6a, b.
     """
-    rows = [
-        top[top["member"].eq(known)]
-        .sort_values(["rank", "type"])
-        .drop_duplicates("type")
-        .drop_duplicates("gene")
-        .head(n)
-        for known in (True, False)
-    ]
+    of_types = top.sort_values(["rank", "type"])
+    rows = [of_types[of_types["member"].eq(known)] for known in (True, False)]
+    rows = [row.drop_duplicates("type").drop_duplicates("gene").head(n) for row in rows]
     rows = [row for row in rows if len(row)]
-    _, axes = plt.subplots(
-        len(rows), n, figsize=(1.9 * n, 1.65 * len(rows)), squeeze=False, layout="constrained", dpi=SCREEN
-    )
+    axes = make_panels(len(rows) * n, n, width=1.9, height=1.65).reshape(-1, n)
     values, used = lognormalize(adata).tocsc(), []
     for line, row in zip(axes, rows, strict=True):
         for ax, gene in itertools.zip_longest(line, row.itertuples()):
@@ -400,14 +351,12 @@ def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> 
                 ax.remove()
                 continue
             level = values[:, adata.var_names.get_loc(gene.gene)].toarray().ravel()
+            x, y = adata.obsm["X_umap"][:, :2].T
             order = np.argsort(level, kind="stable")  # the highest on top
-            ax.scatter(
-                *adata.obsm["X_umap"][order, :2].T, c=level[order], s=8, cmap="viridis", linewidths=0, rasterized=True
-            )
+            ax.scatter(x[order], y[order], c=level[order], s=8, cmap="viridis", linewidths=0, rasterized=True)
+            known = "known" if gene.member else "new"
             ax.set(xticks=[], yticks=[])
-            ax.set_title(
-                f"{gene.gene} ({'known' if gene.member else 'new'}), up to {level.max():.1f}\n{gene.type}", fontsize=8
-            )
+            ax.set_title(f"{gene.gene} ({known}), up to {level.max():.1f}\n{gene.type}", fontsize=8)
             sns.despine(ax=ax, left=True, bottom=True)
             used.append(ax)
     return np.array(used)

@@ -13,7 +13,15 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 from ..evaluate.novelty import PAPER, count_calls
-from ..figures import plot
+from .plot import (
+    color_labels,
+    dodge,
+    legend_beside,
+    make_panels,
+    spell,
+    studies,
+    style_methods,
+)
 
 KNOWN, NOVEL = "#9ecae1", "#d55e00"
 LINES = {"recall": ("#d55e00", "-"), "jaccard": ("#56308c", "--"), "known_accuracy": ("#029e73", "-.")}
@@ -35,11 +43,8 @@ def confidence_by_type(cells: pd.DataFrame, methods: Sequence[str]) -> np.ndarra
     """
     types = cells.drop_duplicates("cell").groupby("truth")["seen"].agg(["first", "size"])
     types = types.sort_values(["first", "size"], ascending=[False, False])
-    _, axes = plt.subplots(
-        1, len(methods), figsize=(2.2 + 2.6 * len(methods), 1.1 + 0.3 * len(types)), sharey=True, squeeze=False,
-        layout="constrained", dpi=plot.SCREEN,
-    )  # fmt: skip
-    for ax, method in zip(axes[0], methods, strict=True):
+    axes = make_panels(len(methods), width=2.6, height=1.1 + 0.3 * len(types), beside=2.2, sharey=True)
+    for ax, method in zip(axes, methods, strict=True):
         own = cells[cells["method"] == method]
         for y, (label, seen) in enumerate(types["first"].items()):
             box = ax.boxplot(
@@ -49,14 +54,14 @@ def confidence_by_type(cells: pd.DataFrame, methods: Sequence[str]) -> np.ndarra
             box["boxes"][0].set(facecolor=KNOWN if seen else NOVEL, hatch="" if seen else "///")
         ax.axhline(types["first"].sum() - 0.5, color="black", lw=0.8)
         ax.axvline(PAPER, color="black", ls="--", lw=1)
-        ax.set(title=plot._spell(method), xlim=(0, 1.02), xticks=(0, 0.5, 1), xlabel="largest probability")
+        ax.set(title=spell(method), xlim=(0, 1.02), xticks=(0, 0.5, 1), xlabel="largest probability")
         sns.despine(ax=ax)
     names = [f"{_fold(label)} ({n})" for label, n in types["size"].items()]
-    axes[0, 0].set_yticks(range(len(types)), names, fontsize=8)
-    for tick, seen in zip(axes[0, 0].get_yticklabels(), types["first"], strict=True):
+    axes[0].set_yticks(range(len(types)), names, fontsize=8)
+    for tick, seen in zip(axes[0].get_yticklabels(), types["first"], strict=True):
         tick.set(fontweight="normal" if seen else "bold")
-    axes[0, 0].invert_yaxis()
-    return axes[0]
+    axes[0].invert_yaxis()
+    return axes
 
 
 def sankey(calls: pd.DataFrame, methods: Sequence[str], *, thin: float = 0.02) -> np.ndarray:
@@ -76,12 +81,10 @@ def sankey(calls: pd.DataFrame, methods: Sequence[str], *, thin: float = 0.02) -
     Paper: Fig. 4b, right.
     """
     novel = sorted(set(calls.loc[calls["novel"], "truth"]))
-    colors = plot.color_labels(novel)
+    colors = color_labels(novel)
     n_types = max(calls["truth"].nunique(), calls["called"].nunique() + 1)
-    _, axes = plt.subplots(
-        1, len(methods), figsize=(5.6 * len(methods), 1 + 0.27 * n_types), squeeze=False, layout="constrained", dpi=plot.SCREEN
-    )  # fmt: skip
-    for ax, method in zip(axes[0], methods, strict=True):
+    axes = make_panels(len(methods), width=5.6, height=1 + 0.27 * n_types)
+    for ax, method in zip(axes, methods, strict=True):
         own = calls[calls["method"] == method].copy()
         small = own["cells"] < thin * own.groupby("truth")["cells"].transform("sum")
         own.loc[small & (own["called"] != "Unassigned"), "called"] = "other types"
@@ -111,9 +114,9 @@ def sankey(calls: pd.DataFrame, methods: Sequence[str], *, thin: float = 0.02) -
                     ha="left" if x else "right",
                 )  # fmt: skip
         bottom = max(top + height for nodes in (left, right) for top, height in nodes.values())
-        ax.set(xlim=(-0.88, 1.88), ylim=(bottom + 0.02, -0.02), title=plot._spell(method))
+        ax.set(xlim=(-0.88, 1.88), ylim=(bottom + 0.02, -0.02), title=spell(method))
         ax.axis("off")
-    return axes[0]
+    return axes
 
 
 def roc_and_pr(
@@ -132,13 +135,13 @@ def roc_and_pr(
     -------
     Two axes.
     """
-    _, axes = plt.subplots(1, 2, figsize=(7.9, 3), layout="constrained", dpi=plot.SCREEN)
-    styles = plot.style_methods(methods)
+    axes = make_panels(2, width=3.95, height=3)
+    styles = style_methods(methods)
     for method in methods:
         color = styles[method]["color"]
         for score, line in zip(scores, ("-", "--", ":"), strict=False):
             own = curves[(curves["method"] == method) & (curves["score"] == score)]
-            name = f"{plot._spell(method)}, {plot._spell(score)}"
+            name = f"{spell(method)}, {spell(score)}"
             axes[0].plot(own["false_alarms"], own["recall"], line, color=color, label=name, lw=1.5)
             shown = own[own["recall"] > 0]
             axes[1].plot(shown["recall"], shown["precision"], line, color=color, lw=1.5)
@@ -152,7 +155,7 @@ def roc_and_pr(
     axes[1].axhline(first["precision"], ls=":", color="0.5", lw=1)
     axes[0].set(xlabel="known cells unassigned, share", ylabel="novel cells unassigned, share", title="ROC")
     axes[1].set(xlabel="recall of novel cells", ylabel="precision", title="precision and recall", ylim=(-0.02, 1.02))
-    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    legend_beside(axes[0])
     for ax in axes:
         sns.despine(ax=ax)
     return axes
@@ -174,24 +177,21 @@ def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str
     The axes, one a panel.
     """
     rows = table.reset_index()
-    axes = _make_row(len(methods), room=1.8, height=2.8)
+    axes = make_panels(len(methods), width=2.6, height=2.8, beside=1.8, sharey=True)
     for ax, method in zip(axes, methods, strict=True):
         for metric, (color, line) in LINES.items():
             own = rows[(rows["method"] == method) & (rows["metric"] == metric)].sort_values("threshold")
-            ax.plot(own["threshold"], own["value"], line, color=color, label=plot._spell(metric), lw=1.8)
+            ax.plot(own["threshold"], own["value"], line, color=color, label=spell(metric), lw=1.8)
             ax.fill_between(own["threshold"], own["low"], own["high"], color=color, alpha=0.15, lw=0)
         ax.axvline(PAPER, color="black", ls="--", lw=1, label="the paper's threshold")
         if method in tuned.index:
             ax.axvline(tuned[method], color="black", ls=":", lw=1.5, label="tuned threshold")
         ax.set(
-            title=plot._spell(method),
-            xlabel="threshold of the largest probability",
-            xticks=(0, 0.5, 1),
-            ylim=(-0.02, 1.02),
+            title=spell(method), xlabel="threshold of the largest probability", xticks=(0, 0.5, 1), ylim=(-0.02, 1.02)
         )
         sns.despine(ax=ax)
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    axes[0].figure.legend(handles.values(), handles, frameon=False, fontsize=8, loc="outside right center")
+    legend_beside(axes[0], list(handles.values()), list(handles))
     return axes
 
 
@@ -208,7 +208,7 @@ def reliability(table: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
     The axes, one a panel.
     """
     rows = table.reset_index()
-    axes = _make_row(len(methods), room=1.6, height=3.2)
+    axes = make_panels(len(methods), width=2.6, height=3.2, beside=1.6, sharey=True)
     for ax, method in zip(axes, methods, strict=True):
         ax.plot([0, 1], [0, 1], color="0.7", lw=1)
         for name, color, face in (("as they are", "0.35", "white"), ("scaled", "#0173b2", "#0173b2")):
@@ -217,11 +217,11 @@ def reliability(table: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
             size = 12 + 160 * own["n"] / max(own["n"].sum(), 1)
             ax.plot(own["confidence"], own["accuracy"], color=color, lw=1, label=f"probabilities {name}")
             ax.scatter(own["confidence"], own["accuracy"], s=size, facecolor=face, edgecolor=color, zorder=3)
-        ax.set(title=plot._spell(method), xlabel="confidence", xlim=(0, 1.04), ylim=(-0.03, 1.03), aspect="equal")
+        ax.set(title=spell(method), xlabel="confidence", xlim=(0, 1.04), ylim=(-0.03, 1.03), aspect="equal")
         ax.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         sns.despine(ax=ax)
     axes[0].set(ylabel="accuracy, known types")
-    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    legend_beside(axes[0])
     return axes
 
 
@@ -243,35 +243,20 @@ def novelty_accuracy(measured: pd.DataFrame, methods: Sequence[str], level: str 
     rows = rows[(rows["score"] == "max_probability") & rows["rule"].isin(["paper", "tuned"]) & (rows["level"] == level)]
     rows = rows.assign(method=rows["method"].where(rows["rule"] == "paper", rows["method"] + ":tuned"))
     names = [name for method in methods for name in (method, f"{method}:tuned") if name in set(rows["method"])]
-    n_sets = rows["data"].nunique()
-    figure, axes = plt.subplots(
-        1, 2, figsize=(3 + 0.34 * n_sets * (len(names) + 2), 3.4), sharey=True, layout="constrained", dpi=plot.SCREEN
-    )
+    width = 0.17 * rows["data"].nunique() * (len(names) + 2)
+    axes = make_panels(2, width=width, height=3.4, beside=3, sharey=True)
     rows["data"] = rows["data"].str.replace("->", " -> ")
     for ax, metric, title in zip(axes, ("jaccard", "known_accuracy"), ("novel types", "known types"), strict=True):
-        plot.studies(rows, metric, by="data", methods=names, ax=ax)
+        studies(rows, metric, by="data", methods=names, ax=ax)
         ax.set(title=title, ylim=(-0.02, 1.02), ylabel="Jaccard" if metric == "jaccard" else "accuracy")
         if metric == "jaccard":  # all cells unassigned: as many are right as are novel
             cells = rows[rows["method"] == names[0]].groupby(["data", "metric"], sort=False)["n"].first().unstack()
             for x, share in enumerate((cells["recall"] / cells["jaccard"]).reindex(dict.fromkeys(rows["data"]))):
-                ax.hlines(
-                    share,
-                    x - 0.45,
-                    x + 0.45,
-                    color="black",
-                    ls=":",
-                    lw=1,
-                    label="all cells unassigned" if not x else "",
-                )
-            handles = ax.get_legend_handles_labels()
+                label = "" if x else "all cells unassigned"
+                ax.hlines(share, x - 0.45, x + 0.45, color="black", ls=":", lw=1, label=label)
         ax.get_legend().remove()
-    figure.legend(
-        handles[0],
-        [name.replace(":", ", ") for name in handles[1]],
-        frameon=False,
-        fontsize=8,
-        loc="outside right center",
-    )
+    handles, labels = axes[0].get_legend_handles_labels()
+    legend_beside(axes[0], handles, [label.replace(":", ", ") for label in labels])
     return axes
 
 
@@ -299,34 +284,26 @@ def types_alone(
     if rows.empty:
         raise ValueError("No type was held out alone: the parameter alone says which are.")
     rows = rows[rows["rule"].isin(["", "tuned"])]
-    sets, styles = list(dict.fromkeys(rows["data"])), plot.style_methods(methods)
+    sets, styles = list(dict.fromkeys(rows["data"])), style_methods(methods)
     most = rows.groupby("data")["level"].nunique().max()
-    figure, axes = plt.subplots(
-        1,
-        len(sets),
-        figsize=(2 + 3.6 * len(sets), 1.2 + 0.36 * most),
-        squeeze=False,
-        layout="constrained",
-        dpi=plot.SCREEN,
-    )
-    for ax, name in zip(axes[0], sets, strict=True):
+    axes = make_panels(len(sets), width=3.6, height=1.2 + 0.36 * most, beside=2)
+    for ax, name in zip(axes, sets, strict=True):
         own = rows[rows["data"] == name]
         order = list(own.groupby("level")["value"].mean().sort_values(ascending=False).index)
-        for shift, method in zip(np.linspace(-0.24, 0.24, len(methods)), methods, strict=True):
+        for shift, method in zip(dodge(len(methods), 0.24), methods, strict=True):
             line = own[own["method"] == method]
             y = line["level"].map(order.index) + shift
             style = styles[method]
             ax.hlines(y, line["low"], line["high"], color=style["color"], lw=1.2)
-            ax.plot(line["value"], y, ls="", ms=5.5, mec="white", mew=0.3, label=plot._spell(method), **style)
+            ax.plot(line["value"], y, ls="", ms=5.5, mec="white", mew=0.3, label=spell(method), **style)
         ax.set_yticks(range(len(order)), [_fold(label) for label in order], fontsize=8)
         ax.axvline(0.5, color="0.5", ls=":", lw=1)
-        ax.set(title=name, xlim=(-0.02, 1.02), xlabel=plot._spell(metric).replace("auroc", "AUROC"))
+        ax.set(title=name, xlim=(-0.02, 1.02), xlabel=spell(metric).replace("auroc", "AUROC"))
         ax.invert_yaxis()
         ax.grid(axis="y", color="0.93")
         sns.despine(ax=ax)
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, frameon=False, fontsize=8, loc="outside right center")
-    return axes[0]
+    legend_beside(axes[0])
+    return axes
 
 
 def is_live() -> bool:
@@ -352,7 +329,7 @@ def threshold_slider(cells: pd.DataFrame, methods: Sequence[str], threshold: flo
         calls = count_calls(cells, threshold)
         axes = sankey(calls, methods)
         for ax, method in zip(axes, methods, strict=True):
-            ax.set_title(f"{plot._spell(method)}\n{_say_metrics(calls[calls['method'] == method])}", fontsize=9)
+            ax.set_title(f"{spell(method)}\n{_say_metrics(calls[calls['method'] == method])}", fontsize=9)
         axes[0].figure.suptitle(f"Unassigned below {threshold:.2f}", fontsize=10)
         return axes
 
@@ -410,11 +387,3 @@ def _band(y0, y1, height, **style):
     points += [(0, y0 + height), (0, y0)]
     codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
     return PathPatch(Path(points, codes), lw=0, antialiased=False, **style)  # else the picture is half as large again
-
-
-def _make_row(n, *, room, height):
-    """Return the axes of `n` panels side by side, with room for the names on the left and the legend on the right."""
-    _, axes = plt.subplots(
-        1, n, figsize=(room + 2.6 * n, height), sharey=True, squeeze=False, layout="constrained", dpi=plot.SCREEN
-    )
-    return axes[0]

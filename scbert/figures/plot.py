@@ -2,7 +2,7 @@
 
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import anndata
 import matplotlib.pyplot as plt
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from scikit_posthocs import critical_difference_diagram
 from sklearn.metrics import confusion_matrix
 
 from ..data.preprocess import lognormalize
@@ -58,8 +59,60 @@ def style_methods(methods: Sequence[str]) -> dict[str, dict]:
     return chosen
 
 
-def _spell(name):
+def spell(name: str) -> str:
+    """Return the name of a method, metric or column as figures write it: "macro F1" for "macro_f1"."""
     return str(name).replace("_", " ").replace("f1", "F1")
+
+
+def make_panels(
+    n: int, n_columns: int | None = None, *, width: float, height: float, beside: float = 0, above: float = 0, **options
+) -> np.ndarray:
+    """Return the axes of `n` panels, row by row, in a figure that gives each a place of so many inches.
+
+    Parameters
+    ----------
+    n, n_columns
+        How many panels, and how many side by side: all if None.
+    width, height
+        Of a panel with its names, in inches.
+    beside, above
+        Inches of the whole figure for more names and a legend.
+    options
+        Of `matplotlib.pyplot.subplots`, such as ``sharey``.
+    """
+    n_columns = min(n_columns or n, n)
+    n_rows = -(-n // n_columns)
+    size = (width * n_columns + beside, height * n_rows + above)
+    _, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained", dpi=SCREEN, **options)
+    for ax in axes.flat[n:]:
+        ax.remove()
+    return axes.ravel()[:n]
+
+
+def dodge(n: int, half: float) -> np.ndarray:
+    """Return `n` places side by side, from -`half` to `half`, so that no interval hides another; 0 for one."""
+    return np.linspace(-half, half, n) if n > 1 else np.zeros(n)
+
+
+def legend_beside(ax: Axes, handles: Sequence | None = None, labels: Sequence[str] | None = None, **options) -> None:
+    """Draw a legend on the right of the figure: of what these axes show, or of handles, with their own labels or others."""
+    if handles is None:
+        handles, labels = ax.get_legend_handles_labels()
+    labels = [handle.get_label() for handle in handles] if labels is None else labels
+    ax.figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center", **options)
+
+
+def legend_of_parts(ax: Axes, parts: Mapping[str, Mapping[str, tuple | str]], *, size: float = 6) -> None:
+    """Draw one legend on the right of the figure, of title -> label -> colour: each part under its title, in bold."""
+    dots = []
+    for title, colors in parts.items():
+        dots.append(plt.Line2D([], [], ls="", label=title))
+        for name, color in colors.items():
+            marker = "x" if name == "Unassigned" else "o"
+            dots.append(plt.Line2D([], [], ls="", marker=marker, ms=size, color=color, label=name))
+    legend = ax.figure.legend(handles=dots, frameon=False, fontsize=7, loc="outside right center")
+    for text in legend.get_texts():
+        text.set_fontweight("bold" if text.get_text() in parts else "normal")
 
 
 def place_cells(adata: anndata.AnnData, seed: int = 0, *, basis: str | None = None) -> None:
@@ -165,38 +218,19 @@ def named_cells(
             raise ValueError(f"The predictions of {method!r} name none of these cells.")
     truth = adata.obs[label_key].astype(str)
     palette = color_labels([*truth, *(label for method in methods for label in named[method].dropna())])
-    panels = {} if batch_key is None else {_spell(batch_key): adata.obs[batch_key].astype(str)}
-    panels |= {"true label": truth} | {_spell(method): named[method] for method in methods}
-    n_columns = min(n_columns, len(panels))
-    n_rows = -(-len(panels) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(3.1 * n_columns + 2.4, 3.1 * n_rows),
-        squeeze=False,
-        layout="constrained",
-        dpi=SCREEN,
-    )
-    place = adata.obsm["X_umap"]
-    keys = {"cell type": palette}
-    for ax, (title, values) in zip(axes.flat, panels.items(), strict=False):
+    panels = {} if batch_key is None else {spell(batch_key): adata.obs[batch_key].astype(str)}
+    panels |= {"true label": truth} | {spell(method): named[method] for method in methods}
+    axes = make_panels(len(panels), n_columns, width=3.1, height=3.1, beside=2.4)
+    parts = {"cell type": palette}
+    for ax, (title, values) in zip(axes, panels.items(), strict=True):
         colors = palette
-        if batch_key is not None and ax is axes[0, 0]:
+        if batch_key is not None and ax is axes[0]:
             batches = sorted(set(values))
-            colors = keys[title] = dict(zip(batches, sns.color_palette("viridis", len(batches)), strict=True))
-        shown = anndata.AnnData(obs=pd.DataFrame({title: values}), obsm={"X_umap": place})
-        embedding(shown, title, background=place, palette=colors, legend=False, ax=ax)
-    dots = []
-    for title, colors in keys.items():  # one legend of several parts, each under its title
-        dots.append(plt.Line2D([], [], ls="", label=title))
-        for name, color in colors.items():
-            dots.append(plt.Line2D([], [], ls="", marker="x" if name == "Unassigned" else "o", color=color, label=name))
-    legend = figure.legend(handles=dots, frameon=False, fontsize=7, loc="outside right center")
-    for text in legend.get_texts():
-        text.set_fontweight("bold" if text.get_text() in keys else "normal")
-    for ax in axes.flat[len(panels) :]:
-        ax.remove()
-    return axes.ravel()[: len(panels)]
+            colors = parts[title] = dict(zip(batches, sns.color_palette("viridis", len(batches)), strict=True))
+        shown = anndata.AnnData(obs=pd.DataFrame({title: values}), obsm={"X_umap": adata.obsm["X_umap"]})
+        embedding(shown, title, background=adata.obsm["X_umap"], palette=colors, legend=False, ax=ax)
+    legend_of_parts(axes[0], parts)
+    return axes
 
 
 def confusion(
@@ -258,21 +292,20 @@ def confusions(predictions: pd.DataFrame, methods: Sequence[str] | None = None) 
     predictions = predictions[predictions["method"].isin(methods)]
     labels = sorted({*predictions["truth"], *predictions["predicted"]})
     size, longest = max(0.42 * len(labels) + 0.3, 1.6), max(map(len, labels))
-    figure, axes = plt.subplots(  # the names need room on the left, and slanted below
-        1, len(methods), squeeze=False, layout="constrained", dpi=SCREEN,
-        figsize=(size * len(methods) + 1.6 + 0.07 * longest, size + 0.8 + 0.055 * longest),
-    )  # fmt: skip
-    for ax, method in zip(axes[0], methods, strict=True):
+    beside, above = 1.6 + 0.07 * longest, 0.8 + 0.055 * longest  # the names need room on the left, and slanted below
+    axes = make_panels(len(methods), width=size, height=size, beside=beside, above=above)
+    for ax, method in zip(axes, methods, strict=True):
         cells = predictions[predictions["method"] == method]
-        confusion(cells["truth"], cells["predicted"], labels=labels, colorbar=False, title=_spell(method), ax=ax)
-        if ax is not axes[0, 0]:
+        confusion(cells["truth"], cells["predicted"], labels=labels, colorbar=False, title=spell(method), ax=ax)
+        if ax is not axes[0]:
             ax.set(ylabel="", yticks=[])
-    figure.colorbar(axes[0, 0].collections[0], ax=axes[0], label="share of the true type", shrink=0.6, pad=0.01)
-    return axes[0]
+    shares = axes[0].collections[0]
+    axes[0].figure.colorbar(shares, ax=axes, label="share of the true type", shrink=0.6, pad=0.01)
+    return axes
 
 
 def scores(table: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Axes:
-    """Draw each method's score with its 95 % interval, best on top; `table` is that of `evaluate.score`.
+    """Draw each method's score with its 95 % interval, best on top; `table` is that of `scbert.metrics.score`.
 
     Paper: Fig. 2a, with intervals in place of box plots.
     """
@@ -294,7 +327,7 @@ def boxes(table: pd.DataFrame, metric: str, *, by: str = "data", order: Sequence
     Parameters
     ----------
     table
-        A row a training and method, from `evaluate.score_trainings`.
+        A row a training and method, from `scbert.metrics.score_trainings`.
     by
         The column that makes the panels.
     order
@@ -309,11 +342,8 @@ def boxes(table: pd.DataFrame, metric: str, *, by: str = "data", order: Sequence
     if order is None:
         order = table.groupby("method")[metric].median().sort_values(ascending=False).index
     panels, styles = list(dict.fromkeys(table[by])), style_methods(order)
-    _, axes = plt.subplots(
-        1, len(panels), figsize=(1.6 + 3 * len(panels), 0.9 + 0.36 * len(order)), sharey=True, squeeze=False,
-        layout="constrained", dpi=SCREEN,
-    )  # fmt: skip
-    for ax, panel in zip(axes[0], panels, strict=True):
+    axes = make_panels(len(panels), width=3, height=0.9 + 0.36 * len(order), beside=1.6, sharey=True)
+    for ax, panel in zip(axes, panels, strict=True):
         for y, method in enumerate(order):
             here = (table[by] == panel) & (table["method"] == method)
             values, style = table.loc[here, metric].dropna().to_numpy(), styles[method]
@@ -323,9 +353,8 @@ def boxes(table: pd.DataFrame, metric: str, *, by: str = "data", order: Sequence
                     values, positions=[y], orientation="horizontal", widths=0.6, showfliers=False, manage_ticks=False,
                     boxprops=line, whiskerprops=line, capprops=line, medianprops=line | {"lw": 2.4},
                 )  # fmt: skip
-            dodge = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else 0
-            ax.scatter(values, y + dodge, s=26, lw=0.3, edgecolors="white", zorder=3, **style)
-        ax.set(title=panel if len(panels) > 1 else "", xlabel=_spell(metric))
+            ax.scatter(values, y + dodge(len(values), 0.16), s=26, lw=0.3, edgecolors="white", zorder=3, **style)
+        ax.set(title=panel if len(panels) > 1 else "", xlabel=spell(metric))
         low = _leave_majority(table[table[by] == panel], metric)
         if low is not None:
             ax.set_xlim(left=low)
@@ -334,9 +363,9 @@ def boxes(table: pd.DataFrame, metric: str, *, by: str = "data", order: Sequence
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
         sns.despine(ax=ax, left=True)
-    axes[0, 0].set(yticks=range(len(order)), yticklabels=[_spell(method) for method in order])
-    axes[0, 0].invert_yaxis()
-    return axes[0]
+    axes[0].set(yticks=range(len(order)), yticklabels=[spell(method) for method in order])
+    axes[0].invert_yaxis()
+    return axes
 
 
 def _leave_majority(table, column):
@@ -364,7 +393,7 @@ def curve(
     ----------
     table
         value, low and high by `x`, method and metric, in the index or in columns:
-        ``pandas.concat({0.1: evaluate.score(...), ...}, names=["fraction"])``.
+        ``pandas.concat({0.1: metrics.score(...), ...}, names=["fraction"])``.
     x
         The name of the sizes: a share of the cells, or a number a type with `logarithmic`.
     methods
@@ -372,19 +401,19 @@ def curve(
 
     Paper: Fig. 2d.
     """
-    rows = _take_metric(table, metric, methods)
+    rows = take_metric(table, metric, methods)
     height = max(3.6, 0.6 + 0.24 * rows["method"].nunique())
-    ax = ax or plt.subplots(figsize=(7, height), layout="constrained", dpi=SCREEN)[1]
+    ax = ax or make_panels(1, width=7, height=height)[0]
     sizes = np.sort(rows[x].unique()).astype(float)
     place = np.log10 if logarithmic else np.asarray
     gap = np.diff(place(sizes)).min() if len(sizes) > 1 else 1.0
     last = rows.sort_values(x).groupby("method")["value"].last().sort_values(ascending=False)
     styles = style_methods(rows["method"])
-    for shift, method in zip(np.linspace(-0.07, 0.07, len(last)) * gap, last.index, strict=True):
+    for shift, method in zip(dodge(len(last), 0.07) * gap, last.index, strict=True):
         line = rows[rows["method"] == method].sort_values(x)
-        at = place(line[x].to_numpy(float)) + shift  # side by side, so that no interval hides another
-        _draw_intervals(ax, 10**at if logarithmic else at, line, "-", label=_spell(method), **styles[method])
-    ax.set(xlabel=xlabel or _spell(x), ylabel=_spell(metric), xscale="log" if logarithmic else "linear")
+        at = place(line[x].to_numpy(float)) + shift
+        draw_intervals(ax, 10**at if logarithmic else at, line, "-", label=spell(method), **styles[method])
+    ax.set(xlabel=xlabel or spell(x), ylabel=spell(metric), xscale="log" if logarithmic else "linear")
     ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
     ax.minorticks_off()
     low = _leave_majority(rows.assign(value=rows["low"]), "value")
@@ -415,18 +444,18 @@ def studies(
 
     Paper: Fig. 3c, 3d.
     """
-    rows = _take_metric(table, metric, methods)
+    rows = take_metric(table, metric, methods)
     slots = {study: slot for slot, study in enumerate(dict.fromkeys(rows[by]))}
     methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
     width = 2.2 + 0.17 * len(slots) * (len(methods) + 2)
-    ax = ax or plt.subplots(figsize=(width, 3.4), layout="constrained", dpi=SCREEN)[1]
+    ax = ax or make_panels(1, width=width, height=3.4)[0]
     styles = style_methods(methods)
-    for shift, method in zip(np.linspace(-0.36, 0.36, len(methods)) if len(methods) > 1 else [0], methods, strict=True):
+    for shift, method in zip(dodge(len(methods), 0.36), methods, strict=True):
         line = rows[rows["method"] == method]
-        _draw_intervals(ax, line[by].map(slots).to_numpy() + shift, line, "", label=_spell(method), **styles[method])
+        draw_intervals(ax, line[by].map(slots).to_numpy() + shift, line, "", label=spell(method), **styles[method])
     for edge in range(1, len(slots)):
         ax.axvline(edge - 0.5, color="0.85", lw=0.8)
-    ax.set(xlim=(-0.5, len(slots) - 0.5), ylabel=_spell(metric))
+    ax.set(xlim=(-0.5, len(slots) - 0.5), ylabel=spell(metric))
     ax.set_xticks(range(len(slots)), [textwrap.fill(str(study).replace("_", " "), 16) for study in slots])
     ax.grid(axis="y", color="0.9")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -434,8 +463,14 @@ def studies(
     return ax
 
 
-def _take_metric(table, metric, methods):
-    """Return the rows of one metric and of some methods, with what stands in the index as columns."""
+def take_metric(table: pd.DataFrame, metric: str, methods: Sequence[str] | None) -> pd.DataFrame:
+    """Return the rows of one metric and of some methods, all if None, with what stands in the index as columns.
+
+    Raises
+    ------
+    ValueError
+        There are none.
+    """
     rows = table.reset_index() if any(table.index.names) else table
     rows = rows[rows["metric"] == metric] if "metric" in rows else rows
     rows = rows if methods is None else rows[rows["method"].isin(methods)]
@@ -444,8 +479,8 @@ def _take_metric(table, metric, methods):
     return rows
 
 
-def _draw_intervals(ax, x, rows, line, **style):
-    """Draw values with low and high at the given places; an interval need not be symmetrical."""
+def draw_intervals(ax: Axes, x: np.ndarray, rows: pd.DataFrame, line: str, **style) -> None:
+    """Draw value, low and high of each row at the given places, joined by a line of matplotlib's style `line`, none if ""."""
     errors = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
     errors = np.clip(errors, 0, None)  # a percentile interval may leave out the value by a hair
     edge = {"mec": style["color"], "mew": 1.2}
@@ -453,35 +488,39 @@ def _draw_intervals(ax, x, rows, line, **style):
 
 
 def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw mean ranks, best on top; bars are half a critical difference each way, so two that overlap are not told apart.
+    """Draw mean ranks on a line, best on the left, with a bar under methods that are not told apart.
 
     Parameters
     ----------
     table
-        From `significance.rank_methods`.
+        From `scbert.significance.rank_methods`. Two methods are told apart if their mean ranks differ by more than its critical
+        difference.
+
+    Demsar 2006, Journal of Machine Learning Research 7:1-30.
     """
-    found, styles = table.attrs, style_methods(table.index)
-    ax = ax or plt.subplots(figsize=(5.4, 1.3 + 0.34 * len(table)), layout="constrained", dpi=SCREEN)[1]
-    half = found["critical_difference"] / 2
-    for y, (method, rank) in enumerate(table["mean_rank"].items()):
-        color = styles[method]["color"]
-        ax.plot([rank - half, rank + half], [y, y], color=color, lw=5, alpha=0.35, solid_capstyle="butt")
-        ax.plot(rank, y, ms=8, mec="white", mew=0.3, **styles[method])
-    ax.set(yticks=range(len(table)), yticklabels=[_spell(method) for method in table.index])
-    ax.set(xlim=(0.5, len(table) + 0.5), xticks=range(1, len(table) + 1), xlabel="mean rank (1 is best)")
+    found, means = table.attrs, table["mean_rank"]
+    ax = ax or make_panels(1, width=6.4, height=1.5 + 0.16 * len(table))[0]
+    apart = np.abs(np.subtract.outer(means.to_numpy(), means.to_numpy())) > found["critical_difference"]
+    p = pd.DataFrame(1.0 - apart, index=means.index, columns=means.index)
+    colors = {method: style["color"] for method, style in style_methods(table.index).items()}
+    drawn = critical_difference_diagram(
+        means, p, ax=ax, color_palette=colors, label_fmt_left="{label} ", label_fmt_right=" {label}"
+    )
+    for name in drawn["labels"]:
+        name.set(text=spell(name.get_text()), color="black")
+    for (bar,) in drawn["crossbars"]:
+        bar.set_xdata(np.sort(bar.get_xdata()))  # its points come from a set: in another order in each process
+    ax.set(xlim=(0.9, len(table) + 0.1), xticks=range(1, len(table) + 1))
+    ax.set_xlabel("mean rank (1 is best); a bar joins methods that are not told apart")
     p, difference = found["friedman_p"], found["critical_difference"]
     title = f"{found['blocks']} blocks: critical difference {difference:.2f}, largest possible {found['largest_difference']}"
     title += "" if np.isnan(p) else f"\nFriedman p = {p:.2g} (smallest possible {found['friedman_p_smallest']:.2g})"
     ax.set_title(title, fontsize=9)
-    ax.invert_yaxis()
-    ax.grid(axis="x", color="0.9")
-    ax.set_axisbelow(True)
-    sns.despine(ax=ax, left=True)
     return ax
 
 
 def gene_names(table: pd.DataFrame) -> np.ndarray:
-    """Draw how many genes have which status, and what share of the counts is theirs; of `genes.count_statuses`.
+    """Draw how many genes have which status, and what share of the counts is theirs; of `scbert.genes.count_statuses`.
 
     Returns
     -------

@@ -11,7 +11,18 @@ import seaborn as sns
 
 from ..data.preprocess import library_size, tokenize
 from ..evaluate.embeddings import OF_BATCHES, OF_LABELS
-from .plot import SCREEN, _draw_intervals, _spell, _take_metric, color_labels, style_methods
+from .plot import (
+    SCREEN,
+    color_labels,
+    dodge,
+    draw_intervals,
+    legend_beside,
+    legend_of_parts,
+    make_panels,
+    spell,
+    style_methods,
+    take_metric,
+)
 
 SPELT = {  # names of metrics and embeddings in figures
     "label_silhouette": "label silhouette", "label_purity": "neighbours of\nthe same label", "label_lisi": "label LISI (cLISI)",
@@ -50,43 +61,31 @@ def dose_response(
     ValueError
         The table has no such metric, or no effect but "none".
     """
-    rows = _take_metric(table, metric, methods)
+    rows = take_metric(table, metric, methods)
     methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
     parts = rows["level"].str.split(":")
     rows = rows[parts.str.len() == 2].assign(effect=parts.str[0], severity=parts.str[1].astype(float))
     effects = [effect for effect in dict.fromkeys(rows["effect"]) if effect != "none"]
     if not effects:
         raise ValueError("The table has no effect but none: simulate one at least.")
-    axes = _make_panels(len(effects), n_columns, width=2.9, height=2.7, room=2.0, sharex=True, sharey=True)
+    axes = make_panels(len(effects), n_columns, width=2.9, height=2.7, beside=2, sharex=True, sharey=True)
     styles, severities = style_methods(methods), np.sort(rows["severity"].unique())
     gap = np.diff(severities).min() if len(severities) > 1 else 1.0
     for ax, effect in zip(axes, effects, strict=True):
         own = rows[rows["effect"].isin(["none", effect])].sort_values("severity")
-        for shift, method in zip(np.linspace(-0.06, 0.06, len(methods)) * gap, methods, strict=True):
+        for shift, method in zip(dodge(len(methods), 0.06) * gap, methods, strict=True):
             line = own[own["method"] == method]
-            at = line["severity"].to_numpy(float) + shift  # side by side, so that no interval hides another
-            _draw_intervals(ax, at, line, "-", label=_spell(method), **styles[method])
-        ax.set(title=_spell(effect), xlabel="severity")
+            at = line["severity"].to_numpy(float) + shift
+            draw_intervals(ax, at, line, "-", label=spell(method), **styles[method])
+        ax.set(title=spell(effect), xlabel="severity")
         ax.set_xticks(severities, [f"{severity:g}" for severity in severities])
         ax.tick_params(labelbottom=True)
         ax.grid(axis="y", color="0.9")
         sns.despine(ax=ax)
     for ax in axes[::n_columns]:
-        ax.set_ylabel(_spell(metric))
-    figure = axes[0].figure
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+        ax.set_ylabel(spell(metric))
+    legend_beside(axes[0])
     return axes
-
-
-def _make_panels(n_panels, n_columns, *, width, height, room, **options):
-    """Return the axes of so many panels, row by row; `room` inches are for a legend on the right."""
-    n_columns = min(n_columns, n_panels)
-    n_rows = -(-n_panels // n_columns)
-    size = (width * n_columns + room, height * n_rows)
-    _, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained", dpi=SCREEN, **options)
-    for ax in axes.flat[n_panels:]:
-        ax.remove()
-    return axes.ravel()[:n_panels]
 
 
 def mixing(table: pd.DataFrame, *, embeddings: Sequence[str] | None = None, title: str = "") -> np.ndarray:
@@ -95,7 +94,7 @@ def mixing(table: pd.DataFrame, *, embeddings: Sequence[str] | None = None, titl
     Parameters
     ----------
     table
-        From `scbert.mixing.measure_mixing` or `average_mixing`, value, low and high by embedding and metric, in the index or
+        From `scbert.embeddings.measure_mixing` or `scbert.batch_effect.average_mixing`, value, low and high by embedding and metric, in the index or
         in columns.
     embeddings
         Which, from top to bottom within a metric; all if None.
@@ -116,22 +115,22 @@ def mixing(table: pd.DataFrame, *, embeddings: Sequence[str] | None = None, titl
     rows = rows[rows["embedding"].isin(embeddings)]
     sides = [[metric for metric in part if metric in set(rows["metric"])] for part in (OF_LABELS, OF_BATCHES)]
     if not any(sides):
-        raise ValueError("The table has no metric of these embeddings: see scbert.mixing.measure_mixing.")
+        raise ValueError("The table has no metric of these embeddings: see scbert.embeddings.measure_mixing.")
     styles = _style_embeddings(embeddings)
     height = 1.1 + (0.2 + 0.08 * len(embeddings)) * max(map(len, sides))
-    _, axes = plt.subplots(1, 2, figsize=(9.6, height), layout="constrained", dpi=SCREEN)
+    axes = make_panels(2, width=4.8, height=height)
     for ax, metrics, name in zip(axes, sides, ("types kept apart", "studies mixed"), strict=True):
-        for shift, embedding in zip(_dodge(len(embeddings)), embeddings, strict=True):
+        for shift, embedding in zip(dodge(len(embeddings), 0.32), embeddings, strict=True):
             own = rows[rows["embedding"] == embedding].set_index("metric").reindex(metrics).dropna(subset="value")
             y = np.array([metrics.index(metric) for metric in own.index]) + shift
             arms = np.clip([own["value"] - own["low"], own["high"] - own["value"]], 0, None)
-            label = SPELT.get(embedding, _spell(embedding))
+            label = SPELT.get(embedding, spell(embedding))
             ax.errorbar(own["value"], y, xerr=arms, ls="", ms=6, elinewidth=1.2, mec="white", mew=0.4, label=label,
                         **styles[embedding])  # fmt: skip
         for edge in range(1, len(metrics)):
             ax.axhline(edge - 0.5, color="0.88", lw=0.8)
         ax.axvline(1, color="0.6", lw=0.8, ls="--")
-        ax.set_yticks(range(len(metrics)), [SPELT.get(metric, _spell(metric)) for metric in metrics], fontsize=8)
+        ax.set_yticks(range(len(metrics)), [SPELT.get(metric, spell(metric)) for metric in metrics], fontsize=8)
         ax.set(title=name, ylim=(len(metrics) - 0.5, -0.5), xlabel="0 worst, 1 best")
         own = rows[rows["metric"].isin(metrics)]
         ax.set_xlim(min(0, own["low"].min()) - 0.03, max(1, own["high"].max()) + 0.03)
@@ -139,15 +138,10 @@ def mixing(table: pd.DataFrame, *, embeddings: Sequence[str] | None = None, titl
         ax.set_axisbelow(True)
         ax.tick_params(axis="y", length=0)
         sns.despine(ax=ax, left=True)
-    filled = axes[0] if sides[0] else axes[1]
-    axes[0].figure.legend(*filled.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    legend_beside(axes[0] if sides[0] else axes[1])
     if title:
         axes[0].figure.suptitle(title, fontsize=10)
     return axes
-
-
-def _dodge(n):
-    return np.linspace(-0.32, 0.32, n) if n > 1 else [0.0]
 
 
 def _style_embeddings(names):
@@ -208,7 +202,7 @@ def depth_of_tokens(table: pd.DataFrame, *, n_columns: int = 2) -> np.ndarray:
         raise ValueError("The shares of a study's tokens must sum to one: see count_token_shares.")
     panels = list(dict.fromkeys(table.index.get_level_values(0)))
     most = max(len(table.loc[panel]) for panel in panels)
-    axes = _make_panels(len(panels), n_columns, width=4.3, height=0.95 + 0.3 * most, room=1.0, sharex=True)
+    axes = make_panels(len(panels), n_columns, width=4.3, height=0.95 + 0.3 * most, beside=1, sharex=True)
     colors = sns.color_palette("viridis", table.shape[1])
     for ax, panel in zip(axes, panels, strict=True):
         shares, left = table.loc[panel], 0
@@ -219,11 +213,10 @@ def depth_of_tokens(table: pd.DataFrame, *, n_columns: int = 2) -> np.ndarray:
             ax.text(1.02, y, f"{depths.loc[(panel, study)]:,.0f}", va="center", fontsize=8, color="0.3")
         ax.text(1.02, -0.75, "median\ncounts", va="bottom", fontsize=7, color="0.3")
         ax.set(xlim=(0, 1), xlabel="share among expressed genes", ylim=(len(shares) - 0.5, -0.5))
-        ax.set_title(textwrap.fill(_spell(panel), 34), fontsize=10)
+        ax.set_title(textwrap.fill(spell(panel), 34), fontsize=10)
         ax.tick_params(labelsize=8, labelbottom=True)
         sns.despine(ax=ax, left=True)
-    handles, names = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, names, title="token", frameon=False, fontsize=8, loc="outside right center")
+    legend_beside(axes[0], title="token")
     return axes
 
 
@@ -255,30 +248,20 @@ def embeddings(places: Mapping[str, np.ndarray], studies: Sequence[str], labels:
     if not places:
         raise ValueError("There is no embedding to show.")
     names = sorted(set(studies))
-    rows = [
-        ("study", studies, dict(zip(names, plt.cm.viridis(np.linspace(0, 0.88, len(names))), strict=True))),
-        ("cell type", labels, color_labels(labels)),
-    ]
-    figure, axes = plt.subplots(2, len(places), figsize=(1.9 * len(places) + 2.3, 4.1), squeeze=False,
-                                layout="constrained", dpi=SCREEN - 14)  # fmt: skip
+    study_colors = dict(zip(names, plt.cm.viridis(np.linspace(0, 0.88, len(names))), strict=True))
+    parts = {"study": (studies, study_colors), "cell type": (labels, color_labels(labels))}
+    _, axes = plt.subplots(2, len(places), figsize=(1.9 * len(places) + 2.3, 4.1), squeeze=False,
+                           layout="constrained", dpi=SCREEN - 14)  # fmt: skip
     order = np.random.default_rng(0).permutation(len(studies))  # so that no study lies on top of another
     size = float(np.clip(4000 / max(len(studies), 1), 3, 14))
-    for (title, values, palette), line in zip(rows, axes, strict=True):
+    for (title, (values, palette)), line in zip(parts.items(), axes, strict=True):
         colors = [palette[value] for value in values[order]]
         for ax, (name, place) in zip(line, places.items(), strict=True):
             ax.scatter(*np.asarray(place)[order, :2].T, c=colors, s=size, linewidths=0, rasterized=True)
             ax.set(xticks=[], yticks=[])
             if title == "study":
-                ax.set_title(SPELT.get(name, _spell(name)), fontsize=9)
+                ax.set_title(SPELT.get(name, spell(name)), fontsize=9)
             sns.despine(ax=ax, left=True, bottom=True)
         line[0].set_ylabel(title)
-    dots = []
-    for title, _, palette in rows:  # one legend of two parts, each under its title
-        dots.append(plt.Line2D([], [], ls="", label=title))
-        dots += [
-            plt.Line2D([], [], ls="", marker="o", ms=5, color=color, label=name) for name, color in palette.items()
-        ]
-    legend = figure.legend(handles=dots, frameon=False, fontsize=7, loc="outside right center")
-    for text in legend.get_texts():
-        text.set_fontweight("bold" if text.get_text() in ("study", "cell type") else "normal")
+    legend_of_parts(axes[0, 0], {title: palette for title, (_, palette) in parts.items()}, size=5)
     return axes

@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 from ..paths import find_root, run_directory
 from ..sources import datasets
@@ -126,8 +126,8 @@ def _find_downloads(values):
 def measure_resources(profile: str, *, gpu: bool = False) -> dict[str, float]:
     """Return what is free here, in GB: memory_gb, cache_gb and runs_gb (are they on one_disk?), with `gpu` gpu_memory_gb.
 
-    Memory is what the system could give without swapping, and not more than a container may still take; NaN where
-    the system doesn't say. The GPU is the one with most free memory, 0 if there is none.
+    Memory is what the system could give without swapping, and not more than a container may still take. The GPU is the one
+    with most free memory, 0 if there is none.
     """
     cache, runs = _find_existing(cache_directory()), _find_existing(run_directory(profile, "x"))
     free = {
@@ -145,19 +145,11 @@ def measure_resources(profile: str, *, gpu: bool = False) -> dict[str, float]:
 
 
 def _measure_memory():
-    try:
-        lines = Path("/proc/meminfo").read_text()
-        free = int(re.search(r"^MemAvailable:\s+(\d+) kB", lines, re.M).group(1)) * 1024
-    except (OSError, AttributeError):  # macOS has no figure for what is available: the whole
-        try:
-            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (OSError, ValueError):
-            return float("nan")
-    return min(free, _measure_container())
+    return min(psutil.virtual_memory().available, _measure_container())
 
 
 def _measure_container(folder=Path("/sys/fs/cgroup")):
-    """Return how much more a container may take, by cgroup version 2; infinity without a limit."""
+    """Return how much more a container may take, by cgroup version 2; infinity without a limit. psutil knows no containers."""
     try:
         limit = int((folder / "memory.max").read_text())  # "max" without a limit
         taken = int(re.search(r"^anon (\d+)", (folder / "memory.stat").read_text(), re.M).group(1))
