@@ -69,6 +69,7 @@ _MODULES = {
     "interpret": "experiments.interpretability",
     "deletion": "experiments.deletion",
     "performance": "experiments.performance",
+    "tokens": "experiments.tokens",
     "plot": "figures.plot",
     "plot_shift": "figures.shift",
     "plot_novelty": "figures.novelty",
