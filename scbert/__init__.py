@@ -69,6 +69,7 @@ _MODULES = {
     "interpret": "experiments.interpretability",
     "deletion": "experiments.deletion",
     "performance": "experiments.performance",
+    "scoreboard": "experiments.scoreboard",
     "tokens": "experiments.tokens",
     "plot": "figures.plot",
     "plot_shift": "figures.shift",
