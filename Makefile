@@ -64,9 +64,10 @@ test: .venv/test.installed  ## Unit tests, then every notebook with its outputs 
 lab: .venv/lab.installed  ## JupyterLab on the notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-lab --notebook-dir notebooks
 
-lint: .venv/dev.installed  ## Style of code and notebooks
+lint: .venv/dev.installed  ## Style of code and notebooks, and which room imports which
 	$(BIN)/ruff check scbert tests notebooks
 	$(BIN)/ruff format --check scbert tests notebooks
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(STRIP) --verify notebooks/*.ipynb
 
 # Not from runs/demo: papermill adds a cell with the profile, and the execution counts would have a gap.

@@ -125,8 +125,8 @@ def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 5, level: fl
     n_columns = min(n_columns, len(types))
     n_rows = -(-len(types) // n_columns)
     figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(2.4 * n_columns, 0.7 + (0.42 + 0.16 * (n + 1)) * n_rows), sharex=True, squeeze=False,
-        layout="constrained", dpi=SCREEN,
+        n_rows, n_columns, figsize=(2.4 * n_columns, 0.7 + (0.42 + 0.16 * (n + 1)) * n_rows),
+        sharex=True, squeeze=False, layout="constrained", dpi=SCREEN,
     )  # fmt: skip
     for ax, kind in zip(axes.flat, types, strict=False):
         rows = table[table["type"] == kind].sort_values(["p", "term"])
@@ -290,8 +290,8 @@ def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
     names = {title: list(dict.fromkeys([*part["one"], *part["other"]])) for title, part in panels.items()}
     widths = [len(own) - 1 for own in names.values()]
     _, axes = plt.subplots(
-        1, len(panels), figsize=(1.1 + 0.42 * sum(widths) + 0.85 * len(panels), 1.4 + 0.42 * max(widths)), squeeze=False,
-        width_ratios=widths, layout="constrained", dpi=SCREEN,
+        1, len(panels), figsize=(1.1 + 0.42 * sum(widths) + 0.85 * len(panels), 1.4 + 0.42 * max(widths)),
+        squeeze=False, width_ratios=widths, layout="constrained", dpi=SCREEN,
     )  # fmt: skip
     for ax, (title, part) in zip(axes[0], panels.items(), strict=True):
         means = (
@@ -301,8 +301,8 @@ def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
             .reindex(index=names[title][1:], columns=names[title][:-1])
         )
         sns.heatmap(
-            means, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"size": 8}, cbar=False, square=True,
-            ax=ax, xticklabels=True, yticklabels=True,
+            means, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"size": 8}, cbar=False,
+            square=True, ax=ax, xticklabels=True, yticklabels=True,
         )  # fmt: skip
         ax.set_anchor("N")
         ax.set_xticklabels(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor", fontsize=8)

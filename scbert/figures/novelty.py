@@ -43,8 +43,9 @@ def confidence_by_type(cells: pd.DataFrame, methods: Sequence[str]) -> np.ndarra
         own = cells[cells["method"] == method]
         for y, (label, seen) in enumerate(types["first"].items()):
             box = ax.boxplot(
-                1 - own.loc[own["truth"] == label, "max_probability"], positions=[y], orientation="horizontal", widths=0.7,
-                whis=(5, 95), showfliers=False, patch_artist=True, manage_ticks=False, medianprops={"color": "black"},
+                1 - own.loc[own["truth"] == label, "max_probability"], positions=[y], orientation="horizontal",
+                widths=0.7, whis=(5, 95), showfliers=False, patch_artist=True, manage_ticks=False,
+                medianprops={"color": "black"},
             )  # fmt: skip
             box["boxes"][0].set(facecolor=KNOWN if seen else NOVEL, hatch="" if seen else "///")
         ax.axhline(types["first"].sum() - 0.5, color="black", lw=0.8)
@@ -79,7 +80,8 @@ def sankey(calls: pd.DataFrame, methods: Sequence[str], *, thin: float = 0.02) -
     colors = plot.color_labels(novel)
     n_types = max(calls["truth"].nunique(), calls["called"].nunique() + 1)
     _, axes = plt.subplots(
-        1, len(methods), figsize=(5.6 * len(methods), 1 + 0.27 * n_types), squeeze=False, layout="constrained", dpi=plot.SCREEN
+        1, len(methods), figsize=(5.6 * len(methods), 1 + 0.27 * n_types),
+        squeeze=False, layout="constrained", dpi=plot.SCREEN,
     )  # fmt: skip
     for ax, method in zip(axes[0], methods, strict=True):
         own = calls[calls["method"] == method].copy()
