@@ -64,11 +64,11 @@ test: .venv/test.installed  ## Unit tests, then every notebook with its outputs 
 lab: .venv/lab.installed  ## JupyterLab on the notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-lab --notebook-dir notebooks
 
-lint: .venv/dev.installed  ## Style of code and notebooks, and which room imports which
+lint: .venv/dev.installed  ## Style of code and notebooks
 	$(BIN)/ruff check scbert tests notebooks
 	$(BIN)/ruff format --check scbert tests notebooks
-	$(BIN)/lint-imports --no-cache --no-logo
 	$(STRIP) --verify notebooks/*.ipynb
+	$(BIN)/lint-imports --no-cache --no-logo
 
 # Not from runs/demo: papermill adds a cell with the profile, and the execution counts would have a gap.
 # nbconvert merges a cell's pieces of output before it executes, hence twice.
