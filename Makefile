@@ -68,6 +68,7 @@ lint: .venv/dev.installed  ## Style of code and notebooks
 	$(BIN)/ruff check scbert tests notebooks docs
 	$(BIN)/ruff format --check scbert tests notebooks docs
 	$(STRIP) --verify notebooks/*.ipynb
+	$(BIN)/lint-imports --no-cache --no-logo
 
 # Not from runs/demo: papermill adds a cell with the profile, and the execution counts would have a gap.
 # nbconvert merges a cell's pieces of output before it executes, hence twice.

@@ -69,6 +69,8 @@ _MODULES = {
     "interpret": "experiments.interpretability",
     "deletion": "experiments.deletion",
     "performance": "experiments.performance",
+    "scoreboard": "experiments.scoreboard",
+    "tokens": "experiments.tokens",
     "plot": "figures.plot",
     "plot_shift": "figures.shift",
     "plot_novelty": "figures.novelty",

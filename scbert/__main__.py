@@ -192,8 +192,11 @@ def convert(source, destination, genes):
 @click.option("-o", "--output", default="report", show_default=True, type=click.Path(path_type=Path))
 def report(profile, output):
     """Turn the executed notebooks of a profile into HTML, with an index page."""
+    from .run.notebooks import check_clone
     from .run.report import write_report
 
+    if not run_directory(profile, "x").parent.is_dir():  # nothing was run, or not here
+        check_clone("scbert report")
     try:
         scoreboard = write_report(profile, output)
     except ValueError as error:

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
@@ -145,6 +148,66 @@ def test_a_failing_notebook_says_where_and_why(scbert_cli, tmp_path):
     assert "Traceback" not in output.split("Error: 03_test stopped")[1]
     assert (tmp_path / "runs" / "demo" / "03_test" / "03_test.ipynb").exists()
     assert not (tmp_path / "seen.json").exists()
+
+
+# Without a clone, as after an install of the wheel
+
+
+@pytest.fixture
+def elsewhere(scbert_cli, tmp_path, monkeypatch):
+    """A folder without a clone around it or beside the package; what is below tmp_path/notebooks stays a path away."""
+    folder = tmp_path / "home" / "me"
+    folder.mkdir(parents=True)
+    (tmp_path / "Snakefile").unlink()
+    monkeypatch.setattr(scbert.paths, "__file__", str(tmp_path / "site" / "scbert" / "paths.py"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "03"],
+        ["run", "03", "--help"],
+        ["run", "03", "-p", "no_such", "1", "--profile", "no_such"],
+        ["run", "nowhere.ipynb", "--part", "9/8"],
+        ["preflight"],
+        ["preflight", "--profile", "small", "--anyway"],
+        ["report"],
+    ],
+)
+def test_without_a_clone_one_sentence_says_what_is_missing(scbert_cli, elsewhere, words):
+    code, output = scbert_cli(*words)
+    assert code == 1
+    expected = (
+        f"Error: scbert {words[0]} needs a clone of the repository, with notebooks/ and Snakefile: none was found"
+    )
+    assert output.startswith(f"{expected} from {elsewhere} upwards. Get one by git clone,")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_without_a_clone_a_notebook_runs_by_its_path_and_is_reported(scbert_cli, elsewhere, tmp_path):
+    code, output = scbert_cli("run", "../../notebooks/03_test.ipynb", "-p", "n_epochs", "4")
+    assert code == 0, output
+    assert json.loads((elsewhere / "seen.json").read_text())[1] == 4
+    assert (elsewhere / "runs" / "demo" / "03_test" / "03_test.ipynb").is_file()
+    assert scbert_cli("report")[0] == 0
+    (elsewhere / "mine.ipynb").write_text((tmp_path / "notebooks" / "03_test.ipynb").read_text())
+    code, output = scbert_cli("run", "mine.ipynb", "--profile", "small")
+    assert code == 1
+    assert output.startswith("Error: scbert run --profile small needs a clone of the repository")
+
+
+def test_the_package_alone_says_it_too(tmp_path):
+    """As an install leaves it: a copy of the package, and no file beside it."""
+    package = Path(scbert.__file__).parent
+    shutil.copytree(package, tmp_path / "site" / "scbert", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    environment.pop("SCBERT_RUNS", None)
+    command = [sys.executable, "-m", "scbert", "run", "03"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: scbert run needs a clone of the repository"), done.stderr
 
 
 # scbert run --part

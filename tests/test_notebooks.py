@@ -57,7 +57,10 @@ def anatomy_faults(notebook):
             output.output_type == "error" or output.get("name") == "stderr" for output in outputs
         ),
         "a figure is shown": any("image/png" in output.get("data", {}) for output in outputs),
-        "cells are short": statistics.median(lengths) <= 8 and lengths[-1] <= 20 and sum(lengths) <= 120,
+        "cells are short": statistics.median(lengths) <= 8 and lengths[-1] <= 12 and sum(lengths) <= 120,
+        "lines of code are at most 100 characters": all(
+            len(line) <= 100 for cell in code for line in cell.source.splitlines()
+        ),
         "there are 4 to 12 words of prose a line of code": 4 <= prose / sum(lengths) <= 12,
         "nothing banned is in the code": not any(
             re.search(pattern, cell.source, re.MULTILINE) for cell in code for pattern in BANNED
@@ -74,6 +77,23 @@ def test_the_notebooks_are_those_we_expect():
 def test_each_notebook_has_the_anatomy(path):
     assert anatomy_faults(nbformat.read(path, as_version=4)) == []
     assert path.stat().st_size < 400_000, "committed notebooks stay under 400 kB"
+
+
+@pytest.mark.parametrize(
+    ("added", "rule"),
+    [
+        ("value = 0\n" * 11, None),  # 12 lines with the one that is there
+        ("value = 0\n" * 12, "cells are short"),
+        (f"text = '{'x' * 91}'\n", None),  # 100 characters
+        (f"text = '{'x' * 92}'\n", "lines of code are at most 100 characters"),
+    ],
+)
+def test_a_long_cell_and_a_long_line_are_faults(added, rule):
+    notebook = nbformat.read(ROOT / "notebooks" / "11_scoreboard.ipynb", as_version=4)
+    notebook.cells[3]["cell_type"] = "code"
+    notebook.cells[3] |= {"source": f"{added}value", "outputs": [], "execution_count": 3}
+    faults = [fault for fault in anatomy_faults(notebook) if fault != "cells were executed in order"]
+    assert faults == ([rule] if rule else [])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

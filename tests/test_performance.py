@@ -84,12 +84,36 @@ def test_other_names_are_refused(model, bins, names):
         performance.make_step(model, *names, bins)
 
 
+def test_differences_are_rounding_and_grow_where_something_differs(model, bins, monkeypatch):
+    apart = performance.measure_differences(model, bins)
+    assert list(apart) == ["encodings", "gradients", "attention columns", "batch"]
+    assert all(type(value) is float and value < 1e-5 for value in apart.values())
+    make_step = performance.make_step
+
+    def swap(model, attention, step, bins):  # in place of performer-pytorch's: softmax
+        return make_step(model, "softmax" if attention == "performer_pytorch" else attention, step, bins)
+
+    monkeypatch.setattr(performance, "make_step", swap)
+    monkeypatch.setattr(performance, "attention_columns", lambda q, k, _: attention.attention_columns(k, q, _))
+    wrong = performance.measure_differences(model, bins)
+    assert wrong["encodings"] > 1e-4 and wrong["gradients"] > 1e-4 and wrong["attention columns"] > 1e-5
+    assert wrong["batch"] == apart["batch"]
+
+
 def test_functions_take_turns(model):
     calls = []
     times = performance.compare({name: lambda name=name: calls.append(name) for name in "ab"}, n_pairs=3)
     assert calls == list("ab" * 4)
     assert times.shape == (3, 2)
     assert (times > 0).all(axis=None)
+
+
+def test_a_sweep_leaves_out_long_softmax_and_training_of_it():
+    cases = performance.plan_sweep(SHAPE, [10, 20], 10, "cuda")
+    assert len(cases) == 4 + 2 + 4  # random features forward, softmax forward, training
+    softmax = [case for case in cases if "softmax" in case["attention"]]
+    assert {(case["step"], case["tokens"]) for case in softmax} == {("forward", 10)}
+    assert cases[0] == {"config": SHAPE, "tokens": 10, "attention": "scbert", "step": "forward", "device": "cuda"}
 
 
 def test_a_case_is_measured_in_a_process_of_its_own():
@@ -285,3 +309,26 @@ def test_turns_are_summarised_pair_by_pair():
         "seconds, ours": 2, "seconds, performer-pytorch": 4, "ratio": 2, "ratio, least": 1, "ratio, most": 3,
         "share of the rate": 0.25, "share of the rate, least": 0.125, "share of the rate, most": 0.5,
     }  # fmt: skip
+
+
+def test_days_of_claims_are_those_of_single_estimates():
+    cards = {"fast": (1e12, 1e12), "slow": (1e11, 1e12)}
+    config, shares = scbert.ScBertConfig(n_genes=99, **SHAPE), {"low": 0.1, "all": 1}
+    own = {"cards": {"slow": cards["slow"]}}
+    claims = {"a": (10_000, 8, own), "b": (5_000, 1, own | {"n_epochs": 20})}
+    days = performance.estimate_days(config, claims, n_epochs=10, cards=cards, shares=shares)
+    assert list(days.index) == ["a", "b"] and list(days.columns) == ["low", "all"]
+    assert days.columns.name == "ESTIMATE, days"
+    assert days["low"].to_numpy() == pytest.approx(10 * days["all"].to_numpy(), rel=0.2)  # but for summing gradients
+    alone = performance.estimate_pretraining(config, 10_000, [8], n_epochs=10, shares=shares, **own)["days"]
+    assert days.loc["a"].tolist() == alone.tolist()
+    assert days.loc["b", "all"] == pytest.approx(
+        performance.estimate_pretraining(config, 5_000, [1], n_epochs=20, shares=shares, **own)["days"].iloc[1]
+    )
+
+
+def test_hours_follow_from_the_seconds_of_a_cell():
+    hours = performance.estimate_hours(0.36, 3.6, [1_000, 20_000])
+    assert list(hours.columns) == ["1,000 cells", "20,000 cells"]
+    assert hours["1,000 cells"].tolist() == pytest.approx([0.1, 1, 1 / 3])
+    assert hours["20,000 cells"].tolist() == pytest.approx([2, 20, 20 / 3])

@@ -63,6 +63,26 @@ def test_a_method_has_one_colour_and_marker_in_all_figures_and_no_two_share_both
     assert len({style["color"] for style in [*known.values(), more["own"], more["other"]]}) == len(known) + 2
 
 
+def test_embeddings_place_the_same_cells_by_each_basis_in_the_same_colours(make_cells):
+    adata = make_cells()
+    adata.obsm["X_own"] = np.random.default_rng(0).normal(size=(60, 4))
+    adata.obsm["X_umap"] = np.zeros((60, 2))  # of an earlier day: not drawn
+    adata.obs.loc["cell0", "cell_type"] = np.nan
+    before = adata.copy()
+    left, right = plot.embeddings(adata, "cell_type", {"own": "X_own", "components": None})
+    assert (left.get_title(), right.get_title()) == ("own", "components")
+    assert left.get_legend() is None
+    assert [text.get_text() for text in right.get_legend().texts] == ["no label", "B", "Monocyte", "T/NK"]
+    for ax in (left, right):
+        assert [len(points.get_offsets()) for points in ax.collections] == [1, 19, 20, 20]
+        assert np.ptp(np.concatenate([points.get_offsets() for points in ax.collections])) > 1
+    assert [tuple(points.get_facecolor()[0]) for points in left.collections] == [
+        tuple(points.get_facecolor()[0]) for points in right.collections
+    ]
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    assert set(adata.obsm) == {"X_own", "X_umap"} and not adata.obsm["X_umap"].any()
+
+
 def test_confusions_share_labels_and_scale_and_only_the_first_names_the_true_types():
     rows = {"truth": ["a", "a", "b"] * 2, "predicted": ["a", "b", "b", "a", "a", "Unassigned"]}
     predictions = pd.DataFrame({"method": ["x"] * 3 + ["own_one"] * 3} | rows)

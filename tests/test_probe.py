@@ -18,6 +18,7 @@ from scbert.experiments.pretraining import (
     by_token,
     correlate_genes,
     embed_genes,
+    measure_company,
     read_sets,
     share_of_neighbours,
     summarise_masks,
@@ -519,3 +520,15 @@ def test_the_sets_of_the_catalogue_are_read_whole():
     assert (len(reactome), len(markers)) == (674, 178)
     assert "RPL35" in reactome["REACTOME_TRANSLATION"]
     assert "CD79A" in markers["B cells"]
+
+
+def test_company_is_measured_for_each_collection_and_vectors_at_the_levels_of_the_cells(make_cells):
+    adata = tokenize(make_cells(40, 300))
+    vectors = {"own": draw_vectors(), "other": draw_vectors(seed=1)}
+    sets = dict(zip(MODULES, ([f"gene{i + 1}" for i in range(10 * k, 10 * k + 9)] for k in range(30)), strict=True))
+    company = measure_company(vectors, adata, {"modules": MODULES, "shifted": sets}, seed=3)
+    assert list(company.index) == [(c, v) for c in ("modules", "shifted") for v in ("own", "other")]
+    levels = adata.layers["bins"].toarray().mean(0)
+    alone = share_of_neighbours(vectors["other"], list(adata.var_names), sets, levels=levels, seed=3)
+    pd.testing.assert_series_equal(company.loc[("shifted", "other")], alone, check_names=False)
+    assert measure_company(vectors, adata, {}).empty

@@ -133,6 +133,12 @@ def test_ci_runs_the_tests_of_the_makefile():
     assert read(".ci/run").splitlines()[-1] == "make test", ".ci/run must end in 'make test'."
 
 
+def test_make_lint_holds_style_rooms_and_notebooks():
+    recipe = read("Makefile").partition("\nlint:")[2].partition("\n\n")[0]
+    missing = [tool for tool in ("ruff check", "ruff format --check", "lint-imports", "--verify") if tool not in recipe]
+    assert not missing, f"Makefile: make lint must run {', '.join(missing)}."
+
+
 def test_pre_commit_has_the_versions_and_flags_of_make_lint():
     _, lock = read_lock()
     hooks = {repo["repo"].split("/")[-1]: repo for repo in yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]}

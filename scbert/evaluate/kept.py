@@ -85,8 +85,11 @@ def write_file(path: Path, logits: pd.DataFrame, embedding: np.ndarray, distance
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
     np.savez_compressed(
         temporary,
-        logits=logits.to_numpy(np.float32), labels=np.array(logits.columns, dtype=str), embedding=embedding, distance=distance,
-    )  # fmt: skip
+        logits=logits.to_numpy(np.float32),
+        labels=np.array(logits.columns, dtype=str),
+        embedding=embedding,
+        distance=distance,
+    )
     temporary.replace(path)
 
 

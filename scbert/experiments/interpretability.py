@@ -433,7 +433,8 @@ def enrich(
         table = {
             "type": kind, "term": list(tested), "overlap": hits.map(len).to_numpy(),
             "size": [len(members) for members in tested.values()], "drawn": len(own),
-            "odds_ratio": found["Odds Ratio"].astype(float).to_numpy(), "p": found["P-value"].astype(float).fillna(1).to_numpy(),
+            "odds_ratio": found["Odds Ratio"].astype(float).to_numpy(),
+            "p": found["P-value"].astype(float).fillna(1).to_numpy(),
             "own": [name in (names or {}).get(kind, ()) for name in tested], "genes": hits.map(" ".join).to_numpy(),
         }  # fmt: skip
         rows.append(pd.DataFrame(table))

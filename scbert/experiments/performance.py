@@ -15,7 +15,7 @@ import torch
 from performer_pytorch import FastAttention
 from torch import nn
 
-from ..model.attention import KEPT_CHUNKS, split_chunks
+from ..model.attention import KEPT_CHUNKS, attention_columns, favor_attention, split_chunks
 from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
 from ..paths import measure_peak_memory_mb
@@ -225,6 +225,49 @@ def estimate_pretraining(
     return pd.DataFrame(rows).set_index(["tokens", "card", "scenario", "devices"])
 
 
+def estimate_days(config: ScBertConfig, claims: Mapping[str, tuple[int, int, Mapping]], **options) -> pd.DataFrame:
+    """Estimate the days of trainings that others reported, to hold their timings against.
+
+    Parameters
+    ----------
+    config
+        What was trained.
+    claims
+        Name -> cells, number of GPUs, and options of `estimate_pretraining` that are this training's own: its one
+        card, its number of epochs.
+    options
+        Further ones, of all trainings.
+
+    Returns
+    -------
+    One row a claim and one column a scenario of `shares`: days, an estimate each.
+
+    Raises
+    ------
+    ValueError
+        See `estimate_pretraining`.
+    """
+    rows = {}
+    for claim, (n_cells, n_devices, own) in claims.items():
+        estimate = estimate_pretraining(config, n_cells, [n_devices], **(options | dict(own)))
+        rows[claim] = estimate["days"].groupby("scenario", sort=False).first()
+    return pd.DataFrame(rows).T.rename_axis(columns="ESTIMATE, days")
+
+
+def estimate_hours(
+    annotating: float, training: float, n_cells: Sequence[int] = (10_000, 100_000, 1_000_000)
+) -> pd.DataFrame:
+    """Estimate hours of annotating and of fine-tuning from the seconds of one cell's forward pass and training step.
+
+    Returns
+    -------
+    One column a number of cells; rows: annotate; an epoch of all layers; and one of the fifth layer alone, which takes a
+    third of the training from the second epoch on, since the layers below it run once and are kept.
+    """
+    seconds = {"annotate": annotating, "an epoch, all layers": training, "an epoch, fifth layer": training / 3}
+    return pd.DataFrame({f"{n:,} cells": pd.Series(seconds) * n / 3600 for n in n_cells})
+
+
 def _check_estimate(sizes, shares):
     for name, value in sizes.items():
         if not value > 0:
@@ -308,6 +351,47 @@ def _replace_attention(own, attention):
     return theirs
 
 
+def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> dict[str, float]:
+    """Measure how far what is fast here lies from what it stands for: each the largest difference of any number.
+
+    Parameters
+    ----------
+    model
+        An encoder.
+    bins
+        (cells, tokens), of few cells.
+    seed
+        Draws the queries and keys of the third difference.
+
+    Returns
+    -------
+    - `encodings`, to performer-pytorch's own attention with the same weights;
+    - `gradients` of all weights, likewise, relative to the largest of them;
+    - `attention columns`, the means of the attention matrix's columns as `scbert.attention.attention_columns` returns
+      them, to those of the whole matrix, for 300 positions;
+    - `batch`, of the first cell alone to the same cell beside copies of all.
+    """
+    apart = {}
+    for name, step in {"encodings": "forward", "gradients": "training"}.items():
+        ours, theirs = (
+            torch.cat([part.flatten() for part in make_step(model, attention, step, bins)()])
+            for attention in ATTENTIONS[:2]
+        )
+        apart[name] = float((ours - theirs).abs().max() / (1 if step == "forward" else theirs.abs().max()))
+
+    heads, dim_head, n = model.config.heads, model.config.dim_head, 300
+    features = model.performer.net.layers[0][0].fn.fast_attention.projection_matrix.cpu()
+    q, k, _ = torch.randn(3, 2, heads, n, dim_head, generator=torch.Generator().manual_seed(seed))
+    values = torch.eye(n).expand(2, heads, n, n)[..., :dim_head]  # picks out the first columns of the matrix
+    means = favor_attention(q, k, values, features).mean(2)
+    apart["attention columns"] = float((attention_columns(q, k, features)[..., :dim_head] - means).abs().max())
+
+    with torch.no_grad():
+        alone, beside = model.encode(bins[:1]), model.encode(bins.repeat(3, 1))[:1]
+    apart["batch"] = float((beside - alone).abs().max())
+    return apart
+
+
 def compare(runs: dict[str, Callable], n_pairs: int = 5, device: str = "cpu") -> pd.DataFrame:
     """Time functions in turn, `n_pairs` times each after one run to warm up, in one process.
 
@@ -373,6 +457,24 @@ def measure(
     result |= {"threads": torch.get_num_threads(), "device": device, "seconds": seconds, "peak_mb": peak}
     share = gflop / seconds / rate if attention in ATTENTIONS[:2] else None
     return result | {"gflop_per_s": rate, "share": share}
+
+
+def plan_sweep(config: dict, lengths: Sequence[int], softmax_tokens: int, device: str = "cpu") -> list[dict]:
+    """Plan the cases of a sweep over sequence lengths, for `measure_afresh`.
+
+    Returns
+    -------
+    A forward pass of each of `ATTENTIONS` and a training step of the first two, at each length; softmax attention up to
+    `softmax_tokens` only, since its memory is quadratic where it is written out.
+    """
+    attentions = {"forward": ATTENTIONS, "training": ATTENTIONS[:2]}
+    return [
+        {"config": config, "tokens": n, "attention": attention, "step": step, "device": device}
+        for step in attentions
+        for attention in attentions[step]
+        for n in lengths
+        if n <= softmax_tokens or "softmax" not in attention
+    ]
 
 
 def measure_afresh(cases: Sequence[dict]) -> pd.DataFrame:

@@ -395,3 +395,41 @@ def concatenate(parts, names):
         joined = anndata.concat([part[:, genes] for part in parts], join="outer")  # of obs: cells without labels stay
     joined.obs_names_make_unique()
     return joined
+
+
+def measure_company(
+    vectors: Mapping[str, np.ndarray],
+    adata: anndata.AnnData,
+    gene_sets: Mapping[str, Mapping[str, Sequence[str]]],
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure for several vectors of genes, and several collections of gene sets, how often neighbours share a set.
+
+    Parameters
+    ----------
+    vectors
+        Name -> (genes, dim), vectors of the genes of `adata`, in their order.
+    adata
+        The tokenized cells that the vectors were learnt from: a gene's level is its mean token in them.
+    gene_sets
+        Name of a collection -> what `read_sets` returns of it.
+    seed
+        Fixes the resampling, too.
+
+    Returns
+    -------
+    What `share_of_neighbours` measures with these levels: a row for each collection and name of vectors, the index.
+
+    Raises
+    ------
+    ValueError
+        See `share_of_neighbours`.
+    """
+    levels = adata.layers["bins"].toarray().mean(0)
+    rows = {
+        (name, method): share_of_neighbours(values, adata.var_names, sets, levels=levels, seed=seed)
+        for name, sets in gene_sets.items()
+        for method, values in vectors.items()
+    }
+    return pd.DataFrame(rows).T

@@ -261,8 +261,8 @@ def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
         means = part.groupby(["other", "one"])[value].mean().unstack()
         means = means.reindex(index=names[title][1:], columns=names[title][:-1])
         sns.heatmap(
-            means, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"size": 8}, cbar=False, square=True,
-            ax=ax, xticklabels=True, yticklabels=True,
+            means, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"size": 8}, cbar=False,
+            square=True, ax=ax, xticklabels=True, yticklabels=True,
         )  # fmt: skip
         ax.set_anchor("N")
         ax.set_xticklabels(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor", fontsize=8)

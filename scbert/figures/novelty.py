@@ -48,8 +48,9 @@ def confidence_by_type(cells: pd.DataFrame, methods: Sequence[str]) -> np.ndarra
         own = cells[cells["method"] == method]
         for y, (label, seen) in enumerate(types["first"].items()):
             box = ax.boxplot(
-                1 - own.loc[own["truth"] == label, "max_probability"], positions=[y], orientation="horizontal", widths=0.7,
-                whis=(5, 95), showfliers=False, patch_artist=True, manage_ticks=False, medianprops={"color": "black"},
+                1 - own.loc[own["truth"] == label, "max_probability"], positions=[y], orientation="horizontal",
+                widths=0.7, whis=(5, 95), showfliers=False, patch_artist=True, manage_ticks=False,
+                medianprops={"color": "black"},
             )  # fmt: skip
             box["boxes"][0].set(facecolor=KNOWN if seen else NOVEL, hatch="" if seen else "///")
         ax.axhline(types["first"].sum() - 0.5, color="black", lw=0.8)

@@ -134,6 +134,37 @@ def place_cells(adata: anndata.AnnData, seed: int = 0, *, basis: str | None = No
     adata.obsm["X_umap"] = light.obsm["X_umap"]
 
 
+def embeddings(adata: anndata.AnnData, color: str, bases: Mapping[str, str | None], *, seed: int = 0) -> np.ndarray:
+    """Scatter the same cells by UMAPs of several vectors side by side, coloured by label; cells without one are grey.
+
+    Parameters
+    ----------
+    adata, color
+        Counts of cells, and the column of `obs` with their labels.
+    bases
+        Title -> what is placed, as in `place_cells`: columns of ``obsm``, or principal components if None.
+    seed
+        Of UMAP.
+
+    Returns
+    -------
+    Axes, one a basis.
+
+    Paper: Fig. 2b.
+    """
+    labels = adata.obs[color].astype(object)
+    palette = {"no label": "0.85"} if labels.isna().any() else {}
+    palette |= color_labels(labels.dropna().astype(str))
+    figure, axes = plt.subplots(1, len(bases), figsize=(5 * len(bases), 4), squeeze=False)
+    for ax, (title, basis) in zip(axes[0], bases.items(), strict=True):
+        vectors = {basis: adata.obsm[basis]} if basis else {}
+        cells = anndata.AnnData(adata.X, obs=adata.obs.assign(**{color: labels.fillna("no label")}), obsm=vectors)
+        place_cells(cells, seed, basis=basis)
+        embedding(cells, color, title=title, palette=palette, legend=ax is axes[0, -1], ax=ax)
+    figure.tight_layout()
+    return axes[0]
+
+
 def embedding(
     adata: anndata.AnnData,
     color: str,

@@ -25,11 +25,23 @@ from .plot import (
 )
 
 SPELT = {  # names of metrics and embeddings in figures
-    "label_silhouette": "label silhouette", "label_purity": "neighbours of\nthe same label", "label_lisi": "label LISI (cLISI)",
-    "nmi": "NMI of clusters", "nmi_best": "NMI, best\nresolution", "ari": "ARI of clusters", "ari_best": "ARI, best\nresolution",
-    "batch_silhouette": "batch silhouette\nwithin labels", "batch_mixing": "neighbours of other\nbatches / chance",
-    "batch_lisi": "batch LISI (iLISI)", "pca": "PCA", "logistic_regression": "logistic\nregression, logits", "harmony": "Harmony", "scbert": "scBERT", "scbert_logits": "scBERT, logits", "scbert_encoder": "scBERT, before\nfine-tuning",
-}  # fmt: skip
+    "label_silhouette": "label silhouette",
+    "label_purity": "neighbours of\nthe same label",
+    "label_lisi": "label LISI (cLISI)",
+    "nmi": "NMI of clusters",
+    "nmi_best": "NMI, best\nresolution",
+    "ari": "ARI of clusters",
+    "ari_best": "ARI, best\nresolution",
+    "batch_silhouette": "batch silhouette\nwithin labels",
+    "batch_mixing": "neighbours of other\nbatches / chance",
+    "batch_lisi": "batch LISI (iLISI)",
+    "pca": "PCA",
+    "logistic_regression": "logistic\nregression, logits",
+    "harmony": "Harmony",
+    "scbert": "scBERT",
+    "scbert_logits": "scBERT, logits",
+    "scbert_encoder": "scBERT, before\nfine-tuning",
+}
 MARKS = {  # of embeddings: those of the methods have their method's style
     "pca": ("0.45", "X"),
     "harmony": ("#029e73", "D"),

@@ -57,8 +57,20 @@ def run_beside(source: Path, parameters: dict) -> None:
         execute(source, Path(folder) / source.name, parameters, progress=False)
 
 
+def check_clone(command: str) -> None:
+    """Stop in a sentence where there is no clone: the notebooks and their profiles don't come with the package."""
+    root = find_root()
+    if not ((root / "notebooks").is_dir() and (root / "Snakefile").is_file()):
+        raise click.ClickException(
+            f"{command} needs a clone of the repository, with notebooks/ and Snakefile: none was found from {root} "
+            "upwards. Get one by git clone, and start scbert inside it."
+        )
+
+
 def check_room(profile, notebooks=None, parameters=None, *, jobs=1, parts=1, anyway=False):
     """Print what is needed, but for a demo, and stop in a sentence if this machine is short of it."""
+    if notebooks is None:
+        check_clone("scbert preflight")
     try:
         needs = preflight.list_needs(profile, notebooks, parameters)
     except ValueError as error:
@@ -71,10 +83,13 @@ def check_room(profile, notebooks=None, parameters=None, *, jobs=1, parts=1, any
 
 
 def find_notebook(name: str) -> Path:
-    """Return the path of the notebook with this number, stem or path."""
+    """Return the path of the notebook with this number, stem or path; only a path needs no clone."""
+    if Path(name).is_file():
+        return Path(name)
+    check_clone("scbert run")
     folder = find_root() / "notebooks"
     stem = f"{int(name):02d}_" if name.isdigit() else Path(name).stem
-    matches = [Path(name)] if Path(name).is_file() else sorted(folder.glob(f"{stem}*.ipynb"))
+    matches = sorted(folder.glob(f"{stem}*.ipynb"))
     if len(matches) != 1:
         known = ", ".join(path.stem for path in sorted(folder.glob("*.ipynb"))) or f"none in {folder}"
         raise click.ClickException(f"No single notebook is called {name!r}. There are: {known}.")
@@ -93,6 +108,8 @@ def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str
     """Return what to inject: the profile's section for this notebook, overridden by what was given, all checked."""
     chosen = {}
     if profile != "demo":  # the demo is the defaults of the notebooks
+        if not (source.parent / "profiles").is_dir():
+            check_clone(f"scbert run --profile {profile}")
         try:
             sections = preflight.read_sections(source.parent, profile)
         except ValueError as error:

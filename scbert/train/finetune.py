@@ -114,8 +114,9 @@ def finetune(
     model.set_key_stabiliser(recipe.key_stabiliser)
     classifier = Classifier(model, labels, seed)
     _choose_trainable(classifier, recipe.trainable_layers)
-    identity = steps.identify(classifier, (cells, held_out), label_key, list(truth), list(cells.targets), n_epochs, patience,
-                         batch_size, accumulate, learning_rate, recipe, seed, precision, cache) if checkpoint else ""  # fmt: skip
+    settings = (n_epochs, patience, batch_size, accumulate, learning_rate, recipe, seed, precision, cache)
+    labelled = (label_key, list(truth), list(cells.targets))
+    identity = steps.identify(classifier, (cells, held_out), *labelled, *settings) if checkpoint else ""
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     trainable = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     module, optimizer = fabric.setup(classifier, make_optimizer(recipe, trainable, learning_rate))

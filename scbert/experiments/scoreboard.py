@@ -1,0 +1,123 @@
+"""The paper's numbers beside those of others and of this run, and a verdict on each (notebook 11)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ..paths import find_file
+
+RIVALS = ("logistic_regression", "majority")
+"""Methods that stand beside each of scBERT's numbers, on the same cells."""
+
+COLUMNS = [
+    *("experiment", "metric", "paper", "source", "figure", "n", "band", "band_reason"),
+    *("reproduction", "reproduction_source", "stand_in"),
+]
+
+
+def read_published(path: str | Path) -> pd.DataFrame:
+    """Read a list of published numbers, such as ``tests/expected/paper.csv``: one row a number or a reproduction of it.
+
+    Parameters
+    ----------
+    path
+        From the current folder, or from the root of the project.
+
+    Returns
+    -------
+    Columns:
+
+    - `experiment`, as in the paper; `metric`, its name in a record, repeated where several reproduced it;
+    - `paper`, the published value, or NaN if there is none; its `source`, `figure` and `n`, the cells behind it;
+    - `band`, how far from it a run may lie to have reproduced it, and `band_reason`;
+    - `reproduction`, a value that others found, and `reproduction_source`;
+    - `stand_in`, the metric of the demo that is nearest to it.
+
+    Raises
+    ------
+    ValueError
+        The file lacks a column, or judges a number without a band.
+    """
+    table = pd.read_csv(find_file(path))
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it needs {', '.join(COLUMNS)}.")
+    without = table["metric"][table["paper"].notna() & ~(table["band"] > 0)]
+    if len(without):
+        raise ValueError(f"{path} has a published value but no band of: {', '.join(without)}.")
+    return table
+
+
+def list_runs(records: Mapping[str, dict], *, without: str = "") -> pd.DataFrame:
+    """List records by notebook: where each is from, its seconds, and how many metrics it holds.
+
+    Parameters
+    ----------
+    records
+        As `scbert.report.read_records` returns them.
+    without
+        A notebook to leave out: the one that asks.
+    """
+    rows = {
+        name: {"source": record["source"], "seconds": record["seconds"], "metrics": len(record["metrics"])}
+        for name, record in records.items()
+        if name != without
+    }
+    return pd.DataFrame(rows).T
+
+
+def judge(number: dict | None, published: float, band: float) -> str:
+    """Return a verdict on a number of a record: "reproduced" within the band, "close" within twice the band.
+
+    Further away it is "not reproduced"; and "not run" where there is no number, or none was published.
+    """
+    if number is None or pd.isna(published):
+        return "not run"
+    distance = abs(number["value"] - published) / band
+    return "reproduced" if distance <= 1 else "close" if distance <= 2 else "not reproduced"
+
+
+def fill_board(published: pd.DataFrame, metrics: Mapping[str, dict], profile: str) -> pd.DataFrame:
+    """Put the paper's numbers, those of others and of this run in one table, with a verdict on each.
+
+    Parameters
+    ----------
+    published
+        As `read_published` returns it.
+    metrics
+        Name -> number of all records of the profile.
+    profile
+        Only "paper" runs the paper's own quantities, and gets verdicts. In the others each row shows its stand-in, a
+        quantity of other cells and another model, and says "not run".
+
+    Returns
+    -------
+    One row a metric: `experiment`, `paper`, `published reproductions` with their sources, `this run`, the same of each
+    of `RIVALS`, and `verdict`.
+    """
+    is_paper = profile == "paper"
+    board = published.drop_duplicates("metric").set_index("metric")
+    others = published["reproduction"].map("{:.4f}".format, na_action="ignore")
+    others = (others + " [" + published["reproduction_source"] + "]").groupby(published["metric"])
+    board["published reproductions"] = others.agg(lambda found: ", ".join(found.dropna()))
+    names = board.index.to_series() if is_paper else board["stand_in"].fillna("")
+    this_run = "this run" if is_paper else f"this run ({profile} stand-in)"
+    board[this_run] = _write_numbers(metrics, names)
+    for method in RIVALS:
+        board[method] = _write_numbers(metrics, names.str.replace(r"/[^/]+/", f"/{method}/", regex=True))
+    found = [metrics.get(name) if is_paper else None for name in board.index]
+    board["verdict"] = [judge(*row) for row in zip(found, board["paper"], board["band"], strict=True)]
+    return board[["experiment", "paper", "published reproductions", this_run, *RIVALS, "verdict"]]
+
+
+def _write_numbers(metrics: Mapping[str, dict], names: Sequence[str]) -> list[str]:
+    """Return each metric as ``value [low, high]``, and an empty text where there is none."""
+    numbers = [metrics.get(name) for name in names]
+    return ["" if n is None else f"{n['value']:.3f} [{n['low']:.3f}, {n['high']:.3f}]" for n in numbers]
+
+
+def select_reproduced(published: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
+    """Return the rows of a metric that have a published value and a reproduction: what can be drawn side by side."""
+    is_metric = published["metric"].str.endswith(f"/{metric}")
+    return published[is_metric & published["reproduction"].notna() & published["paper"].notna()]

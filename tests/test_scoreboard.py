@@ -1,0 +1,96 @@
+"""A verdict follows from the band alone, and only the paper profile gives one."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scbert import scoreboard
+
+PUBLISHED = """experiment,metric,paper,source,figure,n,band,band_reason,reproduction,reproduction_source,stand_in
+E1,big/scbert/accuracy,0.9,P,Fig. 2a,100,0.01,ten runs,0.88,K,tiny/scbert/accuracy
+E1,big/scbert/accuracy,0.9,P,Fig. 2a,100,0.01,ten runs,0.8912,B,tiny/scbert/accuracy
+E1,big/logistic_regression/accuracy,,B,,100,,,0.95,B,tiny/logistic_regression/accuracy
+E4,big:held_out/scbert/macro_f1,0.7,P,Fig. 3c,100,0.05,none,,,
+"""
+
+
+def number(value):
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+@pytest.fixture
+def published(tmp_path):
+    (tmp_path / "paper.csv").write_text(PUBLISHED)
+    return scoreboard.read_published(tmp_path / "paper.csv")
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        (0.75, "reproduced"),
+        (0.625, "reproduced"),  # an edge, of numbers that are exact in binary
+        (0.875, "reproduced"),
+        (0.62, "close"),
+        (0.5, "close"),
+        (0.49, "not reproduced"),
+        (1.01, "not reproduced"),  # better is no reproduction either
+    ],
+)
+def test_a_verdict_follows_from_the_distance_in_bands(value, verdict):
+    assert scoreboard.judge(number(value), 0.75, 0.125) == verdict
+
+
+def test_without_a_run_or_a_published_value_there_is_no_verdict():
+    assert scoreboard.judge(None, 0.9, 0.01) == "not run"
+    assert scoreboard.judge(number(0.9), np.nan, np.nan) == "not run"
+
+
+def test_the_paper_profile_is_judged_and_others_show_stand_ins(published):
+    metrics = {"big/scbert/accuracy": number(0.905), "big/majority/accuracy": number(0.4)}
+    metrics |= {"tiny/scbert/accuracy": number(0.9), "tiny/logistic_regression/accuracy": number(0.7)}
+    paper = scoreboard.fill_board(published, metrics, "paper")
+    assert list(paper.index) == [
+        "big/scbert/accuracy", "big/logistic_regression/accuracy", "big:held_out/scbert/macro_f1",
+    ]  # fmt: skip
+    assert paper["verdict"].tolist() == ["reproduced", "not run", "not run"]
+    assert paper["this run"].tolist() == ["0.905 [0.895, 0.915]", "", ""]
+    assert paper["majority"].tolist() == ["0.400 [0.390, 0.410]", "0.400 [0.390, 0.410]", ""]
+    assert paper["published reproductions"].tolist() == ["0.8800 [K], 0.8912 [B]", "0.9500 [B]", ""]
+
+    demo = scoreboard.fill_board(published, metrics, "demo")
+    assert set(demo["verdict"]) == {"not run"}  # however near the stand-in lies
+    assert demo["this run (demo stand-in)"].tolist() == ["0.900 [0.890, 0.910]", "0.700 [0.690, 0.710]", ""]
+    assert demo["logistic_regression"].tolist() == ["0.700 [0.690, 0.710]", "0.700 [0.690, 0.710]", ""]
+    assert published.shape == (4, 11)  # as it was
+
+
+def test_only_what_others_ran_again_is_drawn(published):
+    drawn = scoreboard.select_reproduced(published)
+    assert drawn["reproduction_source"].tolist() == ["K", "B"]
+    assert scoreboard.select_reproduced(published, "macro_f1").empty
+
+
+def test_a_list_that_lacks_a_column_or_a_band_is_refused(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text(PUBLISHED.replace("stand_in", "other"))
+    with pytest.raises(ValueError, match="lacks the columns stand_in"):
+        scoreboard.read_published(file)
+    file.write_text(PUBLISHED.replace("0.05,none", ","))
+    with pytest.raises(ValueError, match="no band of: big:held_out/scbert/macro_f1"):
+        scoreboard.read_published(file)
+
+
+def test_the_project_s_own_list_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    published = scoreboard.read_published("tests/expected/paper.csv")
+    assert list(published.columns) == scoreboard.COLUMNS
+
+
+def test_runs_are_listed_by_notebook():
+    records = {
+        name: {"source": "published", "seconds": 3.5, "metrics": dict.fromkeys(range(n))}
+        for n, name in enumerate(["00_a", "01_b", "11_scoreboard"])
+    }
+    runs = scoreboard.list_runs(records, without="11_scoreboard")
+    expected = {"source": ["published"] * 2, "seconds": [3.5] * 2, "metrics": [0, 1]}
+    pd.testing.assert_frame_equal(runs, pd.DataFrame(expected, ["00_a", "01_b"], dtype=object))
