@@ -116,7 +116,11 @@ def measure_cross():
         "pbmc68k_reduced": "cell_type",
         "pbmc3k": "cell_type_broad",
     }.items():
-        other = reference[split.test].copy() if name == "zheng_facs" else genes.rename_genes(datasets.load(name), vocabulary)
+        other = (
+            reference[split.test].copy()
+            if name == "zheng_facs"
+            else genes.rename_genes(datasets.load(name), vocabulary)
+        )
         if name != "zheng_facs":
             met = hygiene.find_duplicates(other, reference)
             print(f"{name}: {len(met)} cells in zheng_facs too, {met.attrs['by_chance']} share a barcode by chance")
