@@ -46,14 +46,7 @@ PERMUTATIONS_AT_ONCE = 20
 ROWS_AT_ONCE = 512
 
 
-def prepare_encoder(
-    start: ScBert | ScBertConfig,
-    train: anndata.AnnData,
-    *,
-    n_epochs: int,
-    seed: int = 0,
-    checkpoint: Path | None = None,
-) -> ScBert:
+def prepare_encoder(start: ScBert | ScBertConfig, train: anndata.AnnData, *, n_epochs: int, seed: int = 0) -> ScBert:
     """Return the encoder that trainings start from: as it is or, of a shape, pretrained on their training cells.
 
     Parameters
@@ -64,13 +57,11 @@ def prepare_encoder(
         Tokenized training cells.
     n_epochs
         Of fine-tuning; pretraining takes twice as many.
-    checkpoint
-        As in `scbert.pretrain`.
     """
     if isinstance(start, ScBert):
         return start
     encoder = ScBert(start, seed=seed)
-    pretrain(encoder, train, n_epochs=2 * n_epochs, learning_rate=3e-3, seed=seed, checkpoint=checkpoint)
+    pretrain(encoder, train, n_epochs=2 * n_epochs, learning_rate=3e-3, seed=seed)
     return encoder
 
 
