@@ -54,6 +54,7 @@ _MODULES = {
     "methods": "evaluate.methods",
     "runner": "evaluate.runner",
     "kept": "evaluate.kept",
+    "fitted": "evaluate.fitted",
     "significance": "evaluate.significance",
     "calibration": "evaluate.calibration",
     "novelty": "evaluate.novelty",

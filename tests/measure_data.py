@@ -110,24 +110,28 @@ def measure_cross():
     """Train on zheng_facs, test on its saved test cells and on other sets, on the genes and labels that both share."""
     vocabulary, reference = genes.load_vocabulary(), datasets.load("zheng_facs")
     reference = genes.rename_genes(reference, vocabulary)
-    train, validation, test = protocols.split_cells(reference, "zheng_facs")[0]
+    (split,) = protocols.split_cells(reference, "zheng_facs")
     for name, label_key in {
         "zheng_facs": "cell_type",
         "pbmc68k_reduced": "cell_type",
         "pbmc3k": "cell_type_broad",
     }.items():
-        other = reference[test].copy() if name == "zheng_facs" else genes.rename_genes(datasets.load(name), vocabulary)
+        other = (
+            reference[split.test].copy()
+            if name == "zheng_facs"
+            else genes.rename_genes(datasets.load(name), vocabulary)
+        )
         if name != "zheng_facs":
             met = hygiene.find_duplicates(other, reference)
             print(f"{name}: {len(met)} cells in zheng_facs too, {met.attrs['by_chance']} share a barcode by chance")
         shared = [g for g in vocabulary if g in set(reference.var_names) & set(other.var_names)]
         cells = preprocess.tokenize(reference.copy(), genes=shared)
-        model, strength = fit_on_tokens(cells[train], cells[validation], label_key)
+        model, strength = fit_on_tokens(cells[split.train], cells[split.validation], label_key)
         known = other.obs[label_key].isin(model.classes_).to_numpy()
         tested = preprocess.tokenize(other[known].copy(), genes=shared)
         truth = tested.obs[label_key].astype(str).to_numpy()
         predicted = model.predict(tested.layers["bins"].astype(np.float64))
-        commonest = cells.obs[label_key].iloc[train].mode()[0]
+        commonest = cells.obs[label_key][split.train].mode()[0]
         print(
             f"zheng_facs -> {name}, {label_key}: {len(shared):,} genes, {known.sum():,} of {other.n_obs:,} cells have one "
             f"of {len(set(truth))} shared labels; C = {strength}"

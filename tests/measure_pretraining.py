@@ -61,7 +61,7 @@ def draw_few(labels, candidates, n_per_type, seed):
 
 
 def make_method(encoder, layers="all"):
-    """Return a method of `cross_validate` that fine-tunes an encoder, or one of random weights if given a config."""
+    """Return a method, see `scbert.methods`, that fine-tunes an encoder, or one of random weights if given a config."""
 
     def fit(train, validation, label_key, seed):
         return fit_scbert(

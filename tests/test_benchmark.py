@@ -9,7 +9,6 @@ import threading
 import time
 from functools import partial
 
-import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,64 +17,8 @@ from sklearn.metrics import f1_score
 
 import scbert
 from scbert import benchmark, genes, kept, methods, paths, protocols, record, runner
+from scbert.evaluate import fitted
 from scbert.train import finetune as finetuning
-
-SIZES = {"common": 60, "middle": 25, "rare": 5}
-
-
-@pytest.fixture
-def labels():
-    """90 labels in random order, the rarest five times."""
-    return np.random.default_rng(0).permutation(np.repeat(list(SIZES), list(SIZES.values())))
-
-
-def test_the_published_recipe_reports_on_validation_cells(labels):
-    adata = anndata.AnnData(np.ones((len(labels), 2)), obs={"cell_type": labels})
-    majority = {"majority": methods.fit_majority}
-    _, validation, test = protocols.stratified_splits(labels, 1)[0]
-    for recipe, scored in ((scbert.Recipe.sound(), test), (scbert.Recipe.published(), validation)):
-        rows = runner.cross_validate(adata, majority, n_folds=1, recipe=recipe)
-        assert set(rows["cell"]) == set(adata.obs_names[scored])
-
-
-def test_cross_validation_gives_each_method_the_same_cells_and_never_the_tested_ones(cells):
-    seen = []
-
-    def fit_spy(train, validation, *, label_key, seed):
-        seen.append((set(train.obs_names), set(validation.obs_names)))
-        return methods.fit_majority(train, validation, label_key=label_key)
-
-    predictions = runner.cross_validate(cells, {"majority": methods.fit_majority, "spy": fit_spy}, n_folds=3)
-    assert predictions.columns.tolist() == ["method", "fold", "cell", "truth", "predicted", "confidence"]
-    for _, rows in predictions.groupby("method"):
-        assert sorted(rows["cell"]) == sorted(cells.obs_names)
-        assert rows["truth"].tolist() == cells.obs.loc[rows["cell"], "cell_type"].astype(str).tolist()
-    for fold, (train, validation) in enumerate(seen):
-        in_fold = (predictions["fold"] == fold) & (predictions["method"] == "spy")
-        tested = set(predictions.loc[in_fold, "cell"])
-        assert len(tested) == 20
-        assert not train & validation
-        assert not (train | validation) & tested
-
-
-def test_the_published_report_is_on_the_cells_that_chose_the_epoch(cells):
-    majority = {"majority": methods.fit_majority}
-    splits = protocols.stratified_splits(cells.obs["cell_type"], 2)
-    for report_on, part in (("validation", 1), ("test", 2)):
-        recipe = scbert.Recipe(report_on=report_on)
-        predictions = runner.cross_validate(cells, majority, n_folds=2, recipe=recipe)
-        expected = [name for split in splits for name in cells.obs_names[split[part]]]
-        assert predictions["cell"].tolist() == expected
-
-
-def test_cross_validation_takes_splits_that_were_made_before(make_cells):
-    adata = make_cells(30)
-    splits = [(np.arange(10), np.arange(10, 20), np.arange(20, 30))]
-    predictions = runner.cross_validate(adata, {"majority": methods.fit_majority}, splits=splits)
-    assert list(predictions["cell"]) == list(adata.obs_names[20:])
-
-
-# Jobs
 
 CALLS = []  # of `fit_fake`: (name, training cells, validation cells, seed)
 FAILURES = {}  # number of a call, from 0 -> what it raises
@@ -159,6 +102,38 @@ def test_there_is_a_job_for_each_split_and_method_the_methods_of_a_split_togethe
     overlapping = split_by_number(toy, "", slice(0, 15), slice(15, 21), slice(20, 30))
     with pytest.raises(ValueError, match=r"1 cells are in more than one of training, validation and test"):
         runner.plan(toy, [overlapping], FAKES, data="toy")
+
+
+def test_folds_give_each_method_the_same_cells_and_never_the_tested_ones(toy):
+    splits = protocols.cross_validation(toy, "toy", n_folds=3)
+    predictions, _ = run_quietly(runner.plan(toy, splits, FAKES, data="toy"), start())
+    for _, rows in predictions.groupby("method"):
+        assert sorted(rows["cell"]) == sorted(toy.obs_names)
+        assert rows["truth"].tolist() == toy.obs.loc[rows["cell"], "cell_type"].astype(str).tolist()
+    for number, (name, train, validation, _) in enumerate(CALLS):
+        in_fold = (predictions["fold"] == number // 2) & (predictions["method"] == name)
+        tested = set(predictions.loc[in_fold, "cell"])
+        assert len(tested) == 20
+        assert not set(train.obs_names) & set(validation.obs_names)
+        assert not {*train.obs_names, *validation.obs_names} & tested
+
+
+def test_the_published_report_is_on_the_cells_that_chose_the_epoch(toy):
+    splits = protocols.cross_validation(toy, "toy", n_folds=2)
+    for recipe, part in ((scbert.Recipe.sound(), "test"), (scbert.Recipe.published(), "validation")):
+        jobs = runner.plan(toy, splits, {"one": fit_first_gene}, data="toy", report_on=recipe.report_on)
+        predictions, costs = run_quietly(jobs, start())
+        assert predictions["cell"].tolist() == [cell for split in splits for cell in getattr(split, part)]
+        same = costs["test_accuracy"].equals(costs["validation_accuracy"])
+        assert same == (part == "validation")
+    with pytest.raises(ValueError, match="report_on must be 'test' or 'validation', not 'train'"):
+        runner.plan(toy, splits, FAKES, data="toy", report_on="train")
+
+
+def test_cells_of_two_sides_are_refused_whichever_are_reported_on(toy):
+    overlapping = split_by_number(toy, "", slice(0, 15), slice(15, 21), slice(20, 30))
+    with pytest.raises(ValueError, match=r"1 cells are in more than one of training, validation and test"):
+        runner.plan(toy, [overlapping], FAKES, data="toy", report_on="validation")
 
 
 def test_a_job_is_computed_once_whatever_is_added_later(toy, halves):
@@ -864,3 +839,188 @@ def test_a_job_whose_outputs_cannot_be_kept_is_not_done(toy, some_aside, monkeyp
     run_quietly(jobs, start())
     assert called() == ["one", "one"]
     assert runner.read_kept(jobs[0], run).cells["part"].value_counts().to_dict() == {"test": 12, "aside": 9}
+
+
+# Fitted methods that are kept
+
+KEEPABLE = {"logistic_regression": methods.fit_logistic_regression}
+
+
+def keep_all(toy, splits, fits, **options):
+    return runner.plan(toy, splits, fits, data="toy", keep_models=list(fits), **options)
+
+
+def test_a_kept_method_predicts_bit_for_bit_as_the_one_that_was_fitted(toy, halves, tiny):
+    run, fits = start(), KEEPABLE | {"scbert": tiny}
+    jobs = keep_all(toy, halves, fits, seed=3)
+    predictions, costs = run_quietly(jobs, run)
+    cells = scbert.preprocess.tokenize(toy.copy())
+    for job, (_, cost) in zip(jobs, costs.iterrows(), strict=True):
+        train, validation, test = protocols.take_cells(cells, job.split)
+        options = methods.offer(job.fit, progress=False)
+        fitted = job.fit(train, validation, label_key="cell_type", seed=3, **options)
+        read = runner.read_model(job, run)
+        pd.testing.assert_frame_equal(read(test), fitted(test), check_exact=True)
+        for one, other in zip(read.read_out(test), fitted.read_out(test), strict=True):
+            assert np.array_equal(one, other) or (one is None and other is None)
+        own = predictions[(predictions["method"] == job.method) & (predictions["protocol"] == job.split.protocol)]
+        assert read(test).idxmax(axis=1).tolist() == own["predicted"].tolist()
+        if job.method == "scbert":
+            assert read.cell_steps == fitted.cell_steps == cost["cell_steps"] > 0
+            assert read.classifier.labels == fitted.classifier.labels
+            for history in (read.history, read.classifier.history):
+                pd.testing.assert_frame_equal(history, fitted.history, check_exact=True)
+        else:
+            assert read.chosen == fitted.chosen == cost["chosen"]
+
+
+def test_keeping_a_method_changes_no_prediction(toy, halves, tiny):
+    fits = KEEPABLE | {"scbert": tiny}
+    plain, _ = run_quietly(runner.plan(toy, halves[:1], fits, data="toy"), start("04_plain"))
+    kept, _ = run_quietly(keep_all(toy, halves[:1], fits), start())
+    pd.testing.assert_frame_equal(plain, kept)
+
+
+def test_only_the_methods_named_are_kept(toy, halves, tiny):
+    run = start()
+    jobs = runner.plan(toy, halves[:1], FAKES | {"scbert": tiny}, data="toy", keep_models=["scbert"])
+    run_quietly(jobs, run)
+    folders = [path for path in run.path("jobs").iterdir() if path.is_dir()]
+    assert [path.name for path in folders] == [jobs[2].identity]
+    assert not list(run.path("jobs").rglob("*.tmp*"))
+    with pytest.raises(ValueError, match=r"one on toy first keeps no model: plan it with keep_models=\['one'\]"):
+        runner.read_model(jobs[0], run)
+    [later] = keep_all(toy, halves[1:], {"scbert": tiny})
+    with pytest.raises(ValueError, match="scbert on toy second was not run yet: call run first"):
+        runner.read_model(later, run)
+
+
+def test_a_method_that_cannot_be_kept_says_so_before_anything_is_computed(toy, halves, tiny):
+    rebalanced = partial(methods.fit_rebalanced, how="oversample")
+    for fit in (tiny, *KEEPABLE.values(), partial(methods.fit_logistic_regression, strengths=(0.1,))):
+        keep_all(toy, halves, {"it": fit})
+        keep_all(toy, halves, {"it": partial(rebalanced, fit=fit)})
+    for fit in (methods.fit_majority, methods.fit_nearest_centroid, fit_fake, partial(rebalanced, fit=fit_fake)):
+        with pytest.raises(ValueError, match="The fitted it can't be kept: only what fit_scbert and fit_logistic_reg"):
+            keep_all(toy, halves, {"it": fit})
+    with pytest.raises(ValueError, match="keep_models names 'three', which is not planned: one, two are"):
+        runner.plan(toy, halves, FAKES, data="toy", keep_models=["three"])
+    assert called() == []
+
+
+def test_keeping_a_method_makes_another_job_of_it_alone(toy, halves):
+    fits = KEEPABLE | {"one": fit_fake}
+    before = identities(toy, halves, fits)
+    after = identities(toy, halves, fits, keep_models=list(KEEPABLE))
+    assert changed(before, after) == {("first", "logistic_regression"), ("second", "logistic_regression")}
+    both = identities(toy, halves, fits, keep_models=list(KEEPABLE), keep=True)
+    assert changed(after, both) == changed(identities(toy, halves, fits, keep=True), after) == set(before)
+
+
+@pytest.mark.parametrize("moment", ["before the model", "within the model", "before the result"])
+def test_a_job_stopped_while_its_model_is_kept_is_computed_anew(toy, halves, tiny, monkeypatch, moment):
+    run, jobs = start(), keep_all(toy, halves[:1], {"scbert": tiny})
+    whole = start("04_whole")
+    expected, _ = run_quietly(jobs, whole)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    stopped = pytest.MonkeyPatch()
+    owner, name = {
+        "before the model": (fitted, "write_fitted"),
+        "within the model": (pd.DataFrame, "to_csv"),
+        "before the result": (runner, "write_text"),
+    }[moment]
+    stopped.setattr(owner, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_quietly(jobs, run)
+    stopped.undo()
+    folder = run.path("jobs") / jobs[0].identity
+    assert folder.exists() == (moment == "before the result")
+    with pytest.raises(ValueError, match="was not run yet"):
+        runner.read_model(jobs[0], run)
+    if folder.exists():
+        (folder / "history.csv").write_text("of another training\n1\n")
+    epochs = []
+    monkeypatch.setattr(finetuning, "_measure", lambda *arguments: epochs.append(1))
+    predictions, _ = run_quietly(jobs, start())
+    assert not epochs  # the training itself had come to its end, and its checkpoint was still there
+    pd.testing.assert_frame_equal(predictions, expected)
+    assert runner.read_model(jobs[0], run).history.equals(runner.read_model(jobs[0], whole).history)
+
+
+def test_a_job_whose_model_cannot_be_written_is_not_done(toy, halves):
+    run, jobs = start(), keep_all(toy, halves[:1], KEEPABLE)
+    refuse = pytest.MonkeyPatch()
+    refuse.setattr(fitted, "save_file", lambda *arguments: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(RuntimeError, match="1 of 1 jobs failed; .* logistic_regression on toy first.*disk full"):
+        run_quietly(jobs, run)
+    refuse.undo()
+    run_quietly(jobs, start())
+    assert runner.read_model(jobs[0], run).chosen
+
+
+def test_parts_keep_models_that_are_read_together(toy, halves, tiny, monkeypatch):
+    jobs = keep_all(toy, halves, KEEPABLE | {"scbert": tiny})
+    whole = start("04_whole")
+    expected, _ = run_quietly(jobs, whole)
+    for part in ("1/2", "2/2"):
+        monkeypatch.setenv("SCBERT_PART", part)
+        with pytest.raises(paths.PartDone):
+            run_quietly(jobs, start())
+    monkeypatch.delenv("SCBERT_PART")
+    run = start()
+    monkeypatch.setattr(runner, "_compute_job", lambda *arguments: pytest.fail("computed again"))
+    predictions, _ = run_quietly(jobs, run)
+    pd.testing.assert_frame_equal(predictions, expected)
+    cells = scbert.preprocess.tokenize(toy.copy())
+    for job in jobs:
+        one, other = (runner.read_model(job, there)(cells) for there in (run, whole))
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+@pytest.mark.parametrize("labels", [("B", "T/NK"), ("B", "Monocyte", "T/NK")])
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_logistic_regression_comes_back_from_its_arrays_bit_for_bit(make_cells, tmp_path, penalty, labels):
+    train, validation, test = (make_cells(n, seed=seed, labels=labels) for seed, n in enumerate((60, 24, 30)))
+    options = {"label_key": "cell_type", "penalties": [penalty], "strengths": [0.05]}
+    predict = methods.fit_logistic_regression(train, validation, **options)
+    arrays = fitted.regression_to_arrays(predict.model)
+    assert {name: array.dtype for name, array in arrays.items()} == {
+        "coef": np.float64, "intercept": np.float64, "one_against_rest": np.bool_,
+    }  # fmt: skip
+    assert arrays["coef"].shape == (1 if len(labels) == 2 else 3, 24)
+    model = fitted.regression_from_arrays(arrays, list(labels))
+    x = scbert.preprocess.lognormalize(test)
+    assert np.array_equal(model.predict_proba(x), predict.model.predict_proba(x))
+    assert np.array_equal(model.predict(x), predict.model.predict(x))
+    fitted.write_fitted(predict, tmp_path / "kept")
+    read = fitted.read_fitted(tmp_path / "kept")
+    pd.testing.assert_frame_equal(read(test), predict(test), check_exact=True)
+    pd.testing.assert_frame_equal(read.read_out(test)[0], predict.read_out(test)[0], check_exact=True)
+
+
+def test_arrays_in_another_order_of_memory_are_written_as_they_are(parts_of_regression, tmp_path):
+    predict, test = parts_of_regression
+    before = predict(test)
+    predict.model.coef_ = np.asfortranarray(predict.model.coef_)
+    fitted.write_fitted(predict, tmp_path / "kept")
+    pd.testing.assert_frame_equal(fitted.read_fitted(tmp_path / "kept")(test), before, check_exact=True)
+
+
+@pytest.fixture
+def parts_of_regression(make_cells):
+    """Multinomial logistic regression of three labels, and cells to predict."""
+    train, validation, test = (make_cells(n, seed=seed) for seed, n in enumerate((60, 24, 30)))
+    options = {"label_key": "cell_type", "penalties": ["l2"], "strengths": [0.1]}
+    return methods.fit_logistic_regression(train, validation, **options), test
+
+
+def test_a_folder_of_a_fitted_method_is_replaced_and_holds_no_pickle(parts_of_regression, tmp_path):
+    predict, test = parts_of_regression
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "half of another").write_text("")
+    fitted.write_fitted(predict, tmp_path / "kept")
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"fitted.json", "regression.safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

@@ -54,10 +54,10 @@ def test_the_cells_held_out_of_one_labelled_set_are_those_that_other_notebooks_t
 
     adata = two_sets["one"]
     learn, held_out = join_sets({"one": adata}, seed=5)
-    train, validation, test = split_cells(adata, "one", seed=5)[0]
-    assert list(held_out.obs_names) == list(adata.obs_names[test])
-    assert set(learn.obs_names) == set(adata.obs_names[[*train, *validation]])
-    assert (held_out.obs["cell_type"] == adata.obs["cell_type"].iloc[test].astype(str)).all()
+    (split,) = split_cells(adata, "one", seed=5)
+    assert list(held_out.obs_names) == list(split.test)
+    assert set(learn.obs_names) == {*split.train, *split.validation}
+    assert (held_out.obs["cell_type"] == adata.obs["cell_type"][split.test].astype(str)).all()
 
 
 def test_cells_that_the_catalogue_says_are_elsewhere_too_are_dropped(two_sets, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """Attributions that add up, rankings against what is planted, curves and areas against closed forms."""
 
+import copy
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import torch
 from scipy import sparse, stats
 
 import scbert
-from scbert import deletion
+from scbert import deletion, interpret, methods
 from scbert.data.cells import CellDataset
 from scbert.data.preprocess import lognormalize
 
@@ -358,3 +360,120 @@ def test_rankings_of_other_cells_are_not_compared():
         deletion.measure_areas(curves[(curves["ranking"] != "twin") | (curves["cell"] != "c3")])
     with pytest.raises(ValueError, match="No|no ranking 'nothing'"):
         deletion.measure_areas(curves, against="nothing")
+
+
+# One table of rankings
+
+
+@pytest.fixture
+def rankings(classifier, cells):
+    """Two trainings, one a copy of the other with another head, their contrasts, and the table of all rankings."""
+    pytest.importorskip("captum", reason="captum is an extra")
+    other = copy.deepcopy(classifier)
+    other.head = scbert.AnnotationHead(other.config, 3, seed=5)
+    trained = {4: methods.wrap_classifier(classifier), 5: methods.wrap_classifier(other)}
+    layers = interpret.attend(trained, cells)
+    contrasts = {
+        seed: interpret.contrast_types(sum(own.values()) / 2, labels_of(cells), n_permutations=0)
+        for seed, own in layers.items()
+    }
+    scores, missed = deletion.score_genes(trained, cells, contrasts, n_cells=2)
+    return trained, layers, contrasts, scores, missed
+
+
+def test_one_table_holds_each_ranking_of_each_training(rankings, cells):
+    trained, _, contrasts, scores, missed = rankings
+    assert scores.columns.tolist() == ["seed", "ranking", "type", "gene", "score"]
+    assert len(scores) == 2 * 5 * 3 * 24
+    assert not scores.isna().any(axis=None)
+    for seed, part in scores.groupby("seed"):
+        own = deletion.split_scores(part, "ranking")
+        assert list(own) == ["attention", "even", "weights", "expression", "gradients"]
+        gradients, share = deletion.score_by_gradients(trained[seed].classifier, cells, n_cells=2)
+        for name, expected in {
+            "attention": deletion.tabulate_scores(contrasts[seed]),
+            "even": deletion.score_by_attention(interpret.even_attention(cells), labels_of(cells)),
+            "weights": deletion.score_by_weights(cells),
+            "expression": deletion.score_by_expression(cells),
+            "gradients": gradients,
+        }.items():
+            np.testing.assert_array_equal(own[name], expected)
+            assert list(own[name].index) == ["B", "Monocyte", "T/NK"]
+            assert list(own[name].columns) == list(cells.var_names)
+        assert missed[seed] == share
+    seeds = deletion.split_scores(scores[scores["ranking"] == "even"], "seed")
+    assert list(seeds) == [4, 5]
+    np.testing.assert_array_equal(seeds[4], seeds[5])
+
+
+def test_genes_that_are_not_contrasted_are_not_ranked(rankings, cells):
+    trained, layers, *_ = rankings
+    some = ["gene7", "gene2", "gene11"]
+    contrasts = {4: interpret.contrast_types(sum(layers[4].values())[some] / 2, labels_of(cells), n_permutations=0)}
+    scores, _ = deletion.score_genes(trained, cells, contrasts, n_cells=2)
+    for table in deletion.split_scores(scores, "ranking").values():
+        assert list(table.columns) == some
+
+
+def test_a_type_of_one_cell_has_no_expression_to_rank_by(classifier, cells):
+    pytest.importorskip("captum", reason="captum is an extra")
+    cells = cells[labels_of(cells) != "T/NK"].copy()
+    cells.obs["cell_type"] = ["rare", *labels_of(cells)[1:]]
+    classifier.labels = ["B", "Monocyte", "rare"]
+    attention = interpret.gene_attention(classifier, cells)
+    contrasts = {0: interpret.contrast_types(attention, labels_of(cells), n_permutations=0)}
+    scores, _ = deletion.score_genes({0: methods.wrap_classifier(classifier)}, cells, contrasts, n_cells=2)
+    expression = deletion.split_scores(scores, "ranking")["expression"]
+    assert (expression.loc["rare"] == 0).all()
+    assert (expression.loc["B"] != 0).any()
+
+
+def test_rankings_are_compared_between_trainings_layers_and_each_other(rankings, cells):
+    _, layers, _, scores, _ = rankings
+    table = deletion.compare_rankings(scores, layers[4], labels_of(cells), 6)
+    assert table.groupby("between").size().to_dict() == {"layers": 3, "rankings": 30, "seeds": 3}
+    seeds = table[table["between"] == "seeds"]
+    assert (seeds["one"].unique(), seeds["other"].unique()) == (["seed 4"], ["seed 5"])
+    assert (seeds["overlap"] == 1).all()  # the same encoder
+    own = deletion.split_scores(scores[scores["seed"] == 4], "ranking")
+    expected = interpret.measure_agreement(own, 6)
+    pd.testing.assert_frame_equal(table[table["between"] == "rankings"].iloc[:, 1:].reset_index(drop=True), expected)
+    by_layer = {f"layer {i}": deletion.score_by_attention(layers[4][i], labels_of(cells)) for i in (1, 2)}
+    found = table[table["between"] == "layers"].iloc[:, 1:].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, interpret.measure_agreement(by_layer, 6))
+
+
+def test_each_training_is_judged_on_its_own_rankings_and_on_random_ones(rankings, cells, more_cells):
+    trained, _, _, scores, _ = rankings
+    regression = methods.fit_logistic_regression(cells, more_cells, label_key="cell_type", strengths=[0.1])
+    few = more_cells[:6].copy()
+    curves = deletion.judge_trainings(trained, regression, scores, cells, few, [1, 3])
+    assert curves.groupby(["seed", "judge"])["ranking"].nunique().tolist() == [6] * 4
+    assert len(curves) == 2 * 2 * (5 + 2) * 2 * 2 * 6  # seeds, judges, rankings and draws, kinds, numbers, cells
+    own = deletion.split_scores(scores[scores["seed"] == 5], "ranking")
+    expected = deletion.delete_genes(trained[5], few, deletion.order_genes(own["gradients"], 3), labels_of(few), [1, 3])
+    found = curves.query("seed == 5 and judge == 'scbert' and ranking == 'gradients' and kind == 'deletion'")
+    np.testing.assert_array_equal(found["probability"], expected["probability"])
+    areas = deletion.measure_areas(curves)
+    assert set(areas["seeds"]) == {2}
+
+
+def test_the_verdict_is_a_sentence_on_chance_and_on_each_rival():
+    areas = pd.DataFrame(
+        {"judge": "scbert", "kind": "deletion", "ranking": ["attention", "random"], "value": [0.612, 0.958]}
+    )
+    differences = pd.DataFrame(
+        {
+            "judge": ["scbert"] * 5 + ["logistic_regression"],
+            "kind": ["deletion"] * 4 + ["insertion", "deletion"],
+            "ranking": ["even", "weights", "random", "gradients", "even", "even"],
+            "verdict": ["not decided", "worse", "better", "not decided", "worse", "worse"],
+        }
+    )
+    assert deletion.say_verdicts(areas, differences) == (
+        "The genes of high attention matter: deleting them leaves 0.61 of the true type's probability, deleting others "
+        "as strongly expressed 0.96; as a ranking, attention is not decided against even, gradients; behind weights."
+    )
+    for verdict, words in (("worse", "matter less than chance:"), ("not decided", "are not shown to matter:")):
+        differences.loc[2, "verdict"] = verdict
+        assert words in deletion.say_verdicts(areas, differences)

@@ -7,7 +7,7 @@ import torch
 from scipy import sparse, stats
 
 import scbert
-from scbert import interpret
+from scbert import interpret, methods
 from scbert.data.cells import CellDataset
 
 
@@ -320,3 +320,52 @@ def test_groups_are_compared_within_each_and_single_tables_left_out():
     assert table["between"].value_counts().to_dict() == {"seeds": 6, "layers": 2}
     alone = interpret.measure_agreement(groups["layers"], 5)
     pd.testing.assert_frame_equal(table[table["between"] == "layers"][alone.columns].reset_index(drop=True), alone)
+
+
+# What a notebook starts from, and what it says
+
+
+def test_an_encoder_is_taken_as_it_is_and_a_shape_is_pretrained_on_the_training_cells(cells, config, encoder):
+    assert interpret.prepare_encoder(encoder, cells, n_epochs=1) is encoder
+    model = interpret.prepare_encoder(config, cells, n_epochs=1, seed=3)
+    expected = scbert.ScBert(config, seed=3)
+    scbert.pretrain(expected, cells, n_epochs=2, learning_rate=3e-3, seed=3, progress=False)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_the_share_of_a_types_cells_that_express_a_gene(cells):
+    labels = cells.obs["cell_type"].astype(str).to_numpy()
+    shares = interpret.share_expressed(cells, labels)
+    own = (cells[labels == "B"].layers["bins"] > 0).toarray()
+    np.testing.assert_allclose(shares.loc["B"], own.mean(0))
+    assert list(shares.columns) == list(cells.var_names)
+
+
+def test_embeddings_are_those_of_before_after_and_of_both_heads(cells, more_cells, encoder, classifier):
+    encoder.genes = list(cells.var_names)
+    predict = methods.wrap_classifier(classifier)
+    regression = methods.fit_logistic_regression(cells, more_cells, label_key="cell_type", strengths=[0.1])
+    found = interpret.embed_cells(more_cells, encoder, predict, regression, seed=1)
+    assert list(found) == ["pca", "scbert", "scbert:logits", "scbert:before", "logistic_regression"]
+    np.testing.assert_array_equal(found["scbert"], scbert.embed(classifier, more_cells))
+    np.testing.assert_array_equal(found["scbert:before"], scbert.embed(encoder, more_cells))
+    np.testing.assert_array_equal(found["scbert:logits"], predict.read_out(more_cells)[0])
+    np.testing.assert_array_equal(found["logistic_regression"], regression.read_out(more_cells)[0])
+    np.testing.assert_array_equal(found["pca"], scbert.embeddings.embed_pca(more_cells, seed=1))
+
+
+def test_the_sentence_says_where_it_looks_and_what_the_control_gives():
+    focus = pd.DataFrame({"effective_share": [0.98, 0.96]})
+    pairs = [("attention", "even"), ("attention", "weights"), ("even", "weights")]
+    agreement = pd.DataFrame(pairs, columns=["one", "other"]).assign(spearman=[0.99, 0.1, 0.2], overlap=[0.9, 0.1, 0.2])
+    index = pd.MultiIndex.from_product([["markers"], ["attention", "even"]], names=["collection", "ranking"])
+    firsts = pd.DataFrame({"types": [10, 10], "enriched": [10, 9], "first": [8, 7]}, index)
+    assert interpret.say_focus(focus, agreement, firsts) == (
+        "scBERT looks at what a cell expresses: its attention is spread almost evenly over these genes (effective share "
+        "0.970), and against an even spread it ranks genes with a Spearman correlation of 0.990 and 90.0% of the top genes "
+        "in common; in markers the own set is first for 8 of 10 types, and for 7 with an even spread."
+    )
+    other = interpret.say_focus(focus / 2, agreement.assign(overlap=0.2), firsts[:0])
+    assert other.startswith("scBERT looks elsewhere than an even spread would: its attention is spread unevenly")
+    assert other.endswith("20.0% of the top genes in common.")

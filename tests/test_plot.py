@@ -186,6 +186,22 @@ def test_named_cells_have_a_panel_for_batch_truth_and_each_method_in_the_same_co
         plot.named_cells(adata, predictions, ["other"], "kind")
 
 
+def test_annotated_cells_have_a_panel_for_each_column_before_all_others():
+    adata = anndata.AnnData(np.ones((4, 1)), pd.DataFrame(index=["c1", "c2", "c3", "c4"]))
+    adata.obsm["X_umap"] = np.arange(8.0).reshape(4, 2)
+    table = pd.DataFrame({"true_one": ["a", "b"], "named": ["b", "Unassigned"], "sure": [0.2, 0.9]}, ["c3", "c1"])
+    axes = plot.annotation(adata, table)
+    assert [ax.get_title() for ax in axes] == ["true one", "named", "sure"]
+    for ax in axes:
+        assert len(ax.collections[0].get_offsets()) == 4
+    place = {points.get_label(): points.get_offsets().tolist() for points in axes[1].collections[1:]}
+    assert place == {"a": [], "b": [[4, 5]], "Unassigned": [[0, 1]]}
+    assert axes[2].collections[1].get_array().tolist() == [0.2, 0.9]
+    assert [ax.get_legend() is not None for ax in axes] == [False, True, False]
+    colors = [{points.get_label(): points.get_facecolor().tolist() for points in ax.collections[1:]} for ax in axes[:2]]
+    assert colors[0] == colors[1]
+
+
 def test_cells_with_a_umap_keep_it():
     adata = anndata.AnnData(np.ones((3, 2)), obsm={"X_umap": np.eye(3)[:, :2]})
     plot.place_cells(adata)

@@ -82,12 +82,18 @@ def test_a_cell_in_two_parts_is_an_error():
 
 def test_a_set_without_a_saved_split_is_split_as_any_other(make_cells):
     adata = make_cells()
-    for ours, usual in zip(
-        protocols.split_cells(adata, "mine.h5ad", n_folds=3, seed=1)[1],
-        protocols.stratified_splits(adata.obs["cell_type"], 3, 1)[1],
-        strict=True,
-    ):
-        assert (ours == usual).all()
+    splits = protocols.split_cells(adata, "mine.h5ad", n_folds=3, seed=1)
+    assert [split[:3] for split in splits] == [("", 0, 0), ("", 0, 1), ("", 0, 2)]
+    usual = protocols.stratified_splits(adata.obs["cell_type"], 3, 1)[1]
+    assert [list(part) for part in splits[1][3:6]] == [list(adata.obs_names[part]) for part in usual]
+
+
+def test_the_cells_of_a_split_are_taken_by_name_in_its_order(make_cells):
+    adata = make_cells()
+    names = [adata.obs_names[[5, 2, 9]], adata.obs_names[[0]], adata.obs_names[[7, 3]]]
+    taken = protocols.take_cells(adata, protocols.Split("", 0, 0, *names))
+    assert [list(part.obs_names) for part in taken] == [list(part) for part in names]
+    assert not any(part.is_view for part in taken)
 
 
 def test_the_saved_test_cells_are_tested_and_nothing_else_learns_from_them(make_cells, monkeypatch):
@@ -98,10 +104,10 @@ def test_the_saved_test_cells_are_tested_and_nothing_else_learns_from_them(make_
     monkeypatch.setattr(protocols, "load_split", lambda adata, name: (rest, test))
     adata.obs["cell_type"] = np.repeat(["A", "B"], 30)
     for seed in (0, 1):
-        ((train, validation, tested),) = protocols.split_cells(adata, "zheng_facs", seed=seed)
-        assert (tested == test).all()
-        assert sorted([*train, *validation]) == list(rest)
-        assert set(adata.obs["cell_type"].iloc[validation]) == {"A", "B"}
+        (split,) = protocols.split_cells(adata, "zheng_facs", seed=seed)
+        assert list(split.test) == list(adata.obs_names[test])
+        assert sorted([*split.train, *split.validation]) == sorted(adata.obs_names[rest])
+        assert set(adata.obs["cell_type"][split.validation]) == {"A", "B"}
     with pytest.raises(
         ValueError, match="zheng_facs has one saved split, whose test cells train nothing: n_folds must"
     ):

@@ -31,6 +31,7 @@ from ..annotate import read_out as read_out_scbert
 from ..data.checks import check_column, check_known
 from ..data.counts import is_whole
 from ..data.preprocess import hash_genes, lognormalize
+from ..model.classifier import Classifier
 from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
 from ..train.finetune import finetune
@@ -51,7 +52,7 @@ SCVI_LOGGERS = ("scvi", "lightning.pytorch", "lightning.fabric")
 
 
 def fit_majority(train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int = 0) -> Callable:
-    """Learn the commonest label; see `scbert.benchmark.cross_validate` for the signature that all methods share."""
+    """Learn the commonest label, and the share of each."""
     shares = train.obs[label_key].astype(str).value_counts(normalize=True, sort=True)
     return lambda adata: pd.DataFrame(
         np.tile(shares.to_numpy(), (adata.n_obs, 1)), index=adata.obs_names, columns=list(shares.index)
@@ -71,7 +72,8 @@ def fit_logistic_regression(
     """Fit logistic regression on log-normalised counts, penalty and strength C chosen on validation cells.
 
     L1 is one-against-the-rest by liblinear, as in Boiarsky et al. 2023; L2 is multinomial. The best macro-F1 on
-    validation cells wins, ties go to the smaller loss. The choice is ``predict.chosen``; see `scbert.benchmark.cross_validate`.
+    validation cells wins, ties go to the smaller loss. The choice is ``predict.chosen``, the fitted model
+    ``predict.model``.
 
     Parameters
     ----------
@@ -108,11 +110,16 @@ def fit_logistic_regression(
             if best is None or score > best[0]:
                 best = (score, model, f"{penalty}, C={strength:g}")
 
+    return wrap_regression(*best[1:])
+
+
+def wrap_regression(model: LogisticRegression | OneVsRestClassifier, chosen: str) -> Callable:
+    """Return `predict` of logistic regression that was fitted before; ``predict.model`` is the model."""
+
     def predict(adata):
-        return pd.DataFrame(best[1].predict_proba(lognormalize(adata)), index=adata.obs_names, columns=best[1].classes_)
+        return pd.DataFrame(model.predict_proba(lognormalize(adata)), index=adata.obs_names, columns=model.classes_)
 
     def read_out(adata):
-        model = best[1]
         if isinstance(model, OneVsRestClassifier):  # each label against the rest, and the shares of their probabilities
             decisions = np.column_stack([part.decision_function(lognormalize(adata)) for part in model.estimators_])
             logits = log_expit(decisions if decisions.shape[1] > 1 else np.hstack([-decisions, decisions]))
@@ -121,7 +128,7 @@ def fit_logistic_regression(
             logits = logits if logits.ndim == 2 else np.column_stack([np.zeros_like(logits), logits])
         return pd.DataFrame(logits, adata.obs_names, model.classes_), None
 
-    predict.chosen, predict.read_out = best[2], read_out
+    predict.model, predict.chosen, predict.read_out = model, chosen, read_out
     return predict
 
 
@@ -307,7 +314,7 @@ def fit_scbert(
     checkpoints: str | Path | None = None,
     progress: bool = True,
 ) -> Callable:
-    """Fine-tune scBERT; see `scbert.benchmark.cross_validate` for the signature.
+    """Fine-tune scBERT, after pretraining it on the training cells if asked.
 
     Parameters
     ----------
@@ -342,6 +349,12 @@ def fit_scbert(
         checkpoint=stage and f"{stage}-finetune.pt", progress=progress,
     )  # fmt: skip
 
+    return wrap_classifier(classifier, train.n_obs * (pretrain_epochs + len(classifier.history)))
+
+
+def wrap_classifier(classifier: Classifier, cell_steps: int = 0) -> Callable:
+    """Return `predict` of a fine-tuned model, with the attributes that `fit_scbert` names."""
+
     def predict(adata):
         return predict_proba(classifier, adata)
 
@@ -349,8 +362,7 @@ def fit_scbert(
         return read_out_scbert(classifier, adata)
 
     predict.classifier, predict.read_out = classifier, read_out
-    predict.history = classifier.history
-    predict.cell_steps = train.n_obs * (pretrain_epochs + len(classifier.history))
+    predict.history, predict.cell_steps = classifier.history, cell_steps
     return predict
 
 

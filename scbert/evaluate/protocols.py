@@ -82,7 +82,7 @@ def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) ->
 
 def split_cells(
     adata: anndata.AnnData, dataset: str, *, label_key: str = "cell_type", n_folds: int = 1, seed: int = 0
-) -> list[Parts]:
+) -> list[Split]:
     """Split the cells of a data set: by its saved split where it has one, else by `stratified_splits`.
 
     Parameters
@@ -94,20 +94,34 @@ def split_cells(
     label_key, n_folds, seed
         As in `stratified_splits`; an eighth of the saved training cells is validation, drawn by `seed`.
 
+    Returns
+    -------
+    Splits of protocol "", each fold one, all of repeat 0.
+
     Raises
     ------
     ValueError
         Folds are asked of a set with a saved split, cells are missing, or see `stratified_splits`.
     """
     if dataset not in saved_splits():
-        return stratified_splits(adata.obs[label_key], n_folds, seed)
+        return _name_cells(adata, stratified_splits(adata.obs[label_key], n_folds, seed))
     if n_folds != 1:
         raise ValueError(f"{dataset} has one saved split, whose test cells train nothing: n_folds must be 1.")
     rest, test = load_split(adata, dataset)
     labels = adata.obs[label_key].astype(str).to_numpy()
     inner = StratifiedShuffleSplit(1, test_size=max(len(rest) // 8, len(set(labels))), random_state=seed)
     train, validation = next(inner.split(rest, labels[rest]))
-    return [(np.sort(rest[train]), np.sort(rest[validation]), test)]
+    return _name_cells(adata, [(np.sort(rest[train]), np.sort(rest[validation]), test)])
+
+
+def _name_cells(adata, splits):
+    """Return splits of cells by number as those of cells by name, a fold each."""
+    return [Split("", 0, fold, *(adata.obs_names[part] for part in parts)) for fold, parts in enumerate(splits)]
+
+
+def take_cells(adata: anndata.AnnData, split: Split) -> tuple[anndata.AnnData, anndata.AnnData, anndata.AnnData]:
+    """Return copies of the training, validation and test cells of a split."""
+    return tuple(adata[list(part)].copy() for part in (split.train, split.validation, split.test))
 
 
 def check_disjoint(*parts: Sequence[str]) -> None:
@@ -181,10 +195,9 @@ def cross_validation(
     Paper: Methods, "benchmarking" (five folds); Fig. 2a.
     Differs from the published code: the script draws one 80/20 split and reports on the cells that stopped the training.
     """
-    labels, names = adata.obs[label_key].astype(str), adata.obs_names
+    labels = adata.obs[label_key].astype(str)
     if dataset not in saved_splits():
-        splits = stratified_splits(labels, n_folds, seed)
-        return [Split("", 0, fold, *(names[part] for part in parts)) for fold, parts in enumerate(splits)]
+        return _name_cells(adata, stratified_splits(labels, n_folds, seed))
     rest, test = choose_pool(adata, dataset)
     folds = stratified_splits(labels[rest], n_folds, seed)
     return [

@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 from ..data.counts import hash_data
 from ..data.preprocess import library_size, tokenize
-from ..evaluate import kept as kept_files
 from ..paths import PartDone, find_part, first_line, measure_peak_memory_mb, write_text
 from ..sources.genes import choose_genes
-from ..train.recipe import Recipe
+from . import fitted
+from . import kept as kept_files
 from .methods import FITS, NEEDS, offer
 from .metrics import accuracy, macro_f1
-from .protocols import Parts, Split, check_disjoint, find_unseen, stratified_splits
+from .protocols import Split, check_disjoint, find_unseen
 
 if TYPE_CHECKING:
     from ..run.record import Run
@@ -63,7 +63,9 @@ class Job(NamedTuple):
     cell_steps: int
     """Training cells that pass through a network at most; 0 for other methods."""
     keep: bool = False
-    """Whether logits and vectors of the predicted cells are kept, see `scbert.outputs`."""
+    """Whether logits and vectors of the predicted cells are kept, see `read_kept`."""
+    keep_model: bool = False
+    """Whether the fitted method is kept, see `read_model`."""
 
 
 def plan(
@@ -76,6 +78,8 @@ def plan(
     genes: str | Sequence[str] = "all",
     n_bins: int = 5,
     keep: bool = False,
+    keep_models: Sequence[str] = (),
+    report_on: str = "test",
     seed: int = 0,
 ) -> list[Job]:
     """Return one job for each split and method, the methods of a split together.
@@ -95,28 +99,41 @@ def plan(
         validation cells.
     keep
         Whether logits and vectors of the predicted cells are kept, for `read_kept`.
+    keep_models
+        Names of the methods that are kept as fitted, for `read_model`: scBERT and logistic regression can be.
+    report_on
+        Which cells are predicted: "test", or "validation", as published; see `Recipe.report_on`.
     seed
         Of a split's trainings, plus its repeat.
 
     Raises
     ------
     ValueError
-        A cell on two sides of a split.
+        A cell on two sides of a split, a method in `keep_models` that is not planned or can't be kept, or another
+        `report_on`.
     """
+    if report_on not in ("test", "validation"):
+        raise ValueError(f"report_on must be 'test' or 'validation', not {report_on!r}.")
+    for name in keep_models:
+        if name not in methods:
+            raise ValueError(f"keep_models names {name!r}, which is not planned: {', '.join(methods)} are.")
+        fitted.check_keepable(name, methods[name])
     labels = adata.obs[label_key].astype(str)
     genes = genes if isinstance(genes, str) else tuple(genes)
     cells_hash = joblib.hash((hash_data(adata), library_size(adata)))
     described = {name: describe_method(fit) for name, fit in methods.items()}
     jobs = []
     for split in splits:
+        check_disjoint(split.train, split.validation, split.test, split.aside)
+        if report_on == "validation":
+            split = split._replace(test=split.validation)
         parts = (split.train, split.validation, split.test, *([split.aside] if len(split.aside) else []))
-        check_disjoint(*parts)
         cells = [list(labels[part].items()) for part in parts]
         for name, fit in methods.items():
-            own_seed = seed + split.repeat
-            identity = joblib.hash((cells_hash, cells, genes, n_bins, described[name], own_seed, keep))
+            own_seed, keeps = seed + split.repeat, (keep, name in keep_models)
+            identity = joblib.hash((cells_hash, cells, genes, n_bins, described[name], own_seed, keeps))
             steps = count_cell_steps(fit, len(split.train))
-            jobs.append(Job(data, adata, genes, n_bins, split, name, fit, label_key, own_seed, identity, steps, keep))
+            jobs.append(Job(data, adata, genes, n_bins, split, name, fit, label_key, own_seed, identity, steps, *keeps))
     return jobs
 
 
@@ -255,6 +272,23 @@ def read_kept(job: Job, run: "Run") -> kept_files.Kept:
     return kept_files.read_file(file.with_suffix(".npz"), _list_cells(job, json.loads(file.read_text())))
 
 
+def read_model(job: Job, run: "Run") -> Callable:
+    """Return `predict` of a job that is done, with the attributes that its method gives it, see `scbert.methods`.
+
+    Raises
+    ------
+    ValueError
+        The job's method is none of those planned as `keep_models`, or it was not run.
+    """
+    file = _file(run.path("jobs"), job)
+    if not job.keep_model or not file.exists():
+        what = "was not run yet: call run first"
+        if not job.keep_model:
+            what = f"keeps no model: plan it with keep_models=[{job.method!r}]"
+        raise ValueError(f"The job of {job.method} on {job.data} {job.split.protocol} {what}.")
+    return fitted.read_fitted(file.with_suffix(""))
+
+
 def share_out(jobs: Sequence[Job], part: int, n_parts: int) -> list[Job]:
     """Return the jobs of one part, from 1: the largest first, each to the part that has least; a split's data may repeat."""
     loads, mine = [0.0] * n_parts, []
@@ -335,10 +369,14 @@ def _compute(jobs, run, progress):
             try:
                 if (key := (id(job.adata), id(job.split), job.genes, job.n_bins)) != last:
                     prepared, last = _prepare(job), key
-                done, kept = _compute_job(job, prepared, run.path("checkpoints"))
-                if kept is not None:
-                    kept_files.write_file(_file(run.path("jobs"), job).with_suffix(".npz"), *kept)
-                write_text(_file(run.path("jobs"), job), json.dumps(done) + "\n")  # last: it says that all is there
+                done, kept, predict = _compute_job(job, prepared, run.path("checkpoints"))
+                file = _file(run.path("jobs"), job)
+                if job.keep:
+                    kept_files.write_file(file.with_suffix(".npz"), *kept)
+                if job.keep_model:
+                    fitted.write_fitted(predict, file.with_suffix(""))
+                write_text(file, json.dumps(done) + "\n")  # last: it says that all is there
+                shutil.rmtree(run.path("checkpoints") / job.identity, ignore_errors=True)
             except Exception as error:  # all other jobs of a long night are computed all the same
                 reason = f"{type(error).__name__}: {first_line(error)}"
                 where = f"{job.data} {job.split.protocol}".strip()
@@ -350,7 +388,7 @@ def _compute(jobs, run, progress):
 def _prepare(job):
     """Return the cells of a split with the genes that its methods read, tokenized."""
     split = job.split
-    adata = job.adata[np.concatenate([split.train, split.validation, split.test, split.aside])]
+    adata = job.adata[pd.unique(np.concatenate([split.train, split.validation, split.test, split.aside]))]
     genes = job.genes
     if isinstance(genes, str):
         genes = choose_genes(adata[: len(split.train) + len(split.validation)], genes)
@@ -358,7 +396,7 @@ def _prepare(job):
 
 
 def _compute_job(job, prepared, checkpoints):
-    """Train and predict; return what is kept of it, and logits and vectors or None."""
+    """Train and predict; return the result, logits and vectors or None, and the fitted method."""
     split, kept = job.split, None
     train, validation, test = (
         prepared[list(cells)].copy() for cells in (split.train, split.validation, [*split.test, *split.aside])
@@ -388,12 +426,12 @@ def _compute_job(job, prepared, checkpoints):
         truth, predicted = cells["truth"].to_numpy(), cells["predicted"].to_numpy()
         done[f"{name}_accuracy"] = float(accuracy(truth, predicted)) if len(cells) else None
         done[f"{name}_macro_f1"] = float(macro_f1(truth, predicted)) if len(cells) else None
-    shutil.rmtree(checkpoints / job.identity, ignore_errors=True)
-    return done | {
+    done |= {
         "labels": labels,
         "predicted": [int(number) for number in pd.Index(labels).get_indexer(rows["predicted"])],
         "confidence": [round(float(value), 4) for value in rows["confidence"]],
-    }, kept
+    }
+    return done, kept, predict
 
 
 @contextlib.contextmanager
@@ -443,58 +481,10 @@ def _gather(jobs, results):
     return pd.concat(predictions, ignore_index=True), pd.DataFrame(costs)
 
 
-def cross_validate(
-    adata: anndata.AnnData,
-    methods: dict[str, Callable],
-    *,
-    label_key: str = "cell_type",
-    n_folds: int = 5,
-    splits: list[Parts] | None = None,
-    recipe: Recipe = Recipe(),
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Predict the test cells with each method, on the same splits.
-
-    Parameters
-    ----------
-    adata
-        Counts, tokenized if a method needs it.
-    methods
-        Name -> ``fit(train, validation, label_key=, seed=)``, which returns ``predict(adata)``, which returns
-        probabilities (cells x labels, a DataFrame).
-    label_key, n_folds, seed
-        See `stratified_splits`.
-    splits
-        Splits already made, by `split_cells` say, in place of `n_folds`.
-    recipe
-        Its `report_on` says which cells are predicted: test cells, or as published the validation cells.
-
-    Returns
-    -------
-    One row for each method and test cell, pooled over folds: method, fold, cell, truth, predicted, confidence.
-
-    Raises
-    ------
-    ValueError
-        See `stratified_splits`.
-
-    Paper: Methods, "benchmarking"; Fig. 2a.
-    """
-    rows = []
-    splits = stratified_splits(adata.obs[label_key], n_folds, seed) if splits is None else splits
-    for fold, (train, validation, test) in enumerate(splits):
-        check_disjoint(*(adata.obs_names[part] for part in (train, validation, test)))
-        scored = test if recipe.report_on == "test" else validation
-        for name, fit in methods.items():
-            predict = fit(adata[train].copy(), adata[validation].copy(), label_key=label_key, seed=seed)
-            rows.append(predict_cells(name, predict, adata[scored].copy(), label_key=label_key, fold=fold))
-    return pd.concat(rows, ignore_index=True)
-
-
 def predict_cells(
     method: str, predict: Callable, adata: anndata.AnnData, *, label_key: str = "cell_type", fold: int = 0
 ) -> pd.DataFrame:
-    """Predict cells with a fitted method: one row a cell, in the columns of `cross_validate`."""
+    """Predict cells with a fitted method: a row a cell, with method, fold, cell, truth, predicted and confidence."""
     probabilities = predict(adata)
     return pd.DataFrame(
         {

@@ -23,7 +23,7 @@ from ..data.preprocess import library_size, lognormalize
 from ..evaluate.metrics import draw_weights
 from ..model.classifier import Classifier
 from ..model.encoder import find_expressed
-from .interpretability import contrast_types
+from .interpretability import compare_groups, contrast_types, even_attention
 
 GROUP = ["judge", "kind"]
 
@@ -217,6 +217,89 @@ def score_by_gradients(
     values, sums = integrated_gradients(classifier, adata[chosen].copy(), labels[chosen], n_steps=n_steps)
     missed = (sums["sum"] - sums["difference"]).abs().sum() / sums["difference"].abs().sum()
     return score_by_attention(values, labels[chosen]), float(missed)
+
+
+def score_genes(
+    trained: Mapping[int, Callable],
+    adata: anndata.AnnData,
+    contrasts: Mapping[int, pd.DataFrame],
+    label_key: str = "cell_type",
+    n_cells: int = 5,
+) -> tuple[pd.DataFrame, pd.Series]:
+    """Score genes in five ways, for each training, in one table that all comparisons read.
+
+    "attention" is what a gene receives in a type less what it receives in others; "even" the same, of attention that
+    is spread evenly over the genes a cell expresses; "weights", "expression" and "gradients" are those of
+    `score_by_weights`, `score_by_expression` and `score_by_gradients`. "even", "weights" and "expression" know no
+    network, and are the same for each training.
+
+    Parameters
+    ----------
+    trained
+        Seed -> what `fit_scbert` returned.
+    adata
+        Tokenized training cells.
+    contrasts
+        Seed -> `contrast_types` of the attention in these cells; its genes are those that are scored.
+    n_cells
+        Of each type, for gradients.
+
+    Returns
+    -------
+    A row a seed, ranking, type and gene: seed, ranking, type, gene, score, large where the gene is important. And for
+    each seed the share of the logits' differences that gradients miss.
+    """
+    labels, genes = _read(adata, label_key)[1], next(iter(contrasts.values()))["gene"].unique()
+    rivals = {
+        "even": score_by_attention(even_attention(adata)[genes], labels),
+        "weights": score_by_weights(adata, label_key),
+        "expression": score_by_expression(adata, label_key),
+    }
+    tables, missed = {}, {}
+    for seed, contrast in contrasts.items():
+        own = {"attention": tabulate_scores(contrast)} | rivals
+        own["gradients"], missed[seed] = score_by_gradients(trained[seed].classifier, adata, label_key, n_cells)
+        tables |= {(seed, ranking): table.reindex(np.unique(labels), columns=genes) for ranking, table in own.items()}
+    table = pd.concat(tables, names=["seed", "ranking", "type"]).fillna(0.0).rename_axis(columns="gene")
+    return table.stack(future_stack=True).rename("score").reset_index(), pd.Series(missed, name="missed").rename_axis(
+        "seed"
+    )
+
+
+def split_scores(scores: pd.DataFrame, by: str) -> dict:
+    """Return for each value of a column of `score_genes`, such as each "ranking" of one seed, types x genes."""
+    return {name: tabulate_scores(part, "score") for name, part in scores.groupby(by, sort=False)}
+
+
+def compare_rankings(
+    scores: pd.DataFrame, layers: Mapping[int, pd.DataFrame], labels: Sequence[str], n: int = 20
+) -> pd.DataFrame:
+    """Compare the scores of attention between trainings and between layers, and all rankings of the first training.
+
+    Parameters
+    ----------
+    scores
+        From `score_genes`.
+    layers
+        Layer -> attention of the first training, cells x genes, see `gene_attention`.
+    labels
+        (cells,), the type of each.
+    n
+        Genes on top to compare.
+
+    Returns
+    -------
+    The table of `measure_agreement`, ``between`` being "seeds", "layers" or "rankings".
+    """
+    rankings = split_scores(scores[scores["seed"] == scores["seed"].iloc[0]], "ranking")
+    genes = rankings["attention"].columns
+    seeds = split_scores(scores[scores["ranking"] == "attention"], "seed")
+    groups = {
+        "seeds": {f"seed {seed}": table for seed, table in seeds.items()},
+        "layers": {f"layer {layer}": score_by_attention(table[genes], labels) for layer, table in layers.items()},
+        "rankings": rankings,
+    }
+    return compare_groups(groups, n)
 
 
 def _read(adata, label_key):
@@ -416,6 +499,44 @@ def judge_rankings(
     return pd.concat(rows, ignore_index=True)
 
 
+def judge_trainings(
+    trained: Mapping[int, Callable],
+    regression: Callable,
+    scores: pd.DataFrame,
+    train: anndata.AnnData,
+    cells: anndata.AnnData,
+    numbers: Sequence[int],
+    label_key: str = "cell_type",
+) -> pd.DataFrame:
+    """Delete and insert the first genes of each training's rankings, and of random ones; ask it and logistic regression.
+
+    Parameters
+    ----------
+    trained
+        Seed -> what `fit_scbert` returned.
+    regression
+        What `fit_logistic_regression` returned: another model's opinion of the same genes.
+    scores
+        From `score_genes`. A ranking "random" is added, of two draws of `match_genes` for the genes of "attention".
+    train, cells
+        Training cells, for the levels that random genes match, and test cells.
+    numbers
+        How many genes to delete or keep.
+
+    Returns
+    -------
+    The table of `judge_rankings`, judges "scbert" and "logistic_regression", with the column seed.
+    """
+    truth, curves = cells.obs[label_key].astype(str).to_numpy(), {}
+    for seed, predict in trained.items():
+        own = split_scores(scores[scores["seed"] == seed], "ranking")
+        orders = {ranking: [order_genes(table, max(numbers))] for ranking, table in own.items()}
+        orders["random"] = match_genes(orders["attention"][0], train, label_key, n_draws=2, seed=seed)
+        judges = {"scbert": predict, "logistic_regression": regression}
+        curves[seed] = judge_rankings(judges, cells, orders, truth, numbers)
+    return pd.concat(curves, names=["seed"]).reset_index("seed")
+
+
 def measure_areas(
     curves: pd.DataFrame,
     *,
@@ -505,3 +626,28 @@ def _divide(left, intact, of_cells, of_seeds):
     """Weigh cells and seeds, (resamples, cells) and (resamples, seeds): return (resamples, rankings)."""
     sums = (np.einsum("rc,ksc,rs->rk", of_cells, values, of_seeds, optimize=True) for values in (left, intact))
     return np.divide(*sums)
+
+
+def say_verdicts(areas: pd.DataFrame, differences: pd.DataFrame, judge: str = "scbert") -> str:
+    """Say in one sentence whether the first genes of attention matter when they are deleted, and to which rivals they lose.
+
+    Parameters
+    ----------
+    areas, differences
+        From `measure_areas`, the latter against "attention".
+    judge
+        Whose probabilities are asked.
+    """
+    left = areas[(areas["judge"] == judge) & (areas["kind"] == "deletion")].set_index("ranking")["value"]
+    rivals = differences[(differences["judge"] == judge) & (differences["kind"] == "deletion")].set_index("ranking")
+    chance = rivals.loc["random", "verdict"]
+    matter = {"better": "matter", "worse": "matter less than chance", "not decided": "are not shown to matter"}[chance]
+    named = {
+        words: ", ".join(rivals.index[(rivals["verdict"] == verdict) & (rivals.index != "random")])
+        for verdict, words in (("better", "ahead of"), ("not decided", "not decided against"), ("worse", "behind"))
+    }
+    against = "; ".join(f"{words} {names}" for words, names in named.items() if names)
+    return (
+        f"The genes of high attention {matter}: deleting them leaves {left['attention']:.2f} of the true type's "
+        f"probability, deleting others as strongly expressed {left['random']:.2f}; as a ranking, attention is {against}."
+    )

@@ -19,7 +19,7 @@ What attention is not: it says which genes were read, not which decided. `scbert
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -31,15 +31,38 @@ import torch
 import yaml
 from scipy import stats
 
+from ..annotate import embed
 from ..data.cells import open_for
+from ..evaluate.embeddings import embed_pca
 from ..evaluate.metrics import bootstrap
 from ..model.attention import EPS
 from ..model.classifier import Classifier
+from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
+from ..train.pretrain import pretrain
 from .pretraining import read_sets
 
 PERMUTATIONS_AT_ONCE = 20
 ROWS_AT_ONCE = 512
+
+
+def prepare_encoder(start: ScBert | ScBertConfig, train: anndata.AnnData, *, n_epochs: int, seed: int = 0) -> ScBert:
+    """Return the encoder that trainings start from: as it is or, of a shape, pretrained on their training cells.
+
+    Parameters
+    ----------
+    start
+        From `choose_encoder`.
+    train
+        Tokenized training cells.
+    n_epochs
+        Of fine-tuning; pretraining takes twice as many.
+    """
+    if isinstance(start, ScBert):
+        return start
+    encoder = ScBert(start, seed=seed)
+    pretrain(encoder, train, n_epochs=2 * n_epochs, learning_rate=3e-3, seed=seed)
+    return encoder
 
 
 def gene_attention(
@@ -93,6 +116,17 @@ def gene_attention(
     if by_layer:
         return {layer + 1: share(received[:, layer]) for layer in range(received.shape[1])}
     return share(received.mean(1))
+
+
+def attend(trained: Mapping[int, Callable], adata: anndata.AnnData) -> dict[int, dict[int, pd.DataFrame]]:
+    """Return seed -> layer -> `gene_attention` of these cells, of what `fit_scbert` returned for each seed."""
+    return {seed: gene_attention(predict.classifier, adata, by_layer=True) for seed, predict in trained.items()}
+
+
+def share_expressed(adata: anndata.AnnData, labels: Sequence[str]) -> pd.DataFrame:
+    """Return the share of each type's cells, tokenized, that express a gene: types x genes."""
+    expressed = pd.DataFrame((adata.layers["bins"] > 0).toarray(), columns=adata.var_names)
+    return expressed.groupby(np.asarray(labels)).mean()
 
 
 def even_attention(adata: anndata.AnnData) -> pd.DataFrame:
@@ -546,3 +580,59 @@ def compare_groups(groups: Mapping[str, Mapping[str, pd.DataFrame]], n: int = 20
     """
     tables = {group: measure_agreement(scores, n) for group, scores in groups.items() if len(scores) > 1}
     return pd.concat(tables, names=["between"]).reset_index("between").reset_index(drop=True)
+
+
+def embed_cells(
+    adata: anndata.AnnData, encoder: ScBert, predict: Callable, regression: Callable, *, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Return embeddings of cells, (cells, dim), by name.
+
+    Parameters
+    ----------
+    adata
+        Tokenized cells.
+    encoder
+        Before fine-tuning.
+    predict, regression
+        What `fit_scbert` and `fit_logistic_regression` returned.
+
+    Returns
+    -------
+    "pca" of log-normalised counts; "scbert", the mean over expressed genes after fine-tuning, and "scbert:before" before
+    it; "scbert:logits" and "logistic_regression", the logits of either. The three of scBERT and "pca" as in Fig. 5d.
+    """
+    logits, pooled = predict.read_out(adata)
+    return {
+        "pca": embed_pca(adata, seed=seed),
+        "scbert": pooled,
+        "scbert:logits": logits.to_numpy(),
+        "scbert:before": embed(encoder, adata),
+        "logistic_regression": regression.read_out(adata)[0].to_numpy(),
+    }
+
+
+def say_focus(focus: pd.DataFrame, agreement: pd.DataFrame, firsts: pd.DataFrame) -> str:
+    """Say in one sentence how near attention is to an even spread, and whether its top genes need more than that.
+
+    Parameters
+    ----------
+    focus
+        From `measure_focus`.
+    agreement
+        From `measure_agreement`, with the pair attention and even.
+    firsts
+        From `count_first`, of the rankings attention and even.
+    """
+    pair = agreement[(agreement["one"] == "attention") & (agreement["other"] == "even")]
+    share, overlap = focus["effective_share"].mean(), pair["overlap"].mean()
+    text = (
+        f"scBERT looks {'at what a cell expresses' if overlap >= 0.8 else 'elsewhere than an even spread would'}: its "
+        f"attention is spread {'almost evenly' if share >= 0.9 else 'unevenly'} over these genes (effective share "
+        f"{share:.3f}), and against an even spread it ranks genes with a Spearman correlation of "
+        f"{pair['spearman'].mean():.3f} and {overlap:.1%} of the top genes in common"
+    )
+    for collection, own in firsts.groupby(level="collection", sort=False):
+        n = own.droplevel("collection")["first"]
+        text += f"; in {collection} the own set is first for {n['attention']} of {own['types'].iloc[0]} types"
+        text += f", and for {n['even']} with an even spread"
+    return f"{text}."

@@ -208,6 +208,33 @@ def embedding(
     return ax
 
 
+def annotation(adata: anndata.AnnData, table: pd.DataFrame) -> np.ndarray:
+    """Scatter annotated cells before all others in pale grey, a panel for each column of a table: labels and numbers.
+
+    Parameters
+    ----------
+    adata
+        All cells, with ``obsm["X_umap"]``, see `place_cells`.
+    table
+        A row an annotated cell, by name: columns of labels, in the same colours, and of numbers from 0 to 1; at least one
+        of labels.
+
+    Returns
+    -------
+    The axes, one a column.
+
+    Paper: Fig. 2b.
+    """
+    place = adata.obsm["X_umap"]
+    light = anndata.AnnData(obs=table, obsm={"X_umap": place[adata.obs_names.get_indexer(table.index)]})
+    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    palette = color_labels([label for name in texts for label in table[name].astype(str)])
+    axes = plt.subplots(1, table.shape[1], figsize=(5 * table.shape[1], 4), squeeze=False, layout="constrained")[1][0]
+    for ax, name in zip(axes, table, strict=True):
+        embedding(light, name, background=place, palette=palette, title=_spell(name), legend=name == texts[-1], ax=ax)
+    return axes
+
+
 def named_cells(
     adata: anndata.AnnData,
     predictions: pd.DataFrame,
