@@ -231,7 +231,7 @@ def annotation(adata: anndata.AnnData, table: pd.DataFrame) -> np.ndarray:
     palette = color_labels([label for name in texts for label in table[name].astype(str)])
     axes = plt.subplots(1, table.shape[1], figsize=(5 * table.shape[1], 4), squeeze=False, layout="constrained")[1][0]
     for ax, name in zip(axes, table, strict=True):
-        embedding(light, name, background=place, palette=palette, title=_spell(name), legend=name == texts[-1], ax=ax)
+        embedding(light, name, background=place, palette=palette, title=spell(name), legend=name == texts[-1], ax=ax)
     return axes
 
 
