@@ -108,7 +108,7 @@ def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed
     Returns
     -------
     Tested cells and those set aside, on the genes that the methods read, with ``obsm``: "pca" and "harmony", of these cells
-    and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.annotate.embed`,
+    and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.embed`,
     "scbert_logits", and "logistic_regression", its logits, which all three have learnt from labels of the training cells.
 
     Raises

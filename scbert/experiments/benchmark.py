@@ -76,7 +76,7 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     Parameters
     ----------
     names
-        Any of `FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training cells if only a shape is;
+        Any of `scbert.methods.FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training cells if only a shape is;
         "scbert_scratch", of the same shape, from random weights; "scbert_published", as "scbert" under
         `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise; from the published
         weights with the script's batches, rate, epochs and patience too.
@@ -309,7 +309,7 @@ def say_comparison(comparison: pd.DataFrame) -> str:
 
 
 def read_references(text: str) -> dict:
-    """Return the options of `reference_sizes` that a notebook's parameter names, such as "0.1 0.3 10 rest".
+    """Return the options of `scbert.protocols.reference_sizes` that a notebook's parameter names, such as "0.1 0.3 10 rest".
 
     Numbers below 1 are shares of the cells, others cells of each label; "rest" tests all that is not reference.
     """
@@ -330,7 +330,7 @@ def read_references(text: str) -> dict:
 
 
 def read_imbalance(text: str, labels: Sequence[str]) -> dict:
-    """Return the options of `class_imbalance` that a notebook's parameter names.
+    """Return the options of `scbert.protocols.class_imbalance` that a notebook's parameter names.
 
     Parameters
     ----------

@@ -32,7 +32,8 @@ def count_parts(splits: Mapping[str, Sequence[Split]]) -> pd.DataFrame:
         for split in own
         if split.repeat == 0
     }
-    return pd.DataFrame.from_dict(sizes, orient="index", columns=list(PARTS)).rename_axis(["data", "training"])
+    index = pd.MultiIndex.from_tuples(sizes, names=["data", "training"])
+    return pd.DataFrame(list(sizes.values()), index=index, columns=list(PARTS))
 
 
 def gather_kept(jobs: Sequence[Job], run: "Run") -> dict[tuple, Kept]:
