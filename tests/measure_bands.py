@@ -43,24 +43,19 @@ SHUFFLE_ALONE = (
     f"{LOAD_ALONE}\nadata.obs[label_key] = adata.obs[label_key].sample(frac=1, random_state=seed).to_numpy()"
 )
 SHUFFLE = f"{LOAD}\nadata.obs[label_key] = adata.obs[label_key].sample(frac=1, random_state=seed).to_numpy()"
+LOAD_EXPERIMENTS = "    run.note_data(experiment.name, experiment.cells)"
+SHUFFLE_EXPERIMENTS = (
+    f"{LOAD_EXPERIMENTS}\n    obs = experiment.cells.obs\n"
+    "    obs[label_key] = obs[label_key].sample(frac=1, random_state=seed).to_numpy()"
+)
 CONTROLS = {
     "00_quickstart": ("labels shuffled", LOAD, SHUFFLE),
     "02_pretrain": ("learning rate 0", "learning_rate: float = 0.003", "learning_rate: float = 0.0"),
     "03_finetune_and_annotate": ("labels shuffled", LOAD, SHUFFLE),
     "04_benchmark": ("labels shuffled", LOAD, SHUFFLE),
-    "05_cross_dataset": (
-        "labels shuffled",
-        "    run.note_data(name, adata)",
-        "    run.note_data(name, adata)\n"
-        "    adata.obs[label_key] = adata.obs[label_key].sample(frac=1, random_state=seed).to_numpy()",
-    ),
+    "05_cross_dataset": ("labels shuffled", LOAD_EXPERIMENTS, SHUFFLE_EXPERIMENTS),
     "06_batch_effect": ("labels shuffled", LOAD_ALONE, SHUFFLE_ALONE),
-    "07_novel_cell_types": (
-        "labels shuffled",
-        "    run.note_data(name, adata)",
-        "    run.note_data(name, adata)\n"
-        "    adata.obs[label_key] = adata.obs[label_key].sample(frac=1, random_state=seed).to_numpy()",
-    ),
+    "07_novel_cell_types": ("labels shuffled", LOAD_EXPERIMENTS, SHUFFLE_EXPERIMENTS),
     "08_interpretability": ("labels shuffled", LOAD_ALONE, SHUFFLE_ALONE),
 }
 
@@ -83,7 +78,12 @@ def measure(notebook):
         folder = Path(folder)
         text = json.loads(source.read_text())
         for cell in text["cells"]:
-            cell["source"] = "".join(cell["source"]).replace(old, new)
+            cell["source"] = "".join(cell["source"])
+        assert any(old in cell["source"] for cell in text["cells"]), (
+            f"{notebook} has no {old!r} for its control to replace"
+        )
+        for cell in text["cells"]:
+            cell["source"] = cell["source"].replace(old, new)
         control = folder / "control" / source.name
         control.parent.mkdir()
         control.write_text(json.dumps(text))

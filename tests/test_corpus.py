@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from scbert import cross_dataset, datasets, protocols, simulate
-from scbert.experiments.cross_dataset import load_experiments
 from scbert.experiments.pretraining import join_sets, load_sets
 
 
@@ -92,6 +91,19 @@ def test_sets_without_a_common_gene_are_refused(two_sets):
 # Experiments
 
 
+def load_experiments(text, *methods, **options):
+    """Return name -> experiment."""
+    experiments = cross_dataset.load_experiments(text, *methods, **options)
+    assert all(type(one) is cross_dataset.Experiment for one in experiments)
+    return {one.name: one for one in experiments}
+
+
+def load_one(text, **options):
+    """Return the cells of the only experiment."""
+    (one,) = load_experiments(text, **options).values()
+    return one.cells
+
+
 @pytest.fixture
 def files(make_cells, tmp_path, monkeypatch):
     """Two files: 60 cells of 24 genes, and 40 of 21 of these in another order and 5 more; six cells are in both."""
@@ -115,7 +127,8 @@ def files(make_cells, tmp_path, monkeypatch):
 def test_a_set_alone_has_its_batches_as_studies(files):
     experiments = load_experiments("one.h5ad", label_key="kind", batch_key="chip")
     assert list(experiments) == ["one"]
-    adata = experiments["one"]
+    name, adata, train_on, methods = experiments["one"]
+    assert (name, train_on, methods) == ("one", None, "")
     assert list(adata.obs_names) == list(files["one"].obs_names)
     assert (adata.X != files["one"].X).nnz == 0
     assert list(adata.obs["study"]) == list(files["one"].obs["chip"])
@@ -135,7 +148,7 @@ def test_a_cell_that_two_studies_share_is_left_in_the_first_alone(files, capsys)
     names[second[:3]] = [name.replace("a_", "again_") for name in names[first[:3]]]
     one.obs_names = names
     one.write_h5ad("one.h5ad")
-    adata = load_experiments("one.h5ad", label_key="kind", batch_key="chip")["one"]
+    adata = load_one("one.h5ad", label_key="kind", batch_key="chip")
     assert list(adata.obs_names) == list(np.delete(names, second[:3]))
     assert "3 of 20 cells of c2 are in an earlier study too and are left out." in capsys.readouterr().out
 
@@ -145,7 +158,7 @@ def test_cells_of_studies_with_fractional_counts_are_not_compared(files, capsys)
     one.X = one.X * 0.5
     one.uns["scbert"] = {"fractional_counts": "halved"}
     one.write_h5ad("one.h5ad")
-    adata = load_experiments("one.h5ad", label_key="kind", batch_key="chip")["one"]
+    adata = load_one("one.h5ad", label_key="kind", batch_key="chip")
     assert adata.n_obs == 60
     assert "Counts are fractional, so cells that two studies share cannot be told." in capsys.readouterr().out
     assert adata.uns["scbert"]["fractional_counts"] == "halved"
@@ -153,7 +166,7 @@ def test_cells_of_studies_with_fractional_counts_are_not_compared(files, capsys)
 
 def test_without_batches_a_set_is_dealt_out_to_simulated_studies(files):
     options = {"label_key": "kind", "n_studies": 4, "severity": 2.0, "seed": 3}
-    adata = load_experiments("one.h5ad", **options)["one"]
+    adata = load_one("one.h5ad", **options)
     expected = simulate.simulate_studies(datasets.load("one.h5ad", label_key="kind"), **options)
     assert (adata.X != expected.X).nnz == 0
     assert list(adata.obs["study"]) == list(expected.obs["study"])
@@ -162,24 +175,23 @@ def test_without_batches_a_set_is_dealt_out_to_simulated_studies(files):
 
 
 def test_of_one_study_nothing_is_simulated(files):
-    adata = load_experiments("one.h5ad", label_key="kind", n_studies=1, severity=9.0)["one"]
+    adata = load_one("one.h5ad", label_key="kind", n_studies=1, severity=9.0)
     assert (adata.X != files["one"].X).nnz == 0
     assert list(adata.obs_names) == list(files["one"].obs_names)
     assert set(adata.obs["study"]) == {"all"}
     assert list(adata.obs["kind"]) == list(files["one"].obs["kind"].astype(str))
-    assert "train_on" not in adata.uns.get("scbert", {})
     splits = protocols.hold_out_types(adata, "one", together=["B"], label_key="kind")
     assert set(adata.obs["kind"][splits[0].train]) == {"Monocyte", "T/NK"}
     with pytest.raises(ValueError, match=r"obs\['study'\] of adata has one value only \(all\)"):
         protocols.carry_over(adata, label_key="kind")
-    with_batches = load_experiments("one.h5ad", label_key="kind", batch_key="chip", n_studies=1)["one"]
+    with_batches = load_one("one.h5ad", label_key="kind", batch_key="chip", n_studies=1)
     assert set(with_batches.obs["study"]) == {"c1", "c2", "c3"}
 
 
 def test_with_an_arrow_two_sets_are_joined_on_the_genes_of_both_without_cells_of_both(files, capsys):
     experiments = load_experiments("one.h5ad -> other.h5ad by coarse", label_key="cell_type")
     assert list(experiments) == ["one->other"]
-    adata = experiments["one->other"]
+    adata = experiments["one->other"].cells
     assert "6 of 40 cells are in one.h5ad too and were dropped" in capsys.readouterr().out
     assert list(adata.var_names) == [f"gene{i}" for i in range(21)]
     assert list(adata.obs_names) == [*files["one"].obs_names, *files["other"].obs_names[6:]]
@@ -189,8 +201,9 @@ def test_with_an_arrow_two_sets_are_joined_on_the_genes_of_both_without_cells_of
         assert list(own.obs["cell_type"]) == list(own.obs["coarse"]) == list(source.obs["coarse"])
     totals = np.asarray(files["other"].X.sum(1)).ravel()[6:]
     assert list(adata.obs["n_counts"]) == [2000] * 60 + list(totals)
-    assert adata.uns["scbert"] == {"train_on": "one", "caveat": ""}
-    [split] = protocols.carry_over(adata)
+    assert adata.uns["scbert"] == {"caveat": ""}
+    assert (experiments["one->other"].train_on, experiments["one->other"].caveat) == ("one", "")
+    [split] = protocols.carry_over(adata, train_on="one")
     assert set(adata.obs["study"][split.train]) == {"one"}
     assert set(adata.obs_names[60:]) < set(split.test)
     assert len(split.test) == 34 + 12  # and a fifth of the first
@@ -200,7 +213,7 @@ def test_cells_of_the_same_name_in_two_sets_are_two_cells(make_cells, tmp_path, 
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("one", "other")):
         make_cells(30, seed=seed).write_h5ad(f"{name}.h5ad")
-    adata = load_experiments("one.h5ad -> other.h5ad")["one->other"]
+    adata = load_one("one.h5ad -> other.h5ad")
     assert adata.obs_names.is_unique
     assert list(adata.obs_names[:30]) == [f"cell{i}" for i in range(30)]
     assert adata.obs["study"].value_counts().to_dict() == {"one": 30, "other": 30}
@@ -212,14 +225,17 @@ def test_several_experiments_have_columns_of_the_same_names(files):
     )
     assert list(experiments) == ["one", "one->other", "other"]
     for name, labels in (("one", 3), ("one->other", 2), ("other", 3)):
-        assert experiments[name].obs["kind"].nunique() == labels
-        assert {type(value) for column in ("kind", "study") for value in experiments[name].obs[column]} == {str}
+        obs = experiments[name].cells.obs
+        assert obs["kind"].nunique() == labels
+        assert {type(value) for column in ("kind", "study") for value in obs[column]} == {str}
+    assert [one.train_on for one in experiments.values()] == [None, "one", None]
+    assert [one.file_name for one in experiments.values()] == ["one", "one_to_other", "other"]
 
 
 def test_the_name_of_another_column_stays_with_its_experiment(files):
     experiments = load_experiments("one.h5ad by coarse; other.h5ad", label_key="kind", batch_key="chip")
-    assert set(experiments["one"].obs["kind"]) == {"B", "not B"}
-    assert set(experiments["other"].obs["kind"]) == {"B", "Monocyte", "T/NK"}
+    assert set(experiments["one"].cells.obs["kind"]) == {"B", "not B"}
+    assert set(experiments["other"].cells.obs["kind"]) == {"B", "Monocyte", "T/NK"}
 
 
 def test_caveats_of_both_sets_are_handed_on_and_labels_that_come_from_the_other_are_said(files, monkeypatch):
@@ -229,10 +245,10 @@ def test_caveats_of_both_sets_are_handed_on_and_labels_that_come_from_the_other_
     loaded = {"theirs": files["one"], "mine": files["other"]}
     monkeypatch.setattr(cross_dataset.datasets, "CATALOGUE", catalogue)
     monkeypatch.setattr(cross_dataset.datasets, "load", lambda name, **options: loaded[name].copy())
-    there = load_experiments("theirs -> mine", label_key="kind")["theirs->mine"].uns["scbert"]["caveat"].split("\n")
+    there = load_experiments("theirs -> mine", label_key="kind")["theirs->mine"].caveat.split("\n")
     assert there[:2] == ["theirs: Old cells.", "mine: New cells."]
     assert there[2].startswith("The labels of mine were made by comparing its cells with those of theirs: ")
-    back = load_experiments("mine -> theirs", label_key="kind")["mine->theirs"].uns["scbert"]["caveat"].split("\n")
+    back = load_experiments("mine -> theirs", label_key="kind")["mine->theirs"].caveat.split("\n")
     assert back == ["mine: New cells.", "theirs: Old cells."]
 
 
@@ -245,8 +261,22 @@ def test_two_sets_of_which_one_is_fractional_say_so(files):
         files[name].X = files[name].X * 0.5
         files[name].uns["scbert"] = {"fractional_counts": f"{name} is halved"}
         files[name].write_h5ad(f"{name}.h5ad")
-    adata = load_experiments("one.h5ad -> other.h5ad", label_key="kind")["one->other"]
+    adata = load_one("one.h5ad -> other.h5ad", label_key="kind")
     assert adata.uns["scbert"]["fractional_counts"] == "one is halved; other is halved"
+
+
+def test_methods_that_need_whole_counts_are_left_out_of_fractional_ones_alone(files, capsys):
+    files["one"].X = files["one"].X * 0.5
+    files["one"].uns["scbert"] = {"fractional_counts": "halved"}
+    files["one"].write_h5ad("one.h5ad")
+    asked = "majority scanvi scbert"
+    experiments = load_experiments("other.h5ad; one.h5ad", asked, label_key="kind", batch_key="chip")
+    assert {name: one.methods for name, one in experiments.items()} == {"other": asked, "one": "majority scbert"}
+    said = capsys.readouterr().out
+    assert "one has fractional counts, so scanvi is left out there: it models whole counts." in said
+    assert "other has" not in said
+    load_experiments("one.h5ad", "majority", label_key="kind", batch_key="chip")
+    assert "left out there" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

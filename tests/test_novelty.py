@@ -9,7 +9,7 @@ import pytest
 from scipy import special, stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from scbert import calibration, novel_types, novelty
+from scbert import calibration, novel_types, novelty, protocols
 
 Kept = namedtuple("Kept", "cells logits embedding distance")
 LABELS = ["a", "b", "c"]
@@ -224,3 +224,94 @@ def test_of_types_alone_majority_and_the_best_threshold_are_left_out(kept):
     assert set(trimmed["method"]) == {"scbert"} and "best" not in set(trimmed["rule"])
     together = measured.rename(index={"x/y": "together"}, level="level")
     assert novel_types.trim(together).equals(together)
+
+
+def test_held_out_cells_are_taken_without_those_set_aside_or_for_tuning(kept):
+    cells = novel_types.score_jobs(kept)
+    taken = novelty.take_held_out(cells)
+    assert set(taken["purpose"]) == {"held_out"}
+    assert set(taken["part"]) == {"test"}
+    assert len(taken) == 4 * 200
+    assert len(novelty.take_held_out(cells, "x/y")) == 4 * 200
+    assert novelty.take_held_out(cells, "together").empty
+
+
+def test_parts_of_the_first_repeat_are_counted():
+    split = protocols.Split("held_out:a", 0, 0, *(np.arange(n).astype(str) for n in (5, 4, 3, 2)))
+    more = [split._replace(protocol="tuning:a", aside=np.array([])), split._replace(repeat=1, train=np.array(["x"]))]
+    table = novel_types.count_parts({"one": [split, *more], "two": [split]})
+    assert table.index.names == ["data", "training"]
+    assert list(table.columns) == ["train", "validation", "test", "aside"]
+    assert table.loc[("one", "held_out:a")].to_list() == table.loc[("two", "held_out:a")].to_list() == [5, 4, 3, 2]
+    assert table.loc[("one", "tuning:a")].to_list() == [5, 4, 3, 0]
+    assert len(table) == 3
+
+
+def test_what_jobs_kept_is_gathered_under_their_names(monkeypatch):
+    monkeypatch.setattr(novel_types, "read_kept", lambda job, run: (job.method, run))
+    jobs = [
+        types.SimpleNamespace(data="one", split=types.SimpleNamespace(protocol="held_out:a", repeat=1), method=method)
+        for method in ("majority", "scbert")
+    ]
+    assert novel_types.gather_kept(jobs, "run") == {
+        ("one", "held_out:a", 1, method): (method, "run") for method in ("majority", "scbert")
+    }
+
+
+@pytest.fixture
+def together(kept):
+    """What is kept of types held out together, scored, with thresholds and measures."""
+    kept = {(data, protocol.replace("x/y", "together"), *rest): one for (data, protocol, *rest), one in kept.items()}
+    cells = novel_types.score_jobs(kept)
+    thresholds = novelty.choose_thresholds(cells)
+    return kept, cells, thresholds, novel_types.measure_all(cells, thresholds)
+
+
+def test_quartiles_of_confidence_are_those_of_each_type(together):
+    _, cells, _, _ = together
+    tested = novelty.take_held_out(cells, "together")
+    table = novel_types.tabulate_confidence(tested)
+    assert list(table.columns) == ["25%", "50%", "75%"]
+    for (method, truth, seen), row in table.iterrows():
+        own = 1 - tested.loc[(tested["method"] == method) & (tested["truth"] == truth), "max_probability"]
+        assert seen == (truth != "new")
+        np.testing.assert_allclose(row, np.quantile(own, [0.25, 0.5, 0.75]))
+
+
+def test_each_method_is_swept_and_has_its_tuned_probability(together):
+    _, cells, thresholds, _ = together
+    tested = novelty.take_held_out(cells, "together")
+    sweep = novel_types.sweep_methods(tested)
+    for method in ("scbert", "majority"):
+        own = tested[tested["method"] == method]
+        pd.testing.assert_frame_equal(sweep.loc[method], novelty.sweep_thresholds(own))
+        rows = thresholds.query("method == @method and score == 'max_probability' and rule == 'tuned'")
+        assert len(rows) == 2
+        assert novel_types.take_tuned(thresholds, "set")[method] == pytest.approx(1 - rows["threshold"].mean())
+
+
+def test_what_tuning_costs_stands_beside_the_balanced_accuracies(together):
+    *_, measured = together
+    table = novel_types.tabulate_tuning(measured.query("level == 'together'").droplevel("level"))
+    assert list(table.columns) == ["best", "paper", "tuned", "cost"]
+    row = table.loc[("set", "scbert", "entropy")]
+    assert np.isnan(row["paper"])  # 0.5 is a probability, and entropy none
+    assert float(row["cost"].split()[0]) == pytest.approx(row["best"] - row["tuned"], abs=0.006)
+
+
+def test_tables_of_calibration_and_of_prediction_sets_hold_what_was_measured(together):
+    kept, *_ = together
+    of_level = calibration.calibrate_jobs(kept).query("level == 'together'").droplevel("level")
+    errors = novel_types.tabulate_calibration(of_level)
+    assert list(errors.columns) == ["calibration_error", "calibration_error_scaled", "by chance", "temperature"]
+    row = of_level.loc[("set", "scbert", "calibration_error")]
+    assert errors.loc[("set", "scbert"), "calibration_error"].startswith(f"{row['value']:.3f} [")
+    assert errors.loc[("set", "scbert"), "by chance"] == pytest.approx(row["by_chance"], abs=6e-4)
+    temperature = of_level.loc[("set", "scbert", "temperature"), "value"]
+    assert errors.loc[("set", "scbert"), "temperature"] == pytest.approx(temperature, abs=6e-3)
+    table = novel_types.tabulate_sets(of_level)
+    assert list(table.columns[:3]) == ["coverage", "expected", "set_size"]
+    coverage = of_level.loc[("set", "scbert", "coverage")]
+    expected = f"{coverage['expected_low']:.2f} to {coverage['expected_high']:.2f}"
+    assert table.loc[("set", "scbert"), "expected"] == expected
+    assert table.loc[("set", "scbert"), "coverage"].startswith(f"{coverage['value']:.2f} [")

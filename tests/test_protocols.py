@@ -432,9 +432,8 @@ def test_annotation_is_carried_from_one_set_to_another_and_tested_at_home_too(st
     studies.obs["study"] = np.where(studies.obs["study"] == "s1", train_on, "other")
     away = studies.obs["study"] == "other"
     studies.obs["cell_type"] = np.where(away & (studies.obs["cell_type"] == "C"), "E", studies.obs["cell_type"])
-    studies.uns["scbert"] = {"train_on": train_on}
     truth, home = studies.obs["cell_type"].astype(str), studies.obs["study"] == train_on
-    splits = protocols.carry_over(studies, labels=labels, n_repeats=2)
+    splits = protocols.carry_over(studies, train_on=train_on, labels=labels, n_repeats=2)
     assert [(split.protocol, split.repeat, split.fold) for split in splits] == [("", 0, 0), ("", 1, 0)]
     taught = {"A", "B"} if labels == "shared" else {"A", "B", "C"}
     for split in splits:
@@ -452,12 +451,18 @@ def test_annotation_is_carried_from_one_set_to_another_and_tested_at_home_too(st
         assert set(unseen) == (set() if labels == "shared" else {"E"})
 
 
+def test_a_study_that_is_to_train_and_has_no_cell_is_refused(studies):
+    for make, options in ((protocols.carry_over, {}), (protocols.hold_out_types, {"dataset": "x", "together": ["A"]})):
+        with pytest.raises(ValueError, match="No cell is of the study 's9' that is to train: see obs"):
+            make(studies, train_on="s9", **options)
+
+
 def test_training_on_named_cells_refuses_what_cannot_be_learnt_or_is_tested(studies):
     names, labels = studies.obs_names, studies.obs["cell_type"].astype(str)
     with pytest.raises(ValueError, match="The reference leaves 1 labels of two cells or more to learn"):
-        protocols.train_on(studies, names[labels == "A"], names[labels == "B"])
+        protocols.make_split(studies, names[labels == "A"], names[labels == "B"])
     with pytest.raises(ValueError, match="cells are in more than one of training, validation and test"):
-        protocols.train_on(studies, names, names[:2])
+        protocols.make_split(studies, names, names[:2])
 
 
 def test_splits_come_back_from_their_file_which_has_the_same_bytes_each_time(studies, tmp_path):
@@ -585,12 +590,10 @@ def test_what_would_be_tested_at_home_is_set_aside_on_request(studies, saved):
     studies.obs["study"] = np.where(studies.obs["study"] == "s1", "saved", "other")
     away = studies.obs["study"] == "other"
     studies.obs["cell_type"] = np.where(away & (studies.obs["cell_type"] == "C"), "E", studies.obs["cell_type"])
-    studies.uns["scbert"] = {"train_on": "saved"}
     for labels in ("any", "shared"):
-        tested = protocols.carry_over(studies, labels=labels, n_repeats=2)
-        for split, before in zip(
-            protocols.carry_over(studies, labels=labels, n_repeats=2, aside=True), tested, strict=True
-        ):
+        options = {"train_on": "saved", "labels": labels, "n_repeats": 2}
+        tested = protocols.carry_over(studies, **options)
+        for split, before in zip(protocols.carry_over(studies, **options, aside=True), tested, strict=True):
             assert (learns(split), set(split.validation)) == (learns(before), set(before.validation))
             assert [*split.test, *split.aside] == list(before.test)
             assert set(split.aside) == {cell for cell in before.test if not away[cell]} != set()
@@ -606,15 +609,15 @@ def test_studies_of_one_set_with_some_aside_are_those_left_out_one_at_a_time(stu
 
 def test_a_cell_set_aside_neither_trains_nor_is_tested(studies):
     names = studies.obs_names
-    split = protocols.train_on(studies, names[:60], names[60:80], "x", aside=names[80:], seed=2)
+    split = protocols.make_split(studies, names[:60], names[60:80], "x", aside=names[80:], seed=2)
     assert set(split.aside) == set(names[80:])
     assert (
         names_of([split])[0][:6]
-        == names_of([protocols.train_on(studies, names[:60], names[60:80], "x", seed=2)])[0][:6]
+        == names_of([protocols.make_split(studies, names[:60], names[60:80], "x", seed=2)])[0][:6]
     )
     for number in (5, 65):
         with pytest.raises(ValueError, match=rf"1 cells are in more than one of .* \(first: {names[number]}\)"):
-            protocols.train_on(studies, names[:60], names[60:80], aside=[names[number]])
+            protocols.make_split(studies, names[:60], names[60:80], aside=[names[number]])
 
 
 def test_of_tested_cells_and_then_of_those_aside_it_is_said_which_have_an_unseen_label(studies):
@@ -789,9 +792,8 @@ def test_of_another_set_all_is_tested_and_what_one_set_teaches_lacks_the_types_h
     labels = types.obs["cell_type"].astype(str)
     types.obs["study"] = np.where(np.arange(156) % 3 == 0, "other", data)
     types = types[~((types.obs["study"] == data) & (labels == "F"))].copy()  # it never was in the training set
-    types.uns["scbert"] = {"train_on": data}
     labels, away = labels[types.obs_names], types.obs["study"] == "other"
-    splits = protocols.hold_out_types(types, "a name", together=["F", "B"], alone=["C"], n_repeats=2)
+    splits = protocols.hold_out_types(types, "a name", train_on=data, together=["F", "B"], alone=["C"], n_repeats=2)
     assert len(splits) == 8
     for (_, name), (held, tuning) in pairs(splits).items():
         out = {"F", "B"} if name == "together" else {"C"}
@@ -847,12 +849,11 @@ def test_types_to_hold_out_are_read_from_two_parameters(types):
 
 def test_of_another_set_those_types_are_held_out_that_the_training_set_lacks(types):
     types.obs["study"] = np.where(np.arange(156) % 2 == 0, "other", "first")
-    types.uns["scbert"] = {"train_on": "first"}
     less = types[~((types.obs["study"] == "first") & types.obs["cell_type"].isin(["F", "C"]))].copy()
-    assert novel_types.read_held_out("auto", "all", less) == (["C", "F"], [])
-    assert novel_types.read_held_out("A", "held_out", less) == (["A"], [])
+    assert novel_types.read_held_out("auto", "all", less, train_on="first") == (["C", "F"], [])
+    assert novel_types.read_held_out("A", "held_out", less, train_on="first") == (["A"], [])
     with pytest.raises(ValueError, match="finds no type to hold out, since the training set has all types: name types"):
-        novel_types.read_held_out("auto", "", types)
+        novel_types.read_held_out("auto", "", types, train_on="first")
 
 
 def test_one_of_the_types_or_any_named_can_be_alone(types):

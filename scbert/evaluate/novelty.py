@@ -7,8 +7,8 @@ import pandas as pd
 from scipy import special
 from sklearn.metrics import roc_curve
 
-from ..evaluate import metrics as evaluate
 from .calibration import GROUP, check_logits
+from .metrics import draw_weights
 
 SCORES = ("max_probability", "margin", "entropy", "energy", "temperature", "distance")
 PAPER = 0.5  # a cell whose largest probability is below this is Unassigned
@@ -57,6 +57,20 @@ def score_cells(
     return pd.DataFrame(scores, index=getattr(logits, "index", None))
 
 
+def take_held_out(cells: pd.DataFrame, level: str | None = None) -> pd.DataFrame:
+    """Return the test cells of the trainings that lack the types held out, and none of the trainings for tuning.
+
+    Parameters
+    ----------
+    cells
+        From `scbert.novel_types.score_jobs`.
+    level
+        "together", or the type that was held out alone; all if None.
+    """
+    test = cells[(cells["purpose"] == "held_out") & (cells["part"] == "test")]
+    return test if level is None else test[test["level"] == level]
+
+
 def choose_threshold(scores: Sequence[float], is_novel: Sequence[bool]) -> float:
     """Return the threshold with the best mean of two shares: of novel cells above it, and of known ones not above it.
 
@@ -85,7 +99,7 @@ def choose_thresholds(cells: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     cells
-        From `score_jobs`.
+        From `scbert.novel_types.score_jobs`.
 
     Returns
     -------
@@ -140,7 +154,7 @@ def resample_novelty(
 
     value = average(np.ones((1, len(cells))), np.ones((1, len(repeats))))[0]
     block = max(1, 1_000_000 // len(cells))
-    drawn = [average(*pair) for pair in evaluate.draw_weights(strata, sizes, len(repeats), seed, n_resamples, block)]
+    drawn = [average(*pair) for pair in draw_weights(strata, sizes, len(repeats), seed, n_resamples, block)]
     return pd.MultiIndex.from_tuples(names, names=["score", "rule", "metric"]), value, np.concatenate(drawn)
 
 
@@ -152,11 +166,11 @@ def measure_novelty(
     Parameters
     ----------
     table
-        Rows of `score_jobs`: test cells of one method, data set and level.
+        Rows of `scbert.novel_types.score_jobs`: test cells of one method, data set and level.
     thresholds
         repeat, score, rule and threshold; a cell is unassigned if its score is above.
     seed, n_resamples
-        Of the bootstrap: weights of `scbert.evaluate.draw_weights`, novel and known cells apart. It is about these types:
+        Of the bootstrap: weights of `scbert.metrics.draw_weights`, novel and known cells apart. It is about these types:
         cells of one type resemble each other, and another type may be found more easily or less. Simulated, intervals held
         the true AUROC and AUPR in 89 to 97 of 100 cases, but only in 80 where 15 novel cells are almost all found, and
         where aupr is at chance: it is too high there (0.116 for 0.091 with 20 novel cells), as its interval is.
@@ -201,7 +215,7 @@ def compare_methods(
     ValueError
         The two were not tested on the same cells.
     """
-    test = _take_held_out(cells)
+    test = take_held_out(cells)
     found = {}
     for key, part in test.groupby(GROUP[:2], sort=False):
         pair = [part[part["method"] == name] for name in (method, other)]
@@ -244,7 +258,7 @@ def trace_curves(cells: pd.DataFrame, scores: Sequence[str] = SCORES, *, n_steps
     Parameters
     ----------
     cells
-        Test cells of `score_jobs`, of one data set and level; repeats are pooled.
+        Test cells of `scbert.novel_types.score_jobs`, of one data set and level; repeats are pooled.
 
     Returns
     -------
@@ -272,7 +286,7 @@ def count_calls(cells: pd.DataFrame, threshold: float = PAPER) -> pd.DataFrame:
     Parameters
     ----------
     cells
-        Test cells of `score_jobs`, of one data set and level; repeats are pooled.
+        Test cells of `scbert.novel_types.score_jobs`, of one data set and level; repeats are pooled.
 
     Returns
     -------
@@ -281,11 +295,6 @@ def count_calls(cells: pd.DataFrame, threshold: float = PAPER) -> pd.DataFrame:
     called = cells["predicted"].where(cells["max_probability"] <= 1 - threshold, "Unassigned")
     table = cells.assign(called=called, novel=~cells["seen"])
     return table.groupby(["method", "truth", "novel", "called"], sort=False).size().rename("cells").reset_index()
-
-
-def _take_held_out(cells):
-    """Return the test cells of trainings that types were held out of, without those for tuning."""
-    return cells[(cells["purpose"] == "held_out") & (cells["part"] == "test")]
 
 
 def _measure(part, thresholds, weights):

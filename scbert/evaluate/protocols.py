@@ -401,44 +401,68 @@ def leave_one_out(
             random = np.random.default_rng([seed, repeat, 2, number])
             own, kept = set_aside(truth, own, random) if aside else (own, ())
             options = {"label_key": label_key, "repeat": repeat, "aside": kept, "seed": seed}
-            splits.append(train_on(adata, own, others, f"held_out:{study}", **options))
+            splits.append(make_split(adata, own, others, f"held_out:{study}", **options))
     return splits
 
 
 def carry_over(
     adata: anndata.AnnData,
     *,
+    train_on: str | None = None,
     label_key: str = "cell_type",
     labels: str = "any",
     n_repeats: int = 1,
     aside: bool = False,
     seed: int = 0,
 ) -> list[Split]:
-    """Make the splits of an experiment of `scbert.corpus.load_experiments`.
+    """Make the splits that carry annotation from one study to another (E4, E5).
 
-    Of a set with several studies those of `leave_one_out`, by ``obs["study"]``. Where ``uns["scbert"]["train_on"]`` names
-    a study, the splits of protocol "" that train on it and test the other, and beside that those cells of the first that
-    `choose_pool` keeps from training: what is lost on the way is then seen under one model. With `aside` these cells, or an
-    eighth of the training studies' (see `set_aside`), are not among the tested but set aside.
+    Parameters
+    ----------
+    adata
+        Cells of several studies, which ``obs["study"]`` names, such as those of a `scbert.cross_dataset.Experiment`.
+    train_on
+        The study that trains, while all others are tested; None: each study in turn is tested, and all others train.
+        A study that bears the name of a set with a saved split trains on the cells which that split lets train.
+    labels
+        As in `leave_one_out`.
+    n_repeats
+        Draws of the validation cells.
+    aside
+        Whether some cells of the studies that train are set aside. Without `train_on`: an eighth of each label, see
+        `set_aside`. With it: the cells that `choose_pool` keeps from training, which are tested otherwise.
+
+    Returns
+    -------
+    Without `train_on`, those of `leave_one_out`. With it, splits of protocol "": tested are the other studies, and beside
+    them those cells of the training study that `choose_pool` keeps from training, so that what is lost on the way is
+    seen under one model.
 
     Raises
     ------
     ValueError
-        See `leave_one_out` and `train_on`.
+        No cell of the study that is to train, or see `leave_one_out` and `make_split`.
     """
-    first = adata.uns.get("scbert", {}).get("train_on")
     options = {"label_key": label_key, "seed": seed}
-    if first is None:
+    if train_on is None:
         return leave_one_out(adata, batch_key="study", labels=labels, n_repeats=n_repeats, aside=aside, **options)
-    own = adata[(adata.obs["study"] == first).to_numpy()]
-    pool, kept = choose_pool(own, first, **options)
-    others = adata.obs_names[(adata.obs["study"] != first).to_numpy()]
+    own, others = _part_studies(adata, train_on)
+    pool, kept = choose_pool(own, train_on, **options)
+    others = others.obs_names
     if labels == "shared":
         truth = adata.obs[label_key].astype(str)
         pool, others = pool[truth[pool].isin(set(truth[others]))], others[truth[others].isin(set(truth[pool]))]
         kept = kept[truth[kept].isin(set(truth[others]))]
     tested, kept = (others, kept) if aside else (others.append(kept), ())
-    return [train_on(adata, pool, tested, repeat=repeat, aside=kept, **options) for repeat in range(n_repeats)]
+    return [make_split(adata, pool, tested, repeat=repeat, aside=kept, **options) for repeat in range(n_repeats)]
+
+
+def _part_studies(adata, train_on):
+    """Return the cells of the study that trains, and those of all others."""
+    is_own = (adata.obs["study"] == train_on).to_numpy()
+    if not is_own.any():
+        raise ValueError(f"No cell is of the study {train_on!r} that is to train: see obs['study'].")
+    return adata[is_own], adata[~is_own]
 
 
 def between_studies(
@@ -470,7 +494,7 @@ def between_studies(
     Raises
     ------
     ValueError
-        No such study, or see `train_on`.
+        No such study, or see `make_split`.
     """
     labels, study = adata.obs[label_key].astype(str), adata.obs["study"].astype(str)
     for name in (train, test):
@@ -482,7 +506,7 @@ def between_studies(
         own, aside, others = own[own.isin(pool)], own[own.isin(kept)], others[others.isin(kept)]
     else:
         own, aside = set_aside(labels, own, np.random.default_rng([seed, repeat, 2]))
-    return train_on(adata, own, others, protocol, label_key=label_key, repeat=repeat, aside=aside, seed=seed)
+    return make_split(adata, own, others, protocol, label_key=label_key, repeat=repeat, aside=aside, seed=seed)
 
 
 def hold_out_types(
@@ -491,6 +515,7 @@ def hold_out_types(
     *,
     together: Sequence[str],
     alone: Sequence[str] = (),
+    train_on: str | None = None,
     label_key: str = "cell_type",
     n_repeats: int = 1,
     seed: int = 0,
@@ -500,12 +525,14 @@ def hold_out_types(
     Parameters
     ----------
     adata
-        All cells of the set, or an experiment of `scbert.corpus.load_experiments` with an arrow: one study trains, the
-        other is tested.
+        All cells of the set, or of several studies, which ``obs["study"]`` then names.
     dataset
         Its name, as in `choose_pool`.
     together, alone
         Types that are held out all at once, and those held out one at a time.
+    train_on
+        The study that trains, by a saved split of its name as in `carry_over`, while all cells of the others are tested;
+        None: all cells are of one study.
     n_repeats
         Draws of tested, set-aside and validation cells; of a set with a saved split the tested are always the same.
 
@@ -520,7 +547,7 @@ def hold_out_types(
     Raises
     ------
     ValueError
-        A type that the cells lack, or fewer than two types without those held out.
+        A type that the cells lack, fewer than two types without those held out, or no cell of the study that is to train.
 
     Paper: Methods, "novel cell type detection"; Fig. 4. Methods say one type at a time, the caption and Khan et al. 2023 read
     as all at once: both are here.
@@ -531,20 +558,19 @@ def hold_out_types(
         raise ValueError(
             f"obs[{label_key!r}] lacks the type {missing[0]!r} to be held out. There are: {', '.join(sorted(set(labels)))}."
         )
-    first = adata.uns.get("scbert", {}).get("train_on")
-    own = adata if first is None else adata[(adata.obs["study"] == first).to_numpy()]
+    own, others = (adata, None) if train_on is None else _part_studies(adata, train_on)
     groups = ({"together": list(together)} if len(together) else {}) | {label: [label] for label in alone}
     splits = []
     for repeat in range(n_repeats):
-        pool, tested = choose_pool(own, dataset if first is None else first, label_key=label_key, seed=seed + repeat)
-        if first is not None:
-            tested = adata.obs_names[(adata.obs["study"] != first).to_numpy()]
+        pool, tested = choose_pool(own, train_on or dataset, label_key=label_key, seed=seed + repeat)
+        if others is not None:
+            tested = others.obs_names
         for name, types in groups.items():
             random = np.random.default_rng([seed, repeat, zlib.crc32(name.encode())])
             known, aside = set_aside(labels, pool[~labels[pool].isin(types)], random)
-            more = pool[labels[pool].isin(types)] if first is None and dataset not in saved_splits() else pool[:0]
+            more = pool[labels[pool].isin(types)] if others is None and dataset not in saved_splits() else pool[:0]
             options = {"label_key": label_key, "repeat": repeat, "seed": seed}
-            splits.append(train_on(adata, known, tested.append(more), f"held_out:{name}", aside=aside, **options))
+            splits.append(make_split(adata, known, tested.append(more), f"held_out:{name}", aside=aside, **options))
             learnt = sorted(set(labels[known]))
             third = random.choice(learnt, max(1, len(learnt) // 3), replace=False)
             if len(learnt) - len(third) >= 2:
@@ -553,11 +579,11 @@ def hold_out_types(
                 }
                 new = known[is_new["known"]].append(aside[is_new["aside"]])
                 rest = aside[~is_new["aside"]]
-                splits.append(train_on(adata, known[~is_new["known"]], rest.append(new), f"tuning:{name}", **options))
+                splits.append(make_split(adata, known[~is_new["known"]], rest.append(new), f"tuning:{name}", **options))
     return splits
 
 
-def train_on(
+def make_split(
     adata: anndata.AnnData,
     train: pd.Index,
     test: pd.Index,

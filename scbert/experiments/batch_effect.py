@@ -1,6 +1,7 @@
-"""Notebook 06: what embeddings keep of types and of studies, job by job."""
+"""Notebook 06: shifts that are simulated, what equal depth brings, and what embeddings keep of types and of studies."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
@@ -8,10 +9,86 @@ import pandas as pd
 
 from ..annotate import embed
 from ..data.preprocess import tokenize
+from ..evaluate import metrics
 from ..evaluate.embeddings import RESOLUTIONS, correct_by_harmony, embed_pca, measure_mixing, sweep_clusters
 from ..evaluate.runner import read_kept
 from ..model.encoder import ScBert
 from ..sources.genes import choose_genes
+from .benchmark import name_level
+
+if TYPE_CHECKING:
+    from ..run.record import Run
+
+
+def take_strongest(worlds: Mapping[tuple[str, int], anndata.AnnData]) -> dict[str, anndata.AnnData]:
+    """Return, of `scbert.simulate.simulate_doses`, the first simulation of each effect at its strongest, and of none.
+
+    Returns
+    -------
+    Level -> cells: "none:0", if simulated, and "depth:3" and "depth:3:equalised", say, where 3 is the largest severity.
+    """
+    severity = {level: float(level.split(":")[1]) for level, _ in worlds}
+    largest = max(severity.values())
+    return {
+        level: cells
+        for (level, repeat), cells in worlds.items()
+        if repeat == 0 and (level == "none:0" or severity[level] == largest)
+    }
+
+
+def mark_within(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions with the column level: the protocol, and ``<protocol>:within`` for cells set aside.
+
+    Cells set aside are of the study that trains: the others are to be compared with them.
+    """
+    within = (predictions["protocol"] + ":within").str.lstrip(":")
+    return predictions.assign(level=predictions["protocol"].where(predictions["part"] == "test", within))
+
+
+def compare_equalised(predictions: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Compare each method with itself: accuracy with studies at equal depth, minus as they were, on the same cells.
+
+    Parameters
+    ----------
+    predictions
+        Test cells of one data set. Protocols "<level>:equalised" are compared with "<level>", others are left out.
+    seed
+        Of `scbert.metrics.compare`.
+
+    Returns
+    -------
+    By data, level ("<level>:equalised"), method and the metric "accuracy_minus_unequal": value, low, high and n; empty
+    where nothing was equalised.
+    """
+    rows = {}
+    for (data, level), after in predictions.groupby(["data", "protocol"], sort=False):
+        if not level.endswith(":equalised"):
+            continue
+        is_before = (predictions["data"] == data) & (predictions["protocol"] == level.removesuffix(":equalised"))
+        after = after.assign(method=after["method"] + " at equal depth")
+        both = pd.concat([predictions[is_before], after]).assign(protocol=level)
+        for method in predictions.loc[is_before, "method"].unique():
+            found = metrics.compare(both, f"{method} at equal depth", method, seed=seed)
+            rows[data, level, method, "accuracy_minus_unequal"] = found
+    index = pd.MultiIndex.from_tuples(rows, names=["data", "level", "method", "metric"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=["value", "low", "high", "n"])
+
+
+def pair_equalised(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of levels that were also simulated at equal depth, and of these, each named for a figure.
+
+    Parameters
+    ----------
+    scores
+        With a column level, such as "depth:3" and "depth:3:equalised".
+
+    Returns
+    -------
+    These rows, with a column study that names their level without colons. Empty where nothing was equalised.
+    """
+    equalised = scores.loc[scores["level"].str.endswith(":equalised"), "level"]
+    pairs = scores[scores["level"].str.removesuffix(":equalised").isin(equalised.str.removesuffix(":equalised"))]
+    return pairs.assign(study=pairs["level"].str.replace(":", " "))
 
 
 def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed: int = 0) -> anndata.AnnData:
@@ -20,7 +97,7 @@ def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed
     Parameters
     ----------
     job, kept
-        A job of scBERT, see `scbert.benchmark.plan`, and what `scbert.benchmark.read_kept` returns of it.
+        A job of scBERT, see `scbert.runner.plan`, and what `scbert.runner.read_kept` returns of it.
     control
         What logistic regression kept on the same split.
     encoder
@@ -31,13 +108,13 @@ def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed
     Returns
     -------
     Tested cells and those set aside, on the genes that the methods read, with ``obsm``: "pca" and "harmony", of these cells
-    and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.annotate.embed`,
+    and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.embed`,
     "scbert_logits", and "logistic_regression", its logits, which all three have learnt from labels of the training cells.
 
     Raises
     ------
     ValueError
-        The two are of different cells, or see `correct_by_harmony`.
+        The two are of different cells, or see `scbert.embeddings.correct_by_harmony`.
     """
     names = kept.cells.index
     if not names.equals(control.cells.index):
@@ -62,7 +139,7 @@ def measure_jobs(jobs: Sequence, run, encoders: Mapping, *, seed: int = 0) -> tu
     Parameters
     ----------
     jobs
-        Done, see `scbert.benchmark.run`; those planned with ``keep`` are measured: scBERT and, of the same splits, logistic
+        Done, see `scbert.runner.run`; those planned with ``keep`` are measured: scBERT and, of the same splits, logistic
         regression.
     run
         Whose jobs they are.
@@ -88,6 +165,12 @@ def measure_jobs(jobs: Sequence, run, encoders: Mapping, *, seed: int = 0) -> tu
     return pd.concat(averages, names=["data", "embedding", "metric"]), first
 
 
+def note_embeddings(run: "Run", measured: pd.DataFrame, level: str = "") -> None:
+    """Put what `measure_jobs` found on record, as ``<data>:<level>:embedding/<embedding>/<metric>``."""
+    for data, own in measured.groupby(level="data", sort=False):
+        run.note_scores(f"{name_level(data, level)}:embedding", own.droplevel("data"))
+
+
 def sweep_embeddings(
     embeddings: Mapping[str, np.ndarray],
     labels: Sequence[str],
@@ -95,7 +178,7 @@ def sweep_embeddings(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Apply `sweep_clusters` to each embedding of the same cells: its rows, with the embedding's name in `embedding`."""
+    """Apply `scbert.embeddings.sweep_clusters` to embeddings of the same cells; the column `embedding` says which."""
     tables = {name: sweep_clusters(embedding, labels, resolutions, seed=seed) for name, embedding in embeddings.items()}
     return pd.concat(tables, names=["embedding"]).reset_index("embedding").reset_index(drop=True)
 

@@ -1,20 +1,31 @@
-"""Notebook 04, and the choices that all notebooks share: which methods, which encoder, and what a benchmark cost."""
+"""Notebook 04, and what several notebooks share: the choice of methods and encoder, and tables of a benchmark's levels."""
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..evaluate import metrics, significance
 from ..evaluate.methods import FITS, check_methods, fit_rebalanced, fit_scbert
 from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
 from ..sources.genes import is_published, rename_genes
 from ..sources.weights import load_encoder
 from ..train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..run.record import Run
+
+COMPARED = ["value", "low", "high", "n", "t_p_holm", "wilcoxon_p_holm", "wilcoxon_p_smallest", "verdict"]
+"""Columns of `scbert.significance.compare_all` that `say_comparison` shows."""
+SIZE_OF_RARE = "reference cells of the rare type"
+"""The sizes in a table of `score_rare`."""
 
 
 def choose_encoder(
@@ -65,7 +76,7 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     Parameters
     ----------
     names
-        Any of `FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training cells if only a shape is;
+        Any of `scbert.methods.FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training cells if only a shape is;
         "scbert_scratch", of the same shape, from random weights; "scbert_published", as "scbert" under
         `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise; from the published
         weights with the script's batches, rate, epochs and patience too.
@@ -105,7 +116,7 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
 def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:
     """Return the methods, and for scBERT and logistic regression among them the three remedies for unequal classes.
 
-    Class weights, subsampling and oversampling, see `rebalance`, as "scbert:class_weight", "scbert:subsample" and so on.
+    Class weights, subsampling and oversampling, see `scbert.methods.rebalance`, as "scbert:class_weight", "scbert:subsample" and so on.
     """
     more = {}
     for name in ("scbert", "logistic_regression"):
@@ -123,7 +134,7 @@ def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.Data
     Parameters
     ----------
     costs
-        From `run`.
+        From `scbert.runner.run`.
     protocol
         Whose trainings the medians are of; all if None.
 
@@ -139,13 +150,19 @@ def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.Data
     return table.join(in_all.add_suffix("_in_all"))
 
 
+def say_costs(costs: pd.DataFrame) -> str:
+    """Return in words what all jobs together cost, from the costs of `scbert.runner.run`."""
+    hours = summarise_costs(costs)["cpu_hours_in_all"].sum()
+    return f"{hours:.2f} CPU hours and {costs['cell_steps'].sum():,} cell-steps in all"
+
+
 def measure_optimism(costs: pd.DataFrame) -> pd.DataFrame:
     """Return how much better each method looks on the cells that chose among its fits than on test cells.
 
     Parameters
     ----------
     costs
-        From `run`, of one protocol.
+        From `scbert.runner.run`, of one protocol.
 
     Returns
     -------
@@ -166,8 +183,133 @@ def measure_optimism(costs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["method", "metric"])
 
 
+def name_level(data: str, level: str) -> str:
+    """Return the name under which a level of a data set is on record: ``<data>:<level>``, or ``<data>`` without level."""
+    return f"{data}:{level}" if level else data
+
+
+def score_levels(
+    predictions: pd.DataFrame, level: str = "protocol", *, sizes: pd.Series | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Apply `scbert.metrics.score` to each level of each data set.
+
+    Parameters
+    ----------
+    predictions
+        From `scbert.runner.run`.
+    level
+        The column that says which level a row is of.
+    sizes, seed
+        Of `scbert.metrics.score`.
+
+    Returns
+    -------
+    By data, level, method and metric, in the order of the predictions: value, low, high, n and repeats.
+    """
+    parts = predictions.groupby(["data", level], sort=False)
+    scores = {key: metrics.score(part, sizes=sizes, seed=seed) for key, part in parts}
+    return pd.concat(scores, names=["data", level])
+
+
+def compare_levels(
+    predictions: pd.DataFrame, method: str, other: str, level: str = "protocol", *, seed: int = 0
+) -> pd.DataFrame:
+    """Apply `scbert.metrics.compare` to each level of each data set: accuracy of one method minus that of another.
+
+    Returns
+    -------
+    As from `score_levels`, with the metric ``accuracy_minus_<other>``: value, low, high and n.
+    """
+    rows = {}
+    for key, part in predictions.groupby(["data", level], sort=False):
+        rows[*key, method, f"accuracy_minus_{other}"] = metrics.compare(part, method, other, seed=seed)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["data", level, "method", "metric"])
+
+
+def note_levels(run: "Run", scores: pd.DataFrame) -> None:
+    """Put what `score_levels` or `compare_levels` found on record, as ``<data>:<level>/<method>/<metric>``."""
+    for (data, level), own in scores.groupby(level=[0, 1], sort=False):
+        run.note_scores(name_level(data, level), own.droplevel([0, 1]))
+
+
+def list_methods(table: pd.DataFrame) -> list[str]:
+    """Return all methods of a table of predictions or scores, in the order in which they were asked for.
+
+    A data set may lack a method, such as scANVI where counts are fractional: the order is that of the data set that has
+    most methods, and what it lacks comes last.
+    """
+    methods = table.reset_index().groupby("data", sort=False)["method"].unique()
+    return list(dict.fromkeys(chain.from_iterable(sorted(methods, key=len, reverse=True))))
+
+
+def write_levels(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Write out one metric with its intervals: a row a data set and level, a column a method.
+
+    Parameters
+    ----------
+    scores
+        From `score_levels`.
+
+    Returns
+    -------
+    Text, with the methods of all data sets; NaN where a data set lacks one.
+    """
+    text = metrics.write_out(scores.xs(metric, level="metric"))
+    levels = text.index.droplevel("method").unique()
+    return text.unstack("method").reindex(index=levels, columns=list_methods(scores))
+
+
+def take_levels(table: pd.DataFrame, *kinds: str) -> pd.DataFrame:
+    """Return the rows whose protocol, in the index, starts with one of these words, such as "reference"."""
+    return table[table.index.get_level_values("protocol").str.startswith(kinds)]
+
+
+def take_references(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of `scbert.protocols.reference_sizes` by the share of cells, a number, in place of the protocol."""
+    kept = take_levels(scores, "reference:")
+    shares = kept.rename(lambda level: float(level.removeprefix("reference:")), level="protocol")
+    return shares.rename_axis(index={"protocol": "share of the reference cells"})
+
+
+def score_rare(predictions: pd.DataFrame, rare: str, *, seed: int = 0) -> pd.DataFrame:
+    """Measure how many cells of a rare label are found, by the size of its reference.
+
+    Parameters
+    ----------
+    predictions
+        Of one data set, on splits of `scbert.protocols.class_imbalance`.
+    rare
+        The label.
+    seed
+        Of `scbert.metrics.score_classes`.
+
+    Returns
+    -------
+    By `SIZE_OF_RARE`, method and the metric "recall_of_rare": value, low and high, beside the other
+    columns of `scbert.metrics.score_classes`.
+    """
+    sizes = predictions["protocol"].str.removeprefix("imbalance:").astype(int)
+    by_size = predictions.groupby(sizes)
+    found = pd.concat({size: metrics.score_classes(part, seed=seed) for size, part in by_size}, names=[SIZE_OF_RARE])
+    found = found.xs(rare, level="label").assign(metric="recall_of_rare").set_index("metric", append=True)
+    return found.rename(columns={"recall": "value", "recall_low": "low", "recall_high": "high"})
+
+
+def note_comparison(run: "Run", data: str, comparison: pd.DataFrame) -> None:
+    """Put a table of `scbert.significance.compare_all` on record, as ``<data>/<reference>/<metric>_minus_<other>``."""
+    reference, metric = comparison.attrs["reference"], comparison.attrs["metric"]
+    for other, row in comparison.iterrows():
+        run.note_metric(f"{data}/{reference}/{metric}_minus_{other}", *row[["value", "low", "high", "n"]])
+
+
+def say_comparison(comparison: pd.DataFrame) -> str:
+    """Return a table of `scbert.significance.compare_all` as text, and below it what it decides and what it can't."""
+    text = comparison[COMPARED].round(3).to_string()
+    return f"{text}\n{significance.say_limits(comparison)}\n"
+
+
 def read_references(text: str) -> dict:
-    """Return the options of `reference_sizes` that a notebook's parameter names, such as "0.1 0.3 10 rest".
+    """Return the options of `scbert.protocols.reference_sizes` that a notebook's parameter names, such as "0.1 0.3 10 rest".
 
     Numbers below 1 are shares of the cells, others cells of each label; "rest" tests all that is not reference.
     """
@@ -188,14 +330,15 @@ def read_references(text: str) -> dict:
 
 
 def read_imbalance(text: str, labels: Sequence[str]) -> dict:
-    """Return the options of `class_imbalance` that a notebook's parameter names.
+    """Return the options of `scbert.protocols.class_imbalance` that a notebook's parameter names.
 
     Parameters
     ----------
     text
-        "auto": the commonest label as common and the second as rare, with as many reference cells, and a tenth, of
-        the second's cells but a quarter, which are the query (60 at most). Or such as "A, B | C | 170 | 170 17 2 | 60": common labels,
-        rare labels, reference cells of a common label, of a rare one, and test cells of each.
+        "auto": the commonest label is common, and the second rare. A quarter of the second's cells, 60 at most, and as
+        many of the first are tested. Both have equally many reference cells, 170 at most; then the second has a tenth
+        as many. Or such as "A, B | C | 170 | 170 17 2 | 60": common labels, rare labels, reference cells of a common
+        label, of a rare one (several sizes), and test cells of each.
     labels
         Of the cells.
 

@@ -1,25 +1,55 @@
-"""Sets joined: to pretrain on, without cells that are tested on, and to carry annotation from one to another."""
+"""Notebook 05, and the experiments that 06 and 07 share with it: which cells, which study trains, and tables by study."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata
+import pandas as pd
 
 from ..evaluate.hygiene import drop_duplicates, find_duplicates
 from ..sources import datasets
 from ..sources.simulate import simulate_studies
 from .pretraining import concatenate, take_counts
 
+NEED_WHOLE_COUNTS = ("scanvi",)
+"""Methods that model counts as such: they can't be fitted to fractional ones."""
+
+
+class Experiment(NamedTuple):
+    """Cells of several studies, who trains, and which methods can be used."""
+
+    name: str
+    """The set's, or ``"<set>-><other>"``: the data that results are reported under."""
+    cells: anndata.AnnData
+    """Counts; ``obs["study"]`` and the column of labels are text."""
+    train_on: str | None
+    """The study that trains while the other is tested; None where each study in turn is left out."""
+    methods: str
+    """Names with blanks between, without those that need whole counts where these are fractional."""
+
+    @property
+    def file_name(self) -> str:
+        """The name without an arrow, as part of a file's name."""
+        return name_file(self.name)
+
+    @property
+    def caveat(self) -> str:
+        """What to bear in mind about the sets; empty if nothing is known."""
+        return self.cells.uns.get("scbert", {}).get("caveat", "")
+
 
 def load_experiments(
     text: str,
+    methods: str = "",
     *,
     label_key: str = "cell_type",
     batch_key: str = "",
     n_studies: int = 3,
     severity: float = 1.0,
     seed: int = 0,
-) -> dict[str, anndata.AnnData]:
-    """Load the sets that notebook 05 carries annotation across: each with its studies in ``obs["study"]``.
+) -> list[Experiment]:
+    """Load the experiments that a notebook's parameter `dataset` asks for.
 
     Parameters
     ----------
@@ -28,24 +58,46 @@ def load_experiments(
         A set alone: its studies are left out one at a time. With an arrow: all of one set trains, the other is tested,
         and so are those cells of the first that never train (`scbert.protocols.choose_pool`); both keep the genes that
         they share. ``by`` names another label column than `label_key`.
+    methods
+        Names with blanks between, see `scbert.benchmark.choose_methods`.
     label_key, batch_key
         Columns of ``obs``. Where `batch_key` is empty, a set alone is dealt out to simulated studies.
     n_studies, severity, seed
-        Of `scbert.simulate.simulate_studies`. With ``n_studies=1`` nothing is simulated: where no `batch_key` is named, all cells are of one study.
+        Of `scbert.simulate.simulate_studies`. With ``n_studies=1`` nothing is simulated: where no `batch_key` is named,
+        all cells are of one study, "all".
 
     Returns
     -------
-    Name -> cells, the name being the set's or ``"<set>-><other>"``. ``obs[label_key]`` and ``obs["study"]`` are text,
-    ``obs["n_counts"]``, with an arrow or where the file has it, the totals over all genes measured. ``uns["scbert"]``: "caveat", what to bear in mind, and
-    "train_on", the study that trains, for sets with an arrow. Cells that two studies share, see
-    `scbert.hygiene.drop_duplicates`, are left in the first only.
+    Experiments in the order of `text`. Their cells have ``obs[label_key]`` and ``obs["study"]``, and, with an arrow or
+    where the file has it, ``obs["n_counts"]``, the totals over all genes measured. Cells that two studies share, see
+    `scbert.hygiene.drop_duplicates`, are left in the first only. Methods that need whole counts are left out of
+    experiments whose counts are fractional, which is printed.
 
     Raises
     ------
     ValueError
         Another form, an experiment named twice, or see `scbert.datasets.load`.
     """
-    asked, experiments = {}, {}
+    asked = _read_experiments(text, label_key)
+    experiments = []
+    for title, (names, stems, key) in asked.items():
+        loaded = [
+            datasets.load(name, label_key=key, batch_key=batch_key or None if len(names) == 1 else None)
+            for name in names
+        ]
+        if len(names) == 1:
+            cells = _take_studies(loaded[0], key, batch_key, n_studies, severity, seed)
+        else:
+            cells = _join_two(loaded, names, stems, key)
+        cells.obs[label_key] = cells.obs[key].astype(str)
+        usable = _leave_out(methods, title) if _is_fractional(cells) else methods
+        experiments.append(Experiment(title, cells, stems[0] if len(names) == 2 else None, usable))
+    return experiments
+
+
+def _read_experiments(text, label_key):
+    """Return title -> names of sets, their stems, label column; or raise a ValueError before anything is loaded."""
+    asked = {}
     for part in filter(None, map(str.strip, text.split(";"))):
         sets, _, key = (word.strip() for word in part.partition(" by "))
         names = [name.strip() for name in sets.split("->")]
@@ -59,20 +111,22 @@ def load_experiments(
         if "->".join(stems) in asked:
             raise ValueError(f"dataset names {part} twice.")
         asked["->".join(stems)] = names, stems, key or label_key
-    for title, (names, stems, key) in asked.items():
-        loaded = [
-            datasets.load(name, label_key=key, batch_key=batch_key or None if len(names) == 1 else None)
-            for name in names
-        ]
-        if len(names) == 1:
-            adata = _take_studies(loaded[0], key, batch_key, n_studies, severity, seed)
-        else:
-            adata = _join_two(loaded, names, stems, key)
-        adata.obs[label_key] = adata.obs[key].astype(str)
-        experiments[title] = adata
-    if not experiments:
+    if not asked:
         raise ValueError("dataset is empty: name a set, or 'one -> other'.")
-    return experiments
+    return asked
+
+
+def _is_fractional(adata):
+    return bool(adata.uns.get("scbert", {}).get("fractional_counts"))
+
+
+def _leave_out(methods, title):
+    """Return the methods, by name, that fractional counts can be given to; print which can't."""
+    kept = [name for name in methods.split() if name not in NEED_WHOLE_COUNTS]
+    without = [name for name in methods.split() if name in NEED_WHOLE_COUNTS]
+    if without:
+        print(f"{title} has fractional counts, so {', '.join(without)} is left out there: it models whole counts.")
+    return " ".join(kept)
 
 
 def _take_studies(adata, label_key, batch_key, n_studies, severity, seed):
@@ -82,7 +136,7 @@ def _take_studies(adata, label_key, batch_key, n_studies, severity, seed):
     if not batch_key:
         return simulate_studies(adata, n_studies=n_studies, severity=severity, label_key=label_key, seed=seed)
     adata.obs["study"] = adata.obs[batch_key].astype(str)
-    if adata.uns.get("scbert", {}).get("fractional_counts"):
+    if _is_fractional(adata):
         print("Counts are fractional, so cells that two studies share cannot be told.")
         return adata
     kept = None
@@ -113,8 +167,107 @@ def _join_two(sets, names, stems, label_key):
             f"The labels of {names[1]} were made by comparing its cells with those of {names[0]}: naming them recovers a "
             "labelling procedure, and is no test on labels found otherwise."
         )
-    joined.uns["scbert"] = {"train_on": stems[0], "caveat": "\n".join(caveats)}
-    fractional = [adata.uns.get("scbert", {}).get("fractional_counts") for adata in sets]
-    if any(fractional):
-        joined.uns["scbert"]["fractional_counts"] = "; ".join(filter(None, fractional))
+    joined.uns["scbert"] = {"caveat": "\n".join(caveats)}
+    if any(map(_is_fractional, sets)):
+        why = [adata.uns["scbert"]["fractional_counts"] for adata in sets if _is_fractional(adata)]
+        joined.uns["scbert"]["fractional_counts"] = "; ".join(why)
     return joined
+
+
+def name_file(name: str) -> str:
+    """Return an experiment's name as part of a file's: an arrow is no letter that every system allows there."""
+    return name.replace("->", "_to_")
+
+
+def name_studies(predictions: pd.DataFrame, experiments: Sequence[Experiment]) -> pd.DataFrame:
+    """Say of each predicted cell which study it is from, and mark the cells that were tested at home.
+
+    Parameters
+    ----------
+    predictions
+        From `scbert.runner.run`, on splits of `scbert.protocols.carry_over`.
+    experiments
+        Those that were run.
+
+    Returns
+    -------
+    The predictions with the column study. Where one study trains and another is tested, cells of the first have the
+    protocol "within": what is lost between the two is the difference to them.
+    """
+    studies = pd.concat({one.name: one.cells.obs["study"].astype(str) for one in experiments})
+    study = studies.loc[pd.MultiIndex.from_frame(predictions[["data", "cell"]])].to_numpy()
+    at_home = predictions["data"].map({one.name: one.train_on for one in experiments}) == study
+    return predictions.assign(study=study, protocol=predictions["protocol"].where(~at_home, "within"))
+
+
+def take_studies(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores on studies that trained nothing, each study under the name that it has in a figure.
+
+    Parameters
+    ----------
+    scores
+        By data, protocol, method and metric, from `scbert.benchmark.score_levels` after `name_studies`.
+
+    Returns
+    -------
+    The rows by method and metric, with the columns data, protocol and study: the study that was left out, or both sets
+    of an experiment with an arrow.
+    """
+    across = scores.query("protocol != 'within'").reset_index(["data", "protocol"])
+    left_out = across["protocol"].str.removeprefix("held_out:")
+    arrows = across["data"].str.replace("->", "\n-> ")
+    return across.assign(study=left_out.where(left_out != "", arrows).to_numpy())
+
+
+def spread_methods(across: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return one metric as a row a data set and study and a column a method, of those methods that have all studies.
+
+    Parameters
+    ----------
+    across
+        From `take_studies`.
+    """
+    rows = across.xs(metric, level="metric").reset_index()
+    return rows.pivot_table("value", ["data", "study"], "method").dropna(axis=1)
+
+
+def pool_studies(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions on studies that trained nothing, those of one set as the folds of one protocol.
+
+    Parameters
+    ----------
+    predictions
+        After `name_studies`.
+
+    Returns
+    -------
+    Without cells tested "within". The protocol is "leave_one_study_out" where several studies of a set were left out,
+    and fold counts them; it is "" where one set was tested by another.
+    """
+    pooled = predictions[predictions["protocol"] != "within"]
+    pooled = pooled.assign(fold=pooled["protocol"].astype("category").cat.codes)
+    several = pooled.groupby("data")["fold"].transform("nunique") > 1
+    return pooled.assign(protocol=several.map({True: "leave_one_study_out", False: ""}))
+
+
+def call_unseen(predictions: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """Count what the cells of types that no training study has are called.
+
+    Parameters
+    ----------
+    predictions
+        From `scbert.runner.run`.
+    methods
+        Which.
+
+    Returns
+    -------
+    By data, truth, method and predicted label: share of such cells, the median confidence, and cells (of that type).
+    Empty if there are none.
+    """
+    unseen = predictions[~predictions["seen"] & predictions["method"].isin(methods)]
+    by_type = unseen.groupby(["data", "truth", "method"])
+    called = by_type["predicted"].value_counts(normalize=True).rename("share").to_frame()
+    sure = unseen.groupby(["data", "truth", "method", "predicted"])["confidence"].median()
+    cells = unseen.groupby(["data", "truth"])["cell"].nunique()
+    return called.join(sure.rename("median confidence")).assign(cells=cells)

@@ -1,28 +1,59 @@
-"""Notebook 07: novelty scores of kept jobs, and what goes on record."""
+"""Notebook 07: which types are held out, novelty scores of kept jobs, the tables shown of them, and what goes on record."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import anndata
 import pandas as pd
 
 from ..evaluate.calibration import GROUP, fit_temperature
-from ..evaluate.novelty import _take_held_out, measure_novelty, score_cells
+from ..evaluate.kept import Kept
+from ..evaluate.metrics import write_out
+from ..evaluate.novelty import measure_novelty, score_cells, sweep_thresholds, take_held_out
+from ..evaluate.protocols import PARTS, Split
+from ..evaluate.runner import Job, read_kept
 from .benchmark import split_labels
 
+if TYPE_CHECKING:
+    from ..run.record import Run
 
-def score_jobs(kept: Mapping[tuple, tuple]) -> pd.DataFrame:
-    """Score the cells of all trainings: what the other functions of this module read.
+
+def count_parts(splits: Mapping[str, Sequence[Split]]) -> pd.DataFrame:
+    """Return how many cells train, choose, are tested and are set aside, by data and training, of the first repeat.
+
+    Parameters
+    ----------
+    splits
+        Data -> splits.
+    """
+    sizes = {
+        (data, split.protocol): [len(getattr(split, part)) for part in PARTS]
+        for data, own in splits.items()
+        for split in own
+        if split.repeat == 0
+    }
+    index = pd.MultiIndex.from_tuples(sizes, names=["data", "training"])
+    return pd.DataFrame(list(sizes.values()), index=index, columns=list(PARTS))
+
+
+def gather_kept(jobs: Sequence[Job], run: "Run") -> dict[tuple, Kept]:
+    """Return what done jobs kept of their cells: (data, protocol, repeat, method) -> `scbert.runner.read_kept`."""
+    return {(job.data, job.split.protocol, job.split.repeat, job.method): read_kept(job, run) for job in jobs}
+
+
+def score_jobs(kept: Mapping[tuple, Kept]) -> pd.DataFrame:
+    """Score how new the cells of all trainings look: what `scbert.novelty` and the other functions of this module read.
 
     Parameters
     ----------
     kept
-        (data, protocol, repeat, method) -> `scbert.benchmark.Kept`, protocols as in `scbert.protocols.hold_out_types`. The
-        temperature of each is fitted on its cells set aside or, where it has none, on test cells of known types.
+        From `gather_kept`, protocols as in `scbert.protocols.hold_out_types`. The temperature of each is fitted on its
+        cells set aside or, where it has none, on test cells of known types.
 
     Returns
     -------
     A row a training and cell: data, purpose ("held_out" or "tuning"), level ("together" or a type), repeat, method, cell,
-    part, truth, predicted, seen, fitted (the temperature), and `SCORES`.
+    part, truth, predicted, seen, fitted (the temperature), and `scbert.novelty.SCORES`.
     """
     tables = []
     for (data, protocol, repeat, method), one in kept.items():
@@ -38,9 +69,17 @@ def score_jobs(kept: Mapping[tuple, tuple]) -> pd.DataFrame:
 
 
 def measure_all(cells: pd.DataFrame, thresholds: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Apply `measure_novelty` to each data set, level and method of `score_jobs` and `choose_thresholds`."""
+    """Apply `scbert.novelty.measure_novelty` to each data set, level and method.
+
+    Parameters
+    ----------
+    cells, thresholds
+        From `score_jobs` and `scbert.novelty.choose_thresholds`.
+    seed
+        Of the bootstrap.
+    """
     own = dict(iter(thresholds.groupby(GROUP)))
-    test = _take_held_out(cells)
+    test = take_held_out(cells)
     return pd.concat(
         {key: measure_novelty(part, own[key], seed=seed) for key, part in test.groupby(GROUP, sort=False)}, names=GROUP
     )
@@ -52,8 +91,8 @@ def trim(measured: pd.DataFrame) -> pd.DataFrame:
     return measured[(level == "together") | ((method != "majority") & (rule != "best"))]
 
 
-def note_novelty(run, measured: pd.DataFrame, calibrated: pd.DataFrame) -> None:
-    """Put what `measure_all` and `calibrate_jobs` found on record, to four decimals, after `trim`.
+def note_novelty(run: "Run", measured: pd.DataFrame, calibrated: pd.DataFrame) -> None:
+    """Put what `measure_all` and `scbert.calibration.calibrate_jobs` found on record, to four decimals, after `trim`.
 
     As ``<data>:held_out:<level>/<method>:<score>/<metric>`` at the tuned threshold, without a score at the paper's: its
     0.5 of the largest probability. A "/" in a type is "|". Of types alone, a few metrics are left to the tables.
@@ -71,21 +110,105 @@ def note_novelty(run, measured: pd.DataFrame, calibrated: pd.DataFrame) -> None:
             run.note_metric(f"{of_level(data, level.replace('/', '|'))}/{method}/{metric}", *row)
 
 
+def tabulate_confidence(tested: pd.DataFrame) -> pd.DataFrame:
+    """Return quartiles of the largest probability of the cells, by method, true type and whether it was seen.
+
+    Parameters
+    ----------
+    tested
+        Test cells of `score_jobs`, of one data set and level.
+    """
+    novelty = tested.groupby(["method", "truth", "seen"])["max_probability"].describe()
+    return (1 - novelty[["75%", "50%", "25%"]]).set_axis(["25%", "50%", "75%"], axis=1)
+
+
+def sweep_methods(tested: pd.DataFrame) -> pd.DataFrame:
+    """Apply `scbert.novelty.sweep_thresholds` to each method of test cells of one data set and level."""
+    sweeps = {method: sweep_thresholds(part) for method, part in tested.groupby("method")}
+    return pd.concat(sweeps, names=["method"])
+
+
+def take_tuned(thresholds: pd.DataFrame, data: str) -> pd.Series:
+    """Return method -> the probability below which a cell is unassigned, tuned for all types held out together.
+
+    Parameters
+    ----------
+    thresholds
+        From `scbert.novelty.choose_thresholds`, of which the mean over repeats is taken.
+    data
+        Of which data set.
+    """
+    own = thresholds.query("data == @data and level == 'together' and score == 'max_probability' and rule == 'tuned'")
+    return 1 - own.groupby("method")["threshold"].mean()
+
+
+def tabulate_tuning(together: pd.DataFrame) -> pd.DataFrame:
+    """Return balanced accuracy at each rule's threshold, and what tuning costs, with its interval as text.
+
+    Parameters
+    ----------
+    together
+        From `measure_all`, of one level.
+    """
+    balanced = together.xs("balanced_accuracy", level="metric")["value"].unstack("rule")
+    cost = together.xs("cost_of_tuning", level="metric").droplevel("rule")
+    return balanced.assign(cost=write_out(cost, 2))
+
+
+def tabulate_calibration(of_level: pd.DataFrame) -> pd.DataFrame:
+    """Return calibration errors before and after scaling as text, what chance alone would give, and the temperature.
+
+    Parameters
+    ----------
+    of_level
+        From `scbert.calibration.calibrate_jobs`, of one level.
+    """
+    errors = of_level.query("metric in ('calibration_error', 'calibration_error_scaled')")
+    by_chance = errors["by_chance"].unstack("metric")["calibration_error"].round(3)
+    temperature = of_level.xs("temperature", level="metric")["value"].round(2)
+    return write_out(errors).unstack("metric").assign(**{"by chance": by_chance, "temperature": temperature})
+
+
+def tabulate_sets(of_level: pd.DataFrame) -> pd.DataFrame:
+    """Return what prediction sets hold, as text, and where 95 % of draws of their coverage would fall.
+
+    Parameters
+    ----------
+    of_level
+        From `scbert.calibration.calibrate_jobs`, of one level.
+    """
+    coverage = of_level.xs("coverage", level="metric")
+    limits = zip(coverage["expected_low"], coverage["expected_high"], strict=True)
+    expected = pd.Series([f"{low:.2f} to {high:.2f}" for low, high in limits], coverage.index)
+    text = write_out(of_level.drop("temperature", level="metric"), 2).unstack("metric").assign(expected=expected)
+    return text[["coverage", "expected", "set_size", "one_label", "empty", "novel_empty", "novel_one_label"]]
+
+
 def read_held_out(
-    text: str, alone: str, adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: int = 20
+    text: str,
+    alone: str,
+    adata: anndata.AnnData,
+    *,
+    train_on: str | None = None,
+    label_key: str = "cell_type",
+    minimum: int = 20,
 ) -> tuple[list[str], list[str]]:
     """Return the types that a notebook's parameters hold out: all at once, and one at a time.
 
     Parameters
     ----------
     text
-        Labels with commas between them; or "auto": of an experiment with an arrow the types that the training set
-        lacks, else every third label by size, from the second on, of those with `minimum` cells.
+        Labels with commas between them; or "auto": with `train_on` the types that this study lacks, else every third
+        label by size, from the second on, of those with `minimum` cells.
     alone
-        "held_out": the same types; "last": the last of them; "all": all types with `minimum` cells; labels with commas between them; empty, or with
-        an arrow: none.
+        "held_out": the same types; "last": the last of them; "all": all types with `minimum` cells; labels with commas
+        between them; empty, or with `train_on`: none.
     adata
         The cells.
+    train_on
+        The study of ``obs["study"]`` that trains while the others are tested; None: all cells are of one study.
+    label_key, minimum
+        Column of labels; and how many cells a type must have to be held out by "auto" or "all".
 
     Raises
     ------
@@ -93,19 +216,18 @@ def read_held_out(
         Another word, or "auto" finds no type.
     """
     labels = adata.obs[label_key].astype(str)
-    first = adata.uns.get("scbert", {}).get("train_on")
     sizes = labels.value_counts().sort_index().sort_values(ascending=False, kind="stable")
     common = list(sizes.index[sizes >= minimum])
     if not text.strip():
         raise ValueError("held_out is empty: name types with commas between them, or auto.")
     if text.strip() != "auto":
         together = split_labels(text.strip(), labels)
-    elif first is not None:
-        together = sorted(set(labels) - set(labels[(adata.obs["study"] == first).to_numpy()]))
+    elif train_on is not None:
+        together = sorted(set(labels) - set(labels[(adata.obs["study"] == train_on).to_numpy()]))
     else:
         together = common[1::3]
     if not together:
-        why = "the training set has all types" if first is not None else f"fewer than two have {minimum} cells"
+        why = "the training set has all types" if train_on is not None else f"fewer than two have {minimum} cells"
         raise ValueError(
             f"held_out = auto finds no type to hold out, since {why}: name types with commas between them."
         )
@@ -113,4 +235,4 @@ def read_held_out(
     single = choices[alone] if alone in choices else split_labels(alone.strip(), labels)
     if not set(single) <= set(labels):
         raise ValueError(f"alone must be last, held_out, all, empty, or types with commas between them, not {alone!r}.")
-    return together, [] if first is not None else single
+    return together, [] if train_on is not None else single

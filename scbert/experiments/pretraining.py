@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..scale.stream import CellStore
 
 RIVALS = {"cell": "cell_tokens", "gene": "gene_tokens", "both": "gene_and_cell_tokens"}
-"""Rivals of `score_masks`: their prefix there, and the method's name in `summarise_masks` and `by_token`."""
+"""Rivals of `scbert.masks.score_masks`: their prefix there, and the method's name in `summarise_masks` and `by_token`."""
 
 
 GENES_AT_ONCE = 1024
@@ -38,7 +38,7 @@ def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     Parameters
     ----------
     scores
-        As `score_masks` returns them, in any order; cells without a masked token have no say.
+        As `scbert.masks.score_masks` returns them, in any order; cells without a masked token have no say.
     seed
         Fixes the resampling.
 

@@ -41,10 +41,9 @@ def simulate_studies(
         At least 2.
     severity
         0: nothing but the partition, all counts as they were. Every effect grows with it, and beyond 5 hardly a count is
-        left. At 1, depth spans a factor
-        of 3, and a gene's log ratio between two studies spreads by 0.7; between the three chemistries of
-        "pbmc_3tech" median depth spans 2.4, and that spread, within a cell type and without sampling noise, is 0.4
-        to 0.75.
+        left. At 1, depth spans a factor of 3, and a gene's log ratio between two studies spreads by 0.7. For comparison:
+        between the three chemistries of "pbmc_3tech" median depth spans a factor of 2.4, and the log ratio, within a cell
+        type and without sampling noise, spreads by 0.4 to 0.75.
     effects
         Any of
         "depth": each count stays with the study's probability; the shares kept are spaced evenly in logarithm from
@@ -158,7 +157,7 @@ def simulate_doses(
     effects
         Any of `EFFECTS`, and "all" for all of them at once.
     severities
-        Of which 0 is simulated once: two halves that differ by chance.
+        Whole numbers or fractions; 0 is simulated once for all effects: two halves that differ by chance.
     n_repeats
         Repeats 2 i and 2 i + 1 are the same simulation, seeded ``seed + i``: one for each direction between two studies.
 
