@@ -30,7 +30,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from torch.nn import functional as F
 
 import scbert
-from scbert import cross_dataset, metrics, pretraining, protocols, runner
+from scbert import metrics, pretraining, protocols, runner
 from scbert.data.cells import CellDataset
 from scbert.data.masking import mask_bins
 from scbert.evaluate.methods import fit_logistic_regression, fit_majority, fit_scbert
@@ -238,7 +238,7 @@ def few_shot(out, encoder, seeds, sizes):
 def load_corpus():
     """Return the cells to learn from and those held out, tokenized: those of notebook 02, small profile."""
     learn, held_out = pretraining.join_sets(
-        cross_dataset.load_sets("pbmc_pool + zheng_facs", label_key=LABEL), label_key=LABEL
+        pretraining.load_sets("pbmc_pool + zheng_facs", label_key=LABEL), label_key=LABEL
     )
     genes = scbert.genes.choose_genes(learn, "pbmc68k_reduced 1000")
     return tuple(scbert.preprocess.tokenize(part, genes=genes) for part in (learn, held_out))
