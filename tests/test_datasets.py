@@ -299,7 +299,7 @@ def test_a_set_that_was_downloaded_by_hand_is_read_and_named(own_cache, monkeypa
     adata = load("macparland", label_key="cell_type")
     assert adata.obs["cell_type"].tolist() == ["Hepatocyte", "Hepatocyte", "Cholangiocyte"]
     table.assign(Cluster="Alien").to_csv(folder / "GSE115469_CellClusterType.txt.gz", sep="\t", index=False)
-    with pytest.raises(ValueError, match="labels that scbert/labels/macparland.csv does not name: Alien"):
+    with pytest.raises(ValueError, match="labels that scbert/sources/labels/macparland.csv does not name: Alien"):
         load("macparland")
 
 

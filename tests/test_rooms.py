@@ -1,6 +1,8 @@
 """The rooms of the package: who may import whom, how small the core stays, and that every name leads somewhere."""
 
+import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,3 +129,26 @@ def test_every_room_and_module_has_one_line_that_says_what_it_is_for():
     for path in PACKAGE.rglob("*.py"):
         first = path.read_text().partition("\n")[0]
         assert first.startswith('"""') and len(first) > 20, f"{path.relative_to(ROOT)} does not say what it is for."
+
+
+def test_what_docstrings_name_is_there():
+    named = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for name in re.findall(r"`(scbert\.[\w.]+)`", path.read_text()):
+            named.setdefault(name, path.relative_to(PACKAGE))
+    assert len(named) > 60
+    assert {name: str(path) for name, path in named.items() if not resolves(name)} == {}
+
+
+def resolves(name):
+    """Return whether a dotted name, such as scbert.datasets.load, leads to something."""
+    found = scbert
+    for part in name.split(".")[1:]:
+        if not hasattr(found, part):
+            try:
+                found = importlib.import_module(f"{found.__name__}.{part}")
+                continue
+            except (ImportError, AttributeError):
+                return False
+        found = getattr(found, part)
+    return True

@@ -174,7 +174,7 @@ def load_split(adata: anndata.AnnData, name: str = "zheng_facs") -> tuple[np.nda
     adata
         All cells of the set, in any order.
     name
-        A file of ``scbert/splits``.
+        A file of ``scbert/evaluate/splits``.
 
     Raises
     ------

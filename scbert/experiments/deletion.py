@@ -562,7 +562,7 @@ def measure_areas(
         Return the share at each number, in place of their mean.
     seed, n_resamples
         Fix the resampling, over cells within types, and over seeds where there are several, the same for all
-        rankings, see `scbert.evaluate.draw_weights`.
+        rankings, see `scbert.metrics.draw_weights`.
 
     Returns
     -------

@@ -374,7 +374,7 @@ def load_sets(name: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     Parameters
     ----------
     name
-        "markers", a small table that comes with the package; or one of `scbert.probe.read_sets`, which is fetched.
+        "markers", a small table that comes with the package; or one of `scbert.pretraining.read_sets`, which is fetched.
 
     Raises
     ------

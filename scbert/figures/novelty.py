@@ -33,7 +33,7 @@ def confidence_by_type(cells: pd.DataFrame, methods: Sequence[str]) -> np.ndarra
     Parameters
     ----------
     cells
-        Test cells of `scbert.novelty.score_jobs`, of one data set and level.
+        Test cells of `scbert.novel_types.score_jobs`, of one data set and level.
 
     Returns
     -------
@@ -232,7 +232,7 @@ def novelty_accuracy(measured: pd.DataFrame, methods: Sequence[str], level: str 
     Parameters
     ----------
     measured
-        From `scbert.novelty.measure_all`.
+        From `scbert.novel_types.measure_all`.
 
     Returns
     -------
@@ -269,7 +269,7 @@ def types_alone(
     Parameters
     ----------
     measured
-        From `scbert.novelty.measure_all`.
+        From `scbert.novel_types.measure_all`.
 
     Returns
     -------
@@ -318,7 +318,7 @@ def threshold_slider(cells: pd.DataFrame, methods: Sequence[str], threshold: flo
     Parameters
     ----------
     cells
-        Test cells of `scbert.novelty.score_jobs`, of one data set and level.
+        Test cells of `scbert.novel_types.score_jobs`, of one data set and level.
 
     Returns
     -------

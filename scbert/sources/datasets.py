@@ -47,7 +47,7 @@ def load(
         No such set or file, another format, no counts, duplicated genes, an empty cell, or a label or batch column
         that is missing, incomplete or (labels) constant; and what `fetch` raises.
 
-    Paper: Reporting Summary, "Data". Labels are merged by the tables in ``scbert/labels``.
+    Paper: Reporting Summary, "Data". Labels are merged by the tables in ``scbert/sources/labels``.
     """
     adata = read(name, backed=backed)
     check_counts(adata, str(name))
@@ -102,13 +102,13 @@ def _read_catalogued(name):
 
 
 def _name_cell_types(adata, name):
-    """Replace the file's labels by the names that stand beside them in ``scbert/labels/<name>.csv``."""
+    """Replace the file's labels by the names that stand beside them in ``scbert/sources/labels/<name>.csv``."""
     table = read_labels(name)
     labels = adata.obs.pop("label")
     unknown = sorted(set(labels.dropna().astype(str)) - set(table.index))
     if unknown or labels.isna().any():
         what = (
-            f"labels that scbert/labels/{name}.csv does not name: {', '.join(unknown)}"
+            f"labels that scbert/sources/labels/{name}.csv does not name: {', '.join(unknown)}"
             if unknown
             else "unlabelled cells"
         )

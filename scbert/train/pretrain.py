@@ -96,7 +96,7 @@ def pretrain(
     -------
     One row an epoch: learning rate, optimiser steps so far, cells seen, training loss and masked accuracy and, with
     validation cells, `val_loss`, `val_accuracy` and `val_mode_accuracy` (always the cell's commonest bin, see
-    `scbert.probe.score_masks`). ``.attrs["seconds"]`` and ``.attrs["validation_seconds"]`` say how long training and
+    `scbert.masks.score_masks`). ``.attrs["seconds"]`` and ``.attrs["validation_seconds"]`` say how long training and
     measuring took, interruptions left out, ``.attrs["earlier_seconds"]`` how much of both was before the last one.
 
     Raises
