@@ -1,6 +1,8 @@
 """Each format that others publish in, read back to the counts that were written."""
 
 import gzip
+import subprocess
+import sys
 import tarfile
 from types import SimpleNamespace
 
@@ -12,7 +14,9 @@ import pytest
 from scipy import sparse
 from scipy.io import mmwrite
 
-from scbert.sources.readers import read_cells
+from scbert.data import preprocess
+from scbert.sources import datasets
+from scbert.sources.readers import matrices, read_cells
 from scbert.sources.readers.matrices import recover_counts, sum_repeats
 from scbert.sources.readers.r_objects import to_sparse
 
@@ -94,7 +98,9 @@ def test_each_format_gives_the_counts_back(tmp_path, name, write):
     assert list(adata.var_names) == GENES
 
 
-@pytest.mark.parametrize("name", ["x.h5ad", "x.h5ad.gz", "x.h5", "x.tar.gz", "x.csv.gz", "x.rds", "x.RData"])
+@pytest.mark.parametrize(
+    "name", ["x.h5ad", "x.h5ad.gz", "x.h5", "x.loom", "x.h5mu", "x.tar.gz", "x.tar", "x.csv.gz", "x.rds", "x.RData"]
+)
 def test_a_damaged_file_is_one_sentence(tmp_path, name):
     (tmp_path / name).write_bytes(b"no such format" * 10)
     with pytest.raises(ValueError, match=r"cannot be read as .* \(.+\): is it another format, or damaged\?"):
@@ -107,15 +113,120 @@ def test_a_folder_without_a_matrix_says_what_it_lacks(tmp_path):
 
 
 def test_an_unknown_suffix_lists_the_formats(tmp_path):
-    (tmp_path / "cells.loom").write_text("")
+    (tmp_path / "cells.xyz").write_text("")
     with pytest.raises(ValueError, match=r"of no format that is read here: .h5ad, .h5ad.gz, 10x .h5"):
-        read_cells(tmp_path / "cells.loom")
+        read_cells(tmp_path / "cells.xyz")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("x.h5seurat", r"of SeuratDisk: in R, saveRDS\(SeuratDisk::LoadH5Seurat\('x.h5seurat'\)"),
+        ("x.qs", r"of R's qs: in R, saveRDS\(qs::qread"),
+        ("x.xlsx", r"a spreadsheet.*pandas.read_excel\('x.xlsx'\).to_csv"),
+        ("x.parquet", r"pandas.read_parquet\('x.parquet'\).to_csv"),
+        ("x.pkl", "a pickle, which can run anything"),
+        ("x.cloupe", "take filtered_feature_bc_matrix.h5"),
+        ("x_Expression_Data.st.gz", r"of BD Rhapsody, a row a cell and gene: take \*_MolsPerCell.csv"),
+    ],
+)
+def test_a_format_that_is_known_and_not_read_gets_the_line_that_converts_it(tmp_path, name, line):
+    (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=line) as error:
+        read_cells(tmp_path / name)
+    assert "damaged" not in str(error.value)
 
 
 def test_counts_of_genes_of_one_name_are_summed():
     counts, genes = sum_repeats(sparse.csr_matrix(COUNTS), ["B", "A", "B"])
     assert list(genes) == ["B", "A"]
     assert (counts.toarray() == [[4, 0], [0, 2]]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, bool, np.int64, np.float32])
+def test_a_sum_of_repeats_does_not_wrap(dtype):
+    values = np.array([[100, 100, 1], [1, 90, 3]]).astype(dtype)
+    counts, _ = sum_repeats(sparse.csr_matrix(values), ["A", "A", "B"])
+    assert counts.toarray().tolist() == (values.astype(int) @ [[1, 0], [1, 0], [0, 1]]).tolist()
+
+
+def test_the_identifiers_of_summed_genes_are_all_kept():
+    cells = matrices.make_cells(COUNTS, CELLS, ["A", "B", "A"], gene_ids=["ENSG1", "ENSG2", "ENSG3"])
+    assert cells.var["gene_ids"].to_dict() == {"A": "ENSG1;ENSG3", "B": "ENSG2"}
+    assert cells.X.toarray().tolist() == [[4, 0], [0, 2]]
+    same = matrices.make_cells(COUNTS, CELLS, ["A", "B", "A"], gene_ids=["ENSG1", "ENSG2", "ENSG1"])
+    assert same.var["gene_ids"].to_list() == ["ENSG1", "ENSG2"]
+
+
+def test_one_genome_is_taken_off_the_genes_and_two_are_refused():
+    cells = matrices.make_cells(COUNTS, CELLS, ["GRCh38_A", "GRCh38_B", "GRCh38_C"], gene_ids=["GRCh38_E1", "E2", "E3"])
+    assert (list(cells.var_names), list(cells.var["gene_ids"])) == (["A", "B", "C"], ["E1", "E2", "E3"])
+    for genes in (
+        ["GRCh38_A", "mm10___a", "mm10___b"],
+        ["HUMAN_A", "MOUSE_A", "MOUSE_B"],
+        ["hg19-A", "mm10-a", "mm10-b"],
+    ):
+        with pytest.raises(
+            ValueError, match="its genes are of several genomes, .* and .*: keep the cells and genes of one"
+        ):
+            matrices.make_cells(COUNTS, CELLS, genes)
+
+
+def write_values(path, values, **more):
+    anndata.AnnData(values, obs=pd.DataFrame(index=CELLS), var=pd.DataFrame(index=GENES), **more).write_h5ad(path)
+    return path
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("error", [1 + 3e-7, 1 - 9e-4 / 3])
+def test_counts_within_rounding_of_whole_numbers_are_made_whole_and_that_is_said(tmp_path, capsys, form, error):
+    adata = read_cells(write_values(tmp_path / "x.h5ad", form(COUNTS.astype(np.float64) * error)))
+    assert (sparse.csr_matrix(adata.X).toarray() == COUNTS).all()
+    said = capsys.readouterr().out
+    assert said.startswith("x.h5ad: 3 of 3 counts were off a whole number by rounding, such as ")
+    assert float(said.split("such as ")[1].split(":")[0]) not in (1, 2, 3)
+
+
+def test_large_counts_may_be_off_by_a_millionth(tmp_path):
+    values = np.array([[1, 0, 20_000], [0, 2, 300_000]])
+    adata = read_cells(write_values(tmp_path / "x.h5ad", values * (1 + 5e-7)))
+    assert (values == adata.X).all()
+
+
+def test_larger_fractions_are_rounded_on_request_only(tmp_path, capsys):
+    path = write_values(tmp_path / "x.h5ad", COUNTS * np.float32(1.0019583))
+    assert not (read_cells(path).X == COUNTS).all()
+    with pytest.raises(
+        ValueError, match=r"such as 3.0058746 .*rounded by round_counts=True \(scbert annotate --round-counts"
+    ):
+        datasets.load(path)
+    with pytest.raises(ValueError, match="which backed=True leaves on disk: load it into memory"):
+        datasets.load(path, backed=True, round_counts=True)
+    assert (datasets.load(path, round_counts=True).X == COUNTS).all()
+    assert "x.h5ad: 3 of 3 counts had fractions, such as 3.0058746" in capsys.readouterr().out
+
+
+def test_counts_that_say_why_they_are_fractional_stay_so_unless_they_are_to_be_rounded(tmp_path):
+    uns = {"scbert": {"fractional_counts": "estimated"}}
+    values = COUNTS + np.float32(1e-4)
+    path = write_values(tmp_path / "x.h5ad", values, uns=uns)
+    assert (values == read_cells(path).X).all()
+    assert (read_cells(path, round_counts=True).X == COUNTS).all()
+
+
+@pytest.mark.parametrize("values", [COUNTS + [[-0.4, 0, 0.5], [0, 0.3, 0]], COUNTS * [[np.nan], [1.5]]])
+def test_values_that_are_no_counts_are_not_made_such(tmp_path, values):
+    with pytest.raises(ValueError, match="negative|NaN"):
+        datasets.load(write_values(tmp_path / "x.h5ad", values - 1), round_counts=True)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_normalised_values_are_not_rounded(tmp_path, log):
+    values = COUNTS / COUNTS.sum(1, keepdims=True) * 1e4 / 3
+    with pytest.raises(
+        ValueError, match=r"its values are .*normalised.* \(every cell sums to 3333.33\): rounding makes no"
+    ):
+        read_cells(write_values(tmp_path / "x.h5ad", np.log1p(values) if log else values), round_counts=True)
 
 
 def make_slots(kind, matrix):
@@ -161,51 +272,6 @@ def test_values_that_are_no_multiples_of_the_smallest_are_refused():
         recover_counts(np.random.default_rng(0).uniform(1, 3, size=(5, 6)), None)
 
 
-# Tables, and what people hand over for one
-
-
-def write_text(path, text):
-    path.write_text(text)
-    return path
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["g,AAAC-1,CCCG-1\nGeneA,1,0\nGeneB,0,2\nGeneC,3,0\n", "g;AAAC-1;CCCG-1\nGeneA;1;0\nGeneB;0;2\nGeneC;3;0\n",
-     "AAAC-1\tCCCG-1\nGeneA\t1\t0\nGeneB\t0\t2\nGeneC\t3\t0\n", "g AAAC-1 CCCG-1\nGeneA 1 0\nGeneB 0 2\nGeneC 3 0\n"],
-    ids=["commas", "semicolons", "tabs, no corner", "blanks"],
-)  # fmt: skip
-def test_a_table_is_read_by_the_separator_of_its_first_line(tmp_path, text):
-    adata = read_cells(write_text(tmp_path / "x.txt", text))
-    assert (adata.X.toarray() == COUNTS).all()
-    assert list(adata.obs_names) == CELLS
-    assert list(adata.var_names) == GENES
-
-
-def test_a_gene_called_na_is_a_gene(tmp_path):
-    assert list(read_cells(write_text(tmp_path / "x.csv", "g,a,b\nNA,1,2\nGeneB,0,2\n")).var_names) == ["NA", "GeneB"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "g,CD3D,ACTB\nAAACATTGAGCTAC-1,1,2\nCCACATTGAGCTAC-1,0,2\n",
-            "its rows are cells and its columns genes: write",
-        ),
-        ("g,X1,GAPDH\ncell1,1,2\n", "its rows are cells and its columns genes"),
-        ("g,Length,a\nGeneA,1200,2\n", "its columns Length are no cells: drop them"),
-        ("g,a,a\nGeneA,1,2\n", r"its header names a cell twice \(a\): rename one"),
-        ("g,name,a\nGeneA,x,2\n", "its column name holds text where counts are due"),
-        (",a,b\n0,1,2\n1,3,4\n", "its rows are numbered, where genes are named"),
-        ("nothing\nhere\n", "its first line has no tab, comma, semicolon or blank"),
-    ],
-)
-def test_a_table_that_is_no_genes_by_cells_says_what_it_is(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_cells(write_text(tmp_path / "x.csv", text))
-
-
 def test_the_matrix_that_is_named_is_the_one_that_is_read(tmp_path):
     write_10x(tmp_path / "folder")
     for path in list((tmp_path / "folder").iterdir()):  # as GEO has them
@@ -236,3 +302,96 @@ def test_a_matrix_without_its_names_or_with_too_few_is_refused(tmp_path):
     slots.Dimnames = [None, np.array(GENES)]
     with pytest.raises(ValueError, match="no names of rows or of columns"):
         to_sparse(slots)
+
+
+def flip(path, start, n=10):
+    """Overwrite some bytes with zeros."""
+    damaged = bytearray(path.read_bytes())
+    damaged[start : start + n] = bytes(n)
+    path.write_bytes(damaged)
+
+
+def test_damage_within_a_file_is_one_sentence_too(tmp_path):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(random.poisson(1, (200, 20)), index=[f"G{i}" for i in range(200)])
+    table.to_csv(tmp_path / "x.tsv.gz", sep="\t")
+    write_gzipped_h5ad(tmp_path / "x.h5ad.gz")
+    for name, start in (("x.tsv.gz", 100), ("x.h5ad.gz", 300)):
+        flip(tmp_path / name, start)
+        with pytest.raises(ValueError, match="is it another format, or damaged"):
+            read_cells(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.csv.gz", "x.h5ad.gz"])
+def test_the_checksum_of_what_is_gzipped_is_compared(tmp_path, name):
+    {"x.tar.gz": write_tar, "x.csv.gz": write_table, "x.h5ad.gz": write_gzipped_h5ad}[name](tmp_path / name)
+    read_cells(tmp_path / name)
+    flip(tmp_path / name, (tmp_path / name).stat().st_size - 8, 4)
+    with pytest.raises(ValueError, match="CRC check failed .*damaged"):
+        read_cells(tmp_path / name)
+
+
+def test_a_file_that_another_program_holds_open_says_so(tmp_path):
+    make_adata().write_h5ad(tmp_path / "x.h5ad")
+    code = (
+        f"import h5py, time; file = h5py.File({str(tmp_path / 'x.h5ad')!r}, 'r+'); print(1, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        try:
+            other.stdout.readline()
+            with pytest.raises(ValueError, match="x.h5ad is held open by another program: close it there"):
+                read_cells(tmp_path / "x.h5ad")
+        finally:
+            other.kill()
+
+
+def test_a_part_of_an_h5ad_that_anndata_cannot_read_is_left_out(tmp_path, capsys):
+    make_adata().write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        file["obsm"].create_dataset(
+            "X_pca/harmony", data=np.ones((2, 2))
+        )  # as older versions wrote a name with a slash
+        file["obsm/X_umap"] = np.zeros((2, 2))
+        file["obsm/X_umap"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        file["uns/new"] = 1
+        file["uns/new"].attrs.update({"encoding-type": "of another year", "encoding-version": "9.0"})
+    adata = read_cells(tmp_path / "x.h5ad")
+    assert (adata.X.toarray() == COUNTS).all()
+    assert (list(adata.obs_names), list(adata.var_names), list(adata.obsm)) == (CELLS, GENES, ["X_umap"])
+    assert "x.h5ad: anndata can't read obsm['X_pca'], uns['new']: left out" in capsys.readouterr().out
+
+
+def test_antibodies_of_an_h5ad_are_no_genes(tmp_path, capsys):
+    adata = make_adata()
+    adata.var["feature_types"] = ["Gene Expression", "Antibody Capture", "Gene Expression"]
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    assert list(read_cells(tmp_path / "x.h5ad").var_names) == ["GeneA", "GeneC"]
+    assert "1 features that are no genes (Antibody Capture) are left out" in capsys.readouterr().out
+    adata.var["feature_types"] = "Antibody Capture"
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(ValueError, match="its features are Antibody Capture, and none is Gene Expression"):
+        read_cells(tmp_path / "x.h5ad")
+
+
+def test_an_address_is_no_path():
+    with pytest.raises(ValueError, match="cells.h5ad is an address: download the file"):
+        datasets.load("https://example.org/cells.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "has no X: put the raw counts there"),
+        (COUNTS - 1.5, "holds negative values .*needs raw counts"),
+        (np.log1p(COUNTS), r"fractional values such as 1.3862944 .*: put the raw counts into X"),
+    ],
+)
+def test_what_is_no_counts_says_which_layer_may_hold_them(tmp_path, values, message):
+    layers = {"counts": COUNTS, "scaled": COUNTS - 2}
+    with pytest.raises(ValueError, match=rf"{message}; layers\['counts'\] may hold them\."):
+        datasets.load(write_values(tmp_path / "x.h5ad", values, layers=layers))
+
+
+def test_half_precision_is_read(tmp_path):
+    adata = datasets.load(write_values(tmp_path / "x.h5ad", COUNTS.astype(np.float16)))
+    assert preprocess.tokenize(adata).layers["bins"].shape == COUNTS.shape

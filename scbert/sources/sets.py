@@ -15,7 +15,8 @@ from ..data.counts import is_whole
 from .readers import read_cells
 from .readers.h5ad import read_h5ad
 from .readers.matrices import make_cells, recover_counts
-from .readers.r_objects import make_plain, read_r, read_seurat, to_sparse
+from .readers.r_cells import read_seurat
+from .readers.r_objects import make_plain, read_r, to_sparse
 from .readers.tables import find_separator
 
 

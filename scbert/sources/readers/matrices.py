@@ -1,4 +1,4 @@
-"""What all readers make: cells x genes as float32 CSR, and whole counts recovered from log-normalised ones."""
+"""What all readers make: cells x genes as float32 CSR, of counts that are whole."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,115 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from .names import GENOME, join_distinct
+from .refusal import Refusal
 
-def make_cells(counts, cells: Sequence[str], genes: Sequence[str], obs: pd.DataFrame | None = None) -> anndata.AnnData:
-    """Return cells x genes as float32 CSR, with the counts of repeated gene names summed."""
+NEAR_WHOLE = 1e-3
+"""How far from a whole number is still rounding: single precision and R's seven printed digits bring counts of up to some
+10,000 back within it; what corrected counts are off by begins at about 2e-3. Above 1,000, a millionth of the value."""
+
+
+def make_cells(
+    counts,
+    cells: Sequence[str],
+    genes: Sequence[str],
+    obs: pd.DataFrame | None = None,
+    gene_ids: Sequence[str] | None = None,
+) -> anndata.AnnData:
+    """Return cells x genes as float32 CSR, with the counts of repeated gene names summed.
+
+    Parameters
+    ----------
+    counts
+        (cells, genes), sparse or dense.
+    cells, genes
+        Their names. A genome that stands before all genes (GRCh38_CD3D) is taken off.
+    obs
+        What is known of the cells, a row each.
+    gene_ids
+        Identifiers that stand beside the names, kept in ``var["gene_ids"]``; those of summed genes are joined by ";".
+
+    Raises
+    ------
+    Refusal
+        The genes are of several genomes.
+    """
     obs = pd.DataFrame(index=pd.Index(cells, dtype=str)) if obs is None else obs.set_axis(pd.Index(cells, dtype=str))
+    genomes = dict.fromkeys(match[1] for match in map(GENOME.match, genes) if match)
+    if len(genomes) > 1:
+        raise Refusal(
+            f"its genes are of several genomes, {' and '.join(genomes)}: keep the cells and genes of one, take its name off "
+            "theirs, and write_h5ad"
+        )
+    if genomes and all(map(GENOME.match, genes)):
+        genes = [GENOME.sub("", gene) for gene in genes]
+    codes = pd.factorize(np.asarray(genes, dtype=object))[0]
     counts, genes = sum_repeats(sparse.csr_matrix(counts, dtype=np.float32), genes)
-    return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=pd.Index(genes, dtype=str)))
+    var = pd.DataFrame(index=pd.Index(genes, dtype=str))
+    if gene_ids is not None:
+        var["gene_ids"] = join_distinct([GENOME.sub("", str(gene_id)) for gene_id in gene_ids], codes).to_numpy()
+    return anndata.AnnData(counts, obs=obs, var=var)
 
 
 def sum_repeats(counts: sparse.csr_matrix, genes: Sequence[str]) -> tuple[sparse.csr_matrix, Sequence[str]]:
-    """Sum the columns of one name, in the order of their first mention."""
+    """Sum the columns of one name, in the order of their first mention; narrow integers, which would wrap, as float32."""
     codes, names = pd.factorize(np.asarray(genes, dtype=object))
     if len(names) == len(codes):
         return counts, genes
+    if counts.dtype.itemsize < 4:
+        counts = counts.astype(np.float32)
     placement = sparse.csr_matrix((np.ones(len(codes), counts.dtype), (np.arange(len(codes)), codes)))
     return counts @ placement, names
+
+
+def round_counts(adata: anndata.AnnData, name: str, everything: bool = False) -> None:
+    """Round values of `X` to whole numbers, in place, and print that: if all are near to one, or everything on request.
+
+    Cells of a backed file, and those whose ``uns["scbert"]["fractional_counts"]`` says why they are fractional, stay as
+    they are. Raises a Refusal if everything is to be rounded but the values are normalised, with the same sum in each
+    cell or the same after expm1.
+    """
+    if adata.isbacked and everything:
+        raise Refusal("rounding changes its matrix, which backed=True leaves on disk: load it into memory")
+    if adata.isbacked or not isinstance(adata.X, np.ndarray | sparse.spmatrix | sparse.sparray):
+        return
+    notes = adata.uns.get("scbert")
+    is_explained = not everything and isinstance(notes, dict) and notes.get("fractional_counts")
+    values = adata.X.data if sparse.issparse(adata.X) else adata.X
+    if values.dtype.kind != "f" or is_explained:
+        return
+    whole = np.rint(values)
+    fractional = values != whole
+    if not fractional.any() or not np.isfinite(values).all():
+        return
+    distance = np.abs(values - whole)
+    is_near = bool((distance <= np.maximum(NEAR_WHOLE, np.abs(values) * NEAR_WHOLE * 1e-3)).all())
+    if not is_near and not everything:
+        return
+    if not is_near:
+        _refuse_normalised(adata.X)
+    why = "were off a whole number by rounding" if is_near else "had fractions"
+    print(
+        f"{name}: {fractional.sum():,} of {np.count_nonzero(values):,} counts {why}, such as {values.flat[distance.argmax()]!s}: "
+        "rounded."
+    )
+    if sparse.issparse(adata.X):
+        adata.X.data = whole
+        adata.X.eliminate_zeros()
+    else:
+        adata.X = whole
+
+
+def _refuse_normalised(matrix):
+    forms = {"normalised": matrix}
+    if matrix.max() < 20:  # expm1 of counts would overflow
+        forms["logarithms of normalised counts"] = sparse.csr_matrix(matrix, dtype=np.float64).expm1()
+    for what, values in forms.items():
+        sums = np.asarray(values.sum(1), np.float64).ravel()
+        if len(sums) > 1 and np.ptp(sums) < 0.01 * sums.mean():
+            raise Refusal(
+                f"its values are {what} (every cell sums to {sums.mean():.6g}): rounding makes no counts of them"
+            )
 
 
 def recover_counts(

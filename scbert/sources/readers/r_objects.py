@@ -1,23 +1,35 @@
-"""R: sparse matrices and Seurat objects.
+"""R's files, taken apart: objects by name, slots, lists and matrices.
 
-A sparse matrix arrives as its slots; of a Seurat object only the counts and the
-cell table are converted, since rdata stops at its "commands".
+rdata parses any file, but its conversion stops at the first part that it does not know (a function; a Seurat object's
+"commands"): so a file is parsed once, and only the parts that are looked for are converted.
 """
 
+import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
-import anndata
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .matrices import make_cells
+from .refusal import Refusal
+
+SPARSE = re.compile(r"[dln]g([CRTe])Matrix")
+"""Classes of the package Matrix: of numbers, of TRUE, of places only; by column, by row, by place, dense."""
 
 
 def read_r(path: Path) -> dict | object:
     """Return the objects of an R file: name -> object for .rda and .RData, the object for .rds."""
-    return _convert(_parse(path))
+    return convert(_parse(path))
+
+
+def open_r(path: Path) -> dict:
+    """Return the parsed objects of an R file: name -> node, for .rds one called x."""
+    import rdata
+
+    node = _parse(path).object
+    return take_apart(node) if node.info.type == rdata.parser.RObjectType.LIST else {"x": node}
 
 
 def _parse(path):
@@ -25,62 +37,131 @@ def _parse(path):
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Unknown file type")
+            warnings.simplefilter("ignore")  # "Unknown file type", and what it says of parts that nobody looks at
             return rdata.parser.parse_file(path)
     except Exception as error:  # what is no R file raises one of many types
         raise ValueError(f"no R file: {str(error).strip() or type(error).__name__}") from None
 
 
-def _convert(parsed):
+def convert(node):
+    """Return a parsed part of a file as Python's or pandas' own; what rdata has no form for stays a bag of slots."""
     import rdata
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Missing constructor")  # what stays a bag of slots is read as such
-        return rdata.conversion.convert(parsed)
+        warnings.filterwarnings("ignore", message="Missing constructor")
+        return rdata.conversion.convert(node)
+
+
+def find_slots(node) -> dict:
+    """Return slot -> node of a parsed S4 object; of any other, its attributes."""
+    return dict(_walk_pairs(node.attributes))
+
+
+def _walk_pairs(pair):
+    import rdata
+
+    while pair is not None and pair.info.type == rdata.parser.RObjectType.LIST:
+        tag = pair.tag.referenced_object or pair.tag
+        yield tag.value.value.decode(), pair.value[0]
+        pair = pair.value[1]
+
+
+def take_apart(node) -> dict:
+    """Return name -> node of a list, a data frame, a SimpleList or an environment; empty for anything else."""
+    from rdata.parser import RObjectType
+
+    node, kind = node.referenced_object or node, node.info.type
+    if kind == RObjectType.LIST:
+        return dict(_walk_pairs(node))
+    if kind == RObjectType.ENV:
+        pairs = [node.value.frame, *(node.value.hash_table.value or [])]
+        return {name: part for pair in pairs for name, part in _walk_pairs(pair)}
+    slots = find_slots(node)
+    if kind == RObjectType.VEC:
+        names = convert(slots["names"]) if "names" in slots else range(1, len(node.value) + 1)
+        return dict(zip(map(str, names), node.value, strict=True))
+    return take_apart(slots["listData"]) if "listData" in slots else {}
+
+
+def find_class(node) -> str:
+    """Return the class of a parsed object as R's class(x)[1] would."""
+    slots = find_slots(node)
+    if "class" in slots:
+        return str(convert(slots["class"])[0])
+    plain = {"VEC": "list", "CLO": "function", "STR": "character"}
+    return "matrix" if "dim" in slots else plain.get(node.info.type.name, node.info.type.name.lower())
+
+
+def find_names(node) -> np.ndarray | None:
+    """Return a parsed vector of names; None for NULL."""
+    names = None if node is None else convert(node)
+    return np.asarray(names).astype(str) if isinstance(names, np.ndarray | list) else None
+
+
+def is_matrix(node) -> bool:
+    """Return whether a parsed object is a matrix of numbers, sparse or dense."""
+    return bool(SPARSE.fullmatch(find_class(node))) or (find_class(node) == "matrix" and _is_numeric(node))
+
+
+def _is_numeric(node):
+    return node.info.type.name in ("INT", "REAL", "LGL")
+
+
+def read_matrix(node) -> tuple[sparse.csr_matrix, np.ndarray | None, np.ndarray | None]:
+    """Return a parsed matrix with its names of rows and columns, None where it has none.
+
+    Raises a Refusal if it is of a class that is not read, such as one whose values are in another file.
+    """
+    slots, kind = find_slots(node), find_class(node)
+    if "dim" in slots and _is_numeric(node):
+        values = np.ma.filled(np.ma.asarray(node.value, np.float64), np.nan)
+        matrix = sparse.csr_matrix(values.reshape(convert(slots["dim"]), order="F"))
+        names = list(take_apart(slots["dimnames"]).values()) if "dimnames" in slots else [None, None]
+        return matrix, *map(find_names, names)
+    if not SPARSE.fullmatch(kind):
+        raise Refusal(
+            f"it has a matrix of class {kind}, whose values are in another file or of no form that is read: in R, make it "
+            'as(MATRIX, "dgCMatrix") and saveRDS again'
+        )
+    return _fill(convert(node)), *map(find_names, slots["Dimnames"].value)
 
 
 def to_sparse(slots) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Turn the slots of a dgCMatrix or dgTMatrix into (matrix, row names, column names)."""
-    kind, shape = str(slots.__dict__["class"][0]), tuple(int(n) for n in slots.Dim)
-    if kind == "dgCMatrix":
-        matrix = sparse.csc_matrix((slots.x, slots.i, slots.p), shape=shape).tocsr()
-    elif kind == "dgTMatrix":
-        matrix = sparse.coo_matrix((slots.x, (slots.i, slots.j)), shape=shape).tocsr()
-    else:
-        raise ValueError(f"a matrix of class {kind} is not read here, only dgCMatrix and dgTMatrix")
+    """Turn the slots of a dgCMatrix or its like into (matrix, row names, column names)."""
+    matrix = _fill(slots)
     if any(names is None for names in slots.Dimnames):
-        raise ValueError("its matrix has no names of rows or of columns")
+        raise Refusal("its matrix has no names of rows or of columns")
     return matrix, *(np.asarray(names).astype(str) for names in slots.Dimnames)
 
 
-def read_seurat(path: Path) -> anndata.AnnData:
-    """Read the counts of the first assay of a Seurat object, and its cell table."""
-    import rdata
-
-    parsed = _parse(path).object
-    seurat = parsed.value[0] if parsed.info.type == rdata.parser.RObjectType.LIST else parsed
-    slots = _attributes(seurat)
-    if not {"assays", "meta.data"} <= set(slots):
-        raise ValueError("it holds neither a sparse matrix nor a Seurat object")
-    assay = _attributes(slots["assays"].value[0])
-    counts, genes, cells = to_sparse(_convert(assay["counts"]))
-    obs = _convert(slots["meta.data"])
-    # R numbers the repeats of a row name (x, x.1, ...), where the counts may have x each time.
-    if any(not row.startswith(cell) for row, cell in zip(obs.index.astype(str), cells, strict=True)):
-        raise ValueError("the cell table of the Seurat object is not in the order of its counts")
-    return make_cells(counts.T, obs.index, genes, make_plain(obs))
+def _fill(slots):
+    kind, shape = str(slots.__dict__["class"][0]), tuple(int(n) for n in slots.Dim)
+    form = SPARSE.fullmatch(kind)
+    if not form:
+        raise Refusal(f"a matrix of class {kind} is not read here, only dgCMatrix, dgRMatrix, dgTMatrix and their like")
+    values = np.asarray(getattr(slots, "x", np.ones(len(getattr(slots, "i", getattr(slots, "j", ()))))), np.float64)
+    if form[1] == "e":
+        return sparse.csr_matrix(values.reshape(shape, order="F"))
+    if form[1] == "T":
+        return sparse.coo_matrix((values, (slots.i, slots.j)), shape=shape).tocsr()
+    if form[1] == "R":
+        return sparse.csr_matrix((values, slots.j, slots.p), shape=shape)
+    return sparse.csc_matrix((values, slots.i, slots.p), shape=shape).tocsr()
 
 
-def _attributes(node):
-    """Return slot -> node of a parsed S4 object."""
-    import rdata
-
-    found, pair = {}, node.attributes
-    while pair is not None and pair.info.type == rdata.parser.RObjectType.LIST:
-        tag = pair.tag.referenced_object or pair.tag
-        found[tag.value.value.decode()] = pair.value[0]
-        pair = pair.value[1]
-    return found
+def read_frame(node) -> pd.DataFrame:
+    """Return a parsed data frame or DataFrame as columns that h5ad can hold; what is no column of values is left out."""
+    slots, parts = find_slots(node), take_apart(node)
+    names = slots.get("row.names", slots.get("rownames"))
+    names = find_names(names) if names is not None and names.info.type.name == "STR" else None
+    columns = {}
+    for name, part in parts.items():
+        with suppress(Exception):  # rdata raises one of many types
+            columns[name.replace("/", "|")] = pd.Series(convert(part))  # h5ad allows no slash
+    n_rows = max(map(len, columns.values()), default=0) if names is None else len(names)
+    columns = {name: c for name, c in columns.items() if len(c) == n_rows and all(map(pd.api.types.is_scalar, c))}
+    table = pd.DataFrame(columns, index=range(n_rows))
+    return make_plain(table if names is None else table.set_axis(names, axis=0))
 
 
 def make_plain(table: pd.DataFrame) -> pd.DataFrame:
@@ -93,17 +174,3 @@ def make_plain(table: pd.DataFrame) -> pd.DataFrame:
             column.to_numpy(np.float64, na_value=np.nan) if is_number else column.astype(object).to_numpy()
         )
     return plain
-
-
-def read_r_matrix(path: Path) -> anndata.AnnData:
-    """Read one's own R file: its first sparse matrix (genes x cells), or a Seurat object."""
-    parsed = _parse(path)
-    try:
-        found = _convert(parsed)
-    except Exception:  # rdata stops at parts of a Seurat object that it does not know, with one of many types
-        return read_seurat(path)
-    for item in found.values() if isinstance(found, dict) else [found]:
-        if hasattr(item, "Dim"):
-            counts, genes, cells = to_sparse(item)
-            return make_cells(counts.T, cells, genes)
-    return read_seurat(path)
