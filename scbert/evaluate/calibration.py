@@ -15,12 +15,8 @@ GROUP = ["data", "level", "method"]  # of what several trainings tell, beside th
 def fit_temperature(logits: pd.DataFrame, truth: Sequence[str]) -> float:
     """Return the temperature, between 0.05 and 20, at which softmax(logits / temperature) has the least log loss (Guo 2017).
 
-    Fit it on cells that nothing was trained or chosen on. Above 1 the method was too sure of itself.
-
-    Raises
-    ------
-    ValueError
-        There are no cells, or a true label has no column in the logits.
+    Fit it on cells that nothing was trained or chosen on. Above 1 the method was too sure of itself. No cells, or a true
+    label without a column in the logits, are a ValueError.
     """
     array, true = check_logits(logits), _find_columns(logits, truth)
 
@@ -48,11 +44,6 @@ def measure_calibration(
     interval is the basic bootstrap's, which takes that off, and starts at zero where a perfect method would exceed
     the value in 2.5 % of draws. Simulated, it held the true error in 89 to 99 of 100 cases; the percentile interval,
     in 0 to 95.
-
-    Raises
-    ------
-    ValueError
-        See `fit_temperature`.
     """
     confidence, right = _judge(logits, truth, temperature)
     of_bin = np.eye(n_bins)[_bin(confidence, n_bins)]  # (cells, bins)
@@ -87,12 +78,8 @@ def find_quantile(logits: pd.DataFrame, truth: Sequence[str], level: float = 0.9
     """Return how improbable a label may be and still be in a prediction set: split conformal, 1 - p of the true label.
 
     The ceil((n + 1) level)-th smallest of n cells that nothing was trained or chosen on. Infinite, so that every label
-    is in every set, where n is below level / (1 - level): 9 cells for 0.9.
-
-    Raises
-    ------
-    ValueError
-        The level is not between 0 and 1, or see `fit_temperature`.
+    is in every set, where n is below level / (1 - level): 9 cells for 0.9. A level that is not between 0 and 1 is a
+    ValueError.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}: 0.9 asks for sets that hold the truth in 90 %.")
@@ -112,16 +99,9 @@ def predict_sets(logits: pd.DataFrame, quantile: float) -> pd.DataFrame:
 def measure_sets(
     sets: pd.DataFrame, truth: Sequence[str], seen: Sequence[bool], *, n_aside: int, level: float = 0.9
 ) -> pd.DataFrame:
-    """Measure prediction sets: of known types coverage, labels a set, share of one label and of none; and novel ones.
+    """Measure sets of `predict_sets`, with each cell's true type, and whether it is a known one.
 
-    Parameters
-    ----------
-    sets
-        From `predict_sets`.
-    truth, seen
-        (cells,), true type, and whether it is a known one.
-    n_aside, level
-        As given to `find_quantile`.
+    `n_aside` cells and `level` are those that `find_quantile` was given.
 
     Returns
     -------
@@ -151,36 +131,27 @@ def measure_sets(
 def calibrate_jobs(kept: Mapping[tuple, tuple], level: float = 0.9, *, seed: int = 0) -> pd.DataFrame:
     """Measure calibration and prediction sets of each method on test cells; fitted on cells set aside, means over repeats.
 
-    Parameters
-    ----------
-    kept
-        As in `score_jobs`; trainings for tuning are left out.
-    level, seed
-        Nominal coverage, and the seed of the bootstrap.
-
-    Returns
-    -------
-    By data, level, method and metric, value, low, high, n and more: calibration_error, calibration_error_scaled (both with
-    by_chance), temperature (no interval), and those of `measure_sets`. Low and high are means over repeats too.
+    `kept` is as in `scbert.novel_types.score_jobs`; trainings for tuning are left out. `level` is the nominal coverage.
+    A row for each data, level, method and metric: value, low, high (means over repeats too), n and more. Metrics are
+    calibration_error, calibration_error_scaled (both with by_chance), temperature (no interval), and those of
+    `measure_sets`.
     """
     rows = {}
     for (data, protocol, repeat, method), one in kept.items():
         purpose, _, name = protocol.partition(":")
         if purpose != "held_out":
             continue
-        aside = (one.cells["part"] == "aside").to_numpy()
-        test, seen = ~aside, one.cells["seen"].to_numpy(bool)
-        logits, truth = one.logits, one.cells["truth"]
-        fitted = fit_temperature(logits[aside], truth[aside])
+        aside, known, fitted = _fit_aside(one)
+        test, logits, truth = ~aside, one.logits, one.cells["truth"]
         found = {
-            "calibration_error": measure_calibration(logits[test & seen], truth[test & seen], seed=seed),
-            "calibration_error_scaled": measure_calibration(logits[test & seen], truth[test & seen], fitted, seed=seed),
+            "calibration_error": measure_calibration(logits[known], truth[known], seed=seed),
+            "calibration_error_scaled": measure_calibration(logits[known], truth[known], fitted, seed=seed),
             "temperature": {"value": fitted, "n": int(aside.sum())},
         }
         sets = predict_sets(logits[test], find_quantile(logits[aside], truth[aside], level))
-        own = measure_sets(sets, truth[test], seen[test], n_aside=int(aside.sum()), level=level)
-        found = pd.concat([pd.DataFrame.from_dict(found, orient="index").rename_axis("metric"), own])
-        rows[data, name, method, repeat] = found
+        own = measure_sets(sets, truth[test], known[test], n_aside=int(aside.sum()), level=level)
+        found = pd.DataFrame.from_dict(found, orient="index").rename_axis("metric")
+        rows[data, name, method, repeat] = pd.concat([found, own])
     return pd.concat(rows, names=[*GROUP, "repeat"]).groupby([*GROUP, "metric"], sort=False).mean()
 
 
@@ -190,12 +161,21 @@ def tabulate_jobs(kept: Mapping[tuple, tuple], level: str = "together") -> pd.Da
     for (data, protocol, repeat, method), one in kept.items():
         if protocol != f"held_out:{level}" or repeat:
             continue
-        aside, seen = (one.cells["part"] == "aside").to_numpy(), one.cells["seen"].to_numpy(bool)
-        known, truth = ~aside & seen, one.cells["truth"]
-        fitted = fit_temperature(one.logits[aside], truth[aside])
+        _, known, fitted = _fit_aside(one)
+        logits, truth = one.logits[known], one.cells["truth"][known]
         for name, temperature in (("as they are", 1.0), ("scaled", fitted)):
-            tables[data, method, name] = tabulate_reliability(one.logits[known], truth[known], temperature)
+            tables[data, method, name] = tabulate_reliability(logits, truth, temperature)
     return pd.concat(tables, names=["data", "method", "logits"])
+
+
+def _fit_aside(one):
+    """Return which cells are set aside, which are tested and of a known type, and the temperature fitted on the former."""
+    aside = (one.cells["part"] == "aside").to_numpy()
+    return (
+        aside,
+        ~aside & one.cells["seen"].to_numpy(bool),
+        fit_temperature(one.logits[aside], one.cells["truth"][aside]),
+    )
 
 
 def check_logits(logits: pd.DataFrame | np.ndarray) -> np.ndarray:

@@ -38,12 +38,8 @@ def correct_by_harmony(embedding: np.ndarray, batches: Sequence[str], *, seed: i
     """Return the embedding with studies moved onto each other by Harmony at its defaults, (cells, components).
 
     It reads which study a cell is from, and no labels. Where studies are so far apart that each of its clusters has cells of
-    one of them, it changes nothing.
-
-    Raises
-    ------
-    ValueError
-        The package harmonypy is not installed, there is one batch only, or an array does not fit.
+    one of them, it changes nothing. Without the package harmonypy, with one batch only, or an array that does not fit, it
+    raises a ValueError.
     """
     embedding, batches = _check(embedding, batches=batches)
     if len(set(batches)) < 2:
@@ -67,16 +63,8 @@ def measure_mixing(
 ) -> pd.DataFrame:
     """Measure how well an embedding keeps types apart, and how well it mixes studies.
 
-    Parameters
-    ----------
-    embedding
-        (cells, dims); distances are Euclidean.
-    labels, batches
-        (cells,), the true type and the study of each.
-    resolutions
-        Of Leiden, for the metrics that end in ``_best``.
-    seed
-        Of Leiden and of the subsamples.
+    Distances in the embedding, (cells, dims), are Euclidean. Each cell has its true type and its study. `resolutions` are
+    those of Leiden, for the metrics that end in ``_best``.
 
     Returns
     -------
@@ -106,10 +94,7 @@ def measure_mixing(
     batches where there is one, and batch_silhouette and batch_mixing where no label has cells of two. Labels of one batch
     have no part in these two.
 
-    Raises
-    ------
-    ValueError
-        Fewer than 32 cells, arrays that do not fit, values that are not finite, or no resolution above zero.
+    A ValueError: fewer than 32 cells, arrays that do not fit, values that are not finite, or no resolution above zero.
 
     Paper: Fig. 3a, 3b (shown, not measured); for interpretability, ARI of the embedding, 0.95 against 0.87 of raw
     expression, by a clustering that is not described.
@@ -151,18 +136,9 @@ def add_intervals(values: pd.Series, measure: Callable, n_cells: int, *, seed: i
     start; the standard deviation of their values, times the root of m / (n - m) for m of n cells, is the standard error of
     the whole (delete-d jackknife), and Student's t with 14 degrees of freedom does the rest.
 
-    Parameters
-    ----------
-    values
-        Of all cells.
-    measure
-        Takes numbers of cells, and returns values as those; a value that a subsample lacks counts for nothing.
-    n_cells
-        How many there are.
-
-    Returns
-    -------
-    Columns value, low, high and n, a row a value. Intervals are cut at 0, but that of ARI, and at 1, but that of batch_mixing.
+    `values` are of all cells; `measure` takes numbers of cells, and returns values as those. A value that a subsample lacks
+    counts for nothing. The table has a row a value: value, low, high and n. Intervals are cut at 0, but that of ARI, and
+    at 1, but that of batch_mixing.
     """
     m, random = min(n_cells // 2, LARGEST_SUBSAMPLE), np.random.default_rng(seed)
     drawn = [measure(np.sort(random.choice(n_cells, m, replace=False))) for _ in range(N_SUBSAMPLES)]
@@ -207,14 +183,8 @@ def find_neighbours(embedding: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarr
 def measure_lisi(distances: np.ndarray, neighbours: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """Return the local inverse Simpson index of each cell: of how many groups its neighbours are, in effect; (cells,).
 
-    Neighbours are weighted by exp(-b d), with b such that their perplexity is a third of their number: 30 of 90.
-
-    Parameters
-    ----------
-    distances, neighbours
-        From `find_neighbours`, (cells, k).
-    groups
-        (cells,), types or studies.
+    Neighbours, from `find_neighbours`, are weighted by exp(-b d), with b such that their perplexity is a third of their
+    number: 30 of 90. Groups are types or studies.
 
     Korsunsky et al. 2019. ``harmonypy.compute_lisi`` gives the same numbers, to 5e-5, but takes no neighbours: it looks for
     them again for each column of groups, and slowly where there are many dimensions. Measured with harmonypy 2.1 on one
@@ -255,10 +225,7 @@ def _measure_within_labels(embedding, labels, batches):
 def cluster(embedding: np.ndarray, resolutions: Sequence[float], *, seed: int = 0) -> np.ndarray:
     """Return Leiden's clusters of the cells at each resolution, on scanpy's graph of 15 neighbours, (resolutions, cells).
 
-    Raises
-    ------
-    ValueError
-        The package igraph is not installed.
+    Without the package igraph it raises a ValueError.
     """
     if importlib.util.find_spec("igraph") is None:
         raise ValueError("Leiden needs the package igraph: pip install 'scbert-companion[integrate]'.")
@@ -277,14 +244,10 @@ def cluster(embedding: np.ndarray, resolutions: Sequence[float], *, seed: int = 
 def _compare_clusters(embedding, labels, resolutions, seed):
     """Return clusters, ari and nmi, a row a resolution."""
     rows = [
-        {
-            "clusters": int(clusters.max()) + 1,
-            "ari": adjusted_rand_score(labels, clusters),
-            "nmi": normalized_mutual_info_score(labels, clusters),
-        }
-        for clusters in cluster(embedding, resolutions, seed=seed)
+        (int(found.max()) + 1, adjusted_rand_score(labels, found), normalized_mutual_info_score(labels, found))
+        for found in cluster(embedding, resolutions, seed=seed)
     ]
-    return pd.DataFrame(rows, index=list(resolutions))
+    return pd.DataFrame(rows, index=list(resolutions), columns=["clusters", "ari", "nmi"])
 
 
 def sweep_clusters(
@@ -292,15 +255,9 @@ def sweep_clusters(
 ) -> pd.DataFrame:
     """Compare Leiden's clusters with the labels at each resolution.
 
-    Returns
-    -------
     A row a resolution: resolution, clusters (how many), ari, ari_low, ari_high, nmi, nmi_low, nmi_high (95 %, see
-    `add_intervals`; of the NMI that is divided by the mean of both entropies) and n (cells).
-
-    Raises
-    ------
-    ValueError
-        Fewer than 32 cells, arrays that do not fit, values that are not finite, or no resolution above zero.
+    `add_intervals`; of the NMI that is divided by the mean of both entropies) and n (cells). ValueErrors are those of
+    `measure_mixing`.
 
     Paper: Methods, "Model interpretability"; the clustering behind its ARI of 0.95 is not described.
     """

@@ -25,17 +25,12 @@ from .methods import fit_logistic_regression, fit_scbert, wrap_classifier, wrap_
 
 
 def check_keepable(name: str, fit: Callable) -> None:
-    """Raise a ValueError if what a method learns can't be written by `write_fitted`.
+    """Raise a ValueError, which calls it `name`, if what a method learns can't be written by `write_fitted`.
 
-    Parameters
-    ----------
-    name
-        What the message calls it.
-    fit
-        `fit_scbert` or `fit_logistic_regression`, with options or on rebalanced cells; all others are refused.
+    `fit_scbert` and `fit_logistic_regression` can, with options or on rebalanced cells; all others are refused.
     """
-    while isinstance(inner := _read_option(fit, "fit"), Callable):  # of `fit_rebalanced`
-        fit = inner
+    while (option := inspect.signature(fit).parameters.get("fit")) and callable(option.default):  # of `fit_rebalanced`
+        fit = option.default
     if getattr(fit, "func", fit) not in (fit_scbert, fit_logistic_regression):
         raise ValueError(
             f"The fitted {name} can't be kept: only what fit_scbert and fit_logistic_regression learn is written to "
@@ -43,19 +38,8 @@ def check_keepable(name: str, fit: Callable) -> None:
         )
 
 
-def _read_option(fit, name):
-    parameter = inspect.signature(fit).parameters.get(name)
-    return None if parameter is None else parameter.default
-
-
 def write_fitted(predict: Callable, path: str | Path) -> None:
-    """Write what `read_fitted` reads: a folder, put in place in one step, in place of one that is there.
-
-    Parameters
-    ----------
-    predict
-        What `fit_scbert` or `fit_logistic_regression` returned.
-    """
+    """Write what `fit_scbert` or `fit_logistic_regression` returned: a folder, put in place of one that is there in one step."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -78,10 +62,7 @@ def write_fitted(predict: Callable, path: str | Path) -> None:
 def read_fitted(path: str | Path) -> Callable:
     """Return `predict`, with its attributes, of a folder that `write_fitted` wrote; scBERT is on the device that trains.
 
-    Raises
-    ------
-    ValueError
-        The bundle is damaged, see `scbert.load`.
+    A damaged bundle is a ValueError, see `scbert.load`.
     """
     path = Path(path)
     about = json.loads((path / "fitted.json").read_text())
@@ -97,15 +78,8 @@ def read_fitted(path: str | Path) -> Callable:
 def regression_to_arrays(model: LogisticRegression | OneVsRestClassifier) -> dict[str, np.ndarray]:
     """Return what a fitted logistic regression predicts by, but for the labels' names, ``model.classes_``.
 
-    Parameters
-    ----------
-    model
-        Multinomial, or one label against the rest.
-
-    Returns
-    -------
-    "coef", (labels, genes), and "intercept", (labels,), both float64 and of one row for two labels; and
-    "one_against_rest", a truth value without axes.
+    "coef", (labels, genes), and "intercept", (labels,), are float64 and of one row for two labels; "one_against_rest" is a
+    truth value without axes.
     """
     one_against_rest = isinstance(model, OneVsRestClassifier)
     parts = model.estimators_ if one_against_rest else [model]

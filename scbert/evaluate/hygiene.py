@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +23,7 @@ def find_duplicates(adata: anndata.AnnData, other: anndata.AnnData, *, minimum_g
     Parameters
     ----------
     adata, other
-        Counts. Cell names may have any prefix and suffix around a barcode of 14 to 16 letters A, C, G, T; only cells
-        whose barcodes are equal are compared, all others cannot be found.
+        Counts. Only cells with equal barcodes are compared: 14 to 16 letters A, C, G, T anywhere in the cell's name.
     minimum_genes
         How many genes of both sets must have a count in the cell before equal counts count as evidence. Of 64,000
         random pairs of unrelated blood cells with 5 genes or more expressed in either, on random and on highly
@@ -38,10 +36,7 @@ def find_duplicates(adata: anndata.AnnData, other: anndata.AnnData, *, minimum_g
     "by_chance", those of them with other counts; "undecided", those with equal counts on too few genes;
     "without_barcode", cells of either set that cannot be compared.
 
-    Raises
-    ------
-    ValueError
-        The sets share no gene name, gene names are duplicated, or only one of the sets holds whole counts.
+    A ValueError: the sets share no gene name, gene names are duplicated, or only one of the sets holds whole counts.
     """
     check_unique(adata.var_names, "Gene names of adata")
     check_unique(other.var_names, "Gene names of other")
@@ -113,25 +108,12 @@ def drop_duplicates(adata: anndata.AnnData, other: anndata.AnnData, name: str = 
 def make_split(
     adata: anndata.AnnData, *, label_key: str = "cell_type", test_share: float = 0.3, seed: int = 0
 ) -> pd.DataFrame:
-    """Assign each cell to training or test, label by label.
+    """Assign each cell to training or test, label by label: a row a cell, by name, "train" or "test" in column "part".
 
     The cells of a label are put in the order of the sha256 of seed and cell name, and the first of them are tested:
-    the split depends on names and labels alone, not on the order of the cells, the machine or a library's version.
-
-    Parameters
-    ----------
-    test_share
-        Part of each label that is tested, rounded to whole cells, at least one on either side.
-
-    Returns
-    -------
-    A row a cell, sorted by name: index "cell", column "part" ("train" or "test").
-
-    Raises
-    ------
-    ValueError
-        Cell names are duplicated, the label column is missing or incomplete, a label has one cell only, or `test_share`
-        is no share.
+    the split depends on names and labels alone, not on the order of the cells, the machine or a library's version. The
+    share is rounded to whole cells, at least one on either side. Duplicated names, a missing or incomplete label column,
+    a label of one cell, or a `test_share` that is none raise a ValueError.
     """
     check_unique(adata.obs_names, "Cell names")
     check_column(adata, label_key, "adata", constant_is_fine=True)
@@ -152,10 +134,8 @@ def make_split(
 def save_split(split: pd.DataFrame, path: str | Path) -> None:
     """Write a split of `make_split` as gzipped CSV, the same bytes each time."""
     text = split.to_csv(lineterminator="\n").encode()
-    buffer = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
+    with open(path, "wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file:
         file.write(text)
-    Path(path).write_bytes(buffer.getvalue())
 
 
 def saved_splits() -> list[str]:
@@ -164,22 +144,11 @@ def saved_splits() -> list[str]:
 
 
 def load_split(adata: anndata.AnnData, name: str = "zheng_facs") -> tuple[np.ndarray, np.ndarray]:
-    """Return the saved split of a catalogue set as (training, test) cell numbers, sorted.
+    """Return the saved split of all cells of a set, in any order, as (training, test) cell numbers, sorted.
 
     "zheng_facs": 70 and 30 % of each label, made by ``make_split(adata)`` once and for all. Pretraining sees the 70
-    only; whatever trains, trains inside the 70 and reports on the 30.
-
-    Parameters
-    ----------
-    adata
-        All cells of the set, in any order.
-    name
-        A file of ``scbert/evaluate/splits``.
-
-    Raises
-    ------
-    ValueError
-        No such split, or cells that are not those of the split.
+    only; whatever trains, trains inside the 70 and reports on the 30. Splits are files of ``scbert/evaluate/splits``; no
+    such file, or other cells than the split's, is a ValueError.
     """
     file = SPLITS / f"{name}.csv.gz"
     if not file.exists():
@@ -197,18 +166,9 @@ def load_split(adata: anndata.AnnData, name: str = "zheng_facs") -> tuple[np.nda
 
 
 def mark_small_classes(labels: Sequence[str], minimum: int = 20) -> pd.DataFrame:
-    """Count the cells of each label, and mark the labels too small for a claim on them alone.
+    """Count the cells of each label, the largest first, ties by name, and mark those too `small` for a claim on them alone.
 
-    Parameters
-    ----------
-    labels
-        (cells,)
-    minimum
-        Cells that make a label large enough; `scbert.evaluate.score` leaves the others out of ``macro_f1_common``.
-
-    Returns
-    -------
-    One row a label, the largest first, ties by name: index "label", columns cells and small (bool).
+    A label of `minimum` cells is large enough; `scbert.evaluate.score` leaves the others out of ``macro_f1_common``.
     """
     cells = pd.Series(np.asarray(labels, dtype=str)).value_counts().rename_axis("label").rename("cells").to_frame()
     cells = cells.sort_index().sort_values("cells", ascending=False, kind="stable")

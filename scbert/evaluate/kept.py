@@ -8,13 +8,13 @@ from typing import NamedTuple
 import anndata
 import numpy as np
 import pandas as pd
-from scipy.linalg import solve_triangular
-from scipy.special import softmax
-from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
 from ..data.preprocess import lognormalize
-from .methods import read_out
+from ..train.companions import fit_centres, measure_to_centres
+from .methods import read_out, to_probabilities
+
+__all__ = ["Kept", "describe_cells", "measure_distance", "read_file", "to_probabilities", "write_file"]
 
 N_COMPONENTS = 30  # of the expression, for methods without vectors of their own
 
@@ -51,32 +51,13 @@ def describe_cells(
 
 
 def measure_distance(train: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Return the Mahalanobis distance of each vector to the nearest label's mean.
+    """Return the Mahalanobis distance of each vector, (cells, dim), to the nearest label's mean; (cells,).
 
-    Parameters
-    ----------
-    train, labels
-        (training cells, dim) and (training cells,). The covariance is that within labels, pooled, shrunk as by Ledoit and Wolf.
-    vectors
-        (cells, dim)
-
-    Lee et al. 2018 (NeurIPS) score novelty so.
+    The covariance is that of the vectors `train`, (cells, dim), within labels: see `scbert.companions.fit_centres`.
     """
     names, index = np.unique(labels, return_inverse=True)
-    train, vectors = train.astype(np.float64), vectors.astype(np.float64)
-    means = np.stack([train[index == i].mean(0) for i in range(len(names))])  # (labels, dim)
-    covariance = LedoitWolf(assume_centered=True).fit(train - means[index]).covariance_
-    covariance += 1e-9 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)) + 1e-30 * np.eye(
-        len(covariance)
-    )
-    root = np.linalg.cholesky(covariance)
-    white, centres = (solve_triangular(root, x.T, lower=True).T for x in (vectors, means))
-    return np.sqrt(np.stack([((white - centre) ** 2).sum(1) for centre in centres]).min(0))
-
-
-def to_probabilities(logits: pd.DataFrame) -> pd.DataFrame:
-    """Return the softmax of logits, cells x labels."""
-    return pd.DataFrame(softmax(logits.to_numpy(np.float64), axis=1), logits.index, logits.columns)
+    root, centres = fit_centres(train.astype(np.float64), index, len(names))
+    return measure_to_centres(vectors.astype(np.float64), root, centres)
 
 
 def write_file(path: Path, logits: pd.DataFrame, embedding: np.ndarray, distance: np.ndarray) -> None:

@@ -73,33 +73,21 @@ def fit_logistic_regression(
 
     L1 is one-against-the-rest by liblinear, as in Boiarsky et al. 2023; L2 is multinomial. The best macro-F1 on
     validation cells wins, ties go to the smaller loss. The choice is ``predict.chosen``, the fitted model
-    ``predict.model``.
-
-    Parameters
-    ----------
-    penalties, strengths
-        The grid.
-    class_weight
-        None, or "balanced": cells weigh in inverse proportion to their label's frequency (under L1 in each problem
-        of one label against the rest, by the frequencies of these two).
-
-    Raises
-    ------
-    ValueError
-        See `fit_nearest_centroid`.
+    ``predict.model``. With `class_weight` "balanced", cells weigh in inverse proportion to their label's frequency: under
+    L1 in each problem of one label against the rest, by the frequencies of these two. ValueErrors are those of
+    `fit_nearest_centroid`.
     """
     y, truth = _read_labels(train, validation, label_key)
     x, x_validation = lognormalize(train), lognormalize(validation)
     best = None
     for penalty in penalties:
         for strength in strengths:
+            options = {"C": strength, "class_weight": class_weight}
             if penalty == "l1":
-                model = LogisticRegression(
-                    penalty="l1", C=strength, solver="liblinear", class_weight=class_weight, random_state=seed
-                )
+                model = LogisticRegression(penalty="l1", solver="liblinear", random_state=seed, **options)
                 model = OneVsRestClassifier(model)
             else:
-                model = LogisticRegression(C=strength, max_iter=1000, class_weight=class_weight)
+                model = LogisticRegression(max_iter=1000, **options)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges the fit, converged or not
                 model.fit(x, y)
@@ -145,11 +133,8 @@ def fit_nearest_centroid(
     Nothing is drawn by lot: `seed` is there for the signature. Probabilities are the softmax of similarities over a
     temperature, the one with the least log loss on validation cells; it moves no cell to another label.
 
-    Raises
-    ------
-    ValueError
-        No such label column, missing labels, one label only, no validation cells, or validation cells with a label
-        that no training cell has.
+    A ValueError says: no such label column, missing labels, one label only, no validation cells, or validation cells
+    with a label that no training cell has.
     """
     y, truth = _read_labels(train, validation, label_key)
     labels, x = np.unique(y), lognormalize(train)
@@ -172,10 +157,7 @@ def fit_celltypist(train: anndata.AnnData, validation: anndata.AnnData, *, label
     genes and only the selection is given, so that its check is switched off (``check_expression=False``; in prediction
     it is a mere remark). Its probabilities, independent for each label, are divided by their sum over labels.
 
-    Raises
-    ------
-    ValueError
-        celltypist is not installed, no such label column, missing labels, or one label only.
+    A ValueError says: celltypist is not installed, no such label column, missing labels, or one label only.
     """
     _check_installed("celltypist")
     y = _read_labels(train, None, label_key)
@@ -190,9 +172,8 @@ def fit_celltypist(train: anndata.AnnData, validation: anndata.AnnData, *, label
         return pd.DataFrame(log_expit(scores.to_numpy(np.float64)), adata.obs_names, scores.columns), None
 
     def predict(adata):
-        logits, _ = read_out(adata)
         # The softmax of log p is p over its sum, also where all p are too small for a float.
-        return pd.DataFrame(softmax(logits.to_numpy(), axis=1), logits.index, logits.columns)
+        return to_probabilities(read_out(adata)[0])
 
     predict.read_out = read_out
     return predict
@@ -216,12 +197,8 @@ def fit_singler(
 
     SingleR gives a label and, from before fine-tuning, one score a label. Where fine-tuning chose another label than
     the one of the largest score, the two exchange their scores: the label of largest probability is always SingleR's.
-    Probabilities are the softmax of scores over a temperature, as in `fit_nearest_centroid`.
-
-    Raises
-    ------
-    ValueError
-        singler is not installed, or see `fit_nearest_centroid`.
+    Probabilities are the softmax of scores over a temperature, as in `fit_nearest_centroid`; ValueErrors too, or that
+    singler is not installed.
 
     Paper: Fig. 2 and 3 (SingleR in R; this is its port to Python).
     """
@@ -257,20 +234,12 @@ def fit_scanvi(
 ) -> Callable:
     """Fit scVI, then scANVI on top of it, on whole counts of the given genes, on the CPU.
 
-    Parameters
-    ----------
-    n_latent
-        Dimensions of the latent space.
-    max_epochs
-        Passes over the training cells of scVI, and of scANVI.
-
-    No batches are told apart, since those of test cells may be new; validation cells choose nothing. All else is the
+    The latent space has `n_latent` dimensions; `max_epochs` are passes over the training cells of scVI, and of scANVI. No
+    batches are told apart, since those of test cells may be new; validation cells choose nothing. All else is the
     default of scvi-tools. `seed` sets the random numbers of the whole process, as scvi-tools does.
 
-    Raises
-    ------
-    ValueError
-        scvi-tools is not installed, counts are fractional, no such label column, missing labels, or one label only.
+    A ValueError says: scvi-tools is not installed, counts are fractional, no such label column, missing labels, or one
+    label only.
     """
     _check_installed("scanvi")
     y = _read_labels(train, None, label_key)
@@ -346,7 +315,7 @@ def fit_scbert(
     classifier = finetune(
         model, train, label_key=label_key, validation=validation, n_epochs=n_epochs, patience=patience,
         batch_size=batch_size, accumulate=accumulate, learning_rate=learning_rate, recipe=recipe, seed=seed,
-        checkpoint=stage and f"{stage}-finetune.pt", progress=progress,
+        checkpoint=stage and f"{stage}-finetune.pt", companions=False, progress=progress,
     )  # fmt: skip
 
     return wrap_classifier(classifier, train.n_obs * (pretrain_epochs + len(classifier.history)))
@@ -402,14 +371,8 @@ def rebalance(
     seed
         Fixes which cells.
 
-    Returns
-    -------
-    A copy with all layers and columns; what stays keeps its order, copies come last.
-
-    Raises
-    ------
-    ValueError
-        `how` is another, `size` is below 1, no such label column, or missing labels.
+    What is returned is a copy with all layers and columns; what stays keeps its order, copies come last. Another `how`, a
+    `size` below 1, no such label column or missing labels are a ValueError.
 
     Khan et al. 2023 subsample, and draw new cells between neighbours of a small label by SMOTE. This can't be done
     here: a token between two tokens has no meaning, and copies are what remains.
@@ -472,6 +435,11 @@ def read_out(predict: Callable, adata: anndata.AnnData) -> tuple[pd.DataFrame, n
     return np.log(predict(adata).clip(lower=1e-12)), None
 
 
+def to_probabilities(logits: pd.DataFrame) -> pd.DataFrame:
+    """Return the softmax of logits, cells x labels."""
+    return pd.DataFrame(softmax(logits.to_numpy(np.float64), axis=1), logits.index, logits.columns)
+
+
 def _check_installed(method):
     module, package, extra = NEEDS.get(method, (None, None, None))
     if module and find_spec(module) is None:
@@ -502,8 +470,7 @@ def _predict_from_scores(score, labels, validation, truth, temperatures):
         return pd.DataFrame(score(adata) / temperature, adata.obs_names, labels), None
 
     def predict(adata):
-        logits, _ = read_out(adata)
-        return pd.DataFrame(softmax(logits.to_numpy(), axis=1), logits.index, logits.columns)
+        return to_probabilities(read_out(adata)[0])
 
     predict.chosen, predict.read_out = f"temperature={temperature:g}", read_out
     return predict

@@ -37,19 +37,11 @@ def bootstrap(statistic: Callable, *arrays: np.ndarray, seed: int = 0, n_resampl
 
 
 def measure(counts: np.ndarray, common: np.ndarray) -> np.ndarray:
-    """Compute `METRICS` from counts of cells: right, true and predicted of each label.
+    """Compute `METRICS`, (..., metrics), from counts of cells: right, true and predicted of each label, (..., 3, labels).
 
-    Parameters
-    ----------
-    counts
-        (..., 3, labels), of any positive weights. Labels without a true cell are no part of a macro mean.
-    common
-        (labels,), whether a label has part in macro_f1_common.
-
-    Returns
-    -------
-    (..., metrics); NaN where no cell, or no common one, is tested. Each as scikit-learn defines it, an F1 of zero for
-    a label that is never predicted, and an MCC of zero where all cells are called the same.
+    Counts may have any positive weights. Labels without a true cell are no part of a macro mean; `common`, (labels,), says
+    which have part in macro_f1_common. Each metric is as scikit-learn defines it, an F1 of zero for a label that is never
+    predicted, an MCC of zero where all cells are called the same, and NaN where no cell, or no common one, is tested.
     """
     right, true, predicted = np.moveaxis(counts, -2, 0)  # (..., labels)
     total = true.sum(-1)
@@ -72,11 +64,9 @@ def measure(counts: np.ndarray, common: np.ndarray) -> np.ndarray:
 
 
 def measure_classes(counts: np.ndarray) -> np.ndarray:
-    """Compute precision, recall and F1 of each label from counts as in `measure`; zero where it is never predicted.
+    """Compute precision, recall and F1 of each label from counts as in `measure`: (..., 3 * labels), label after label.
 
-    Returns
-    -------
-    (..., 3 * labels), label after label; NaN where a label has no true cell.
+    They are zero where a label is never predicted, and NaN where it has no true cell.
     """
     right, true, predicted = np.moveaxis(counts, -2, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -88,18 +78,14 @@ def measure_classes(counts: np.ndarray) -> np.ndarray:
 def check_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the predictions with all of `RUN` as columns, labels as text, and a new index.
 
-    Raises
-    ------
-    ValueError
-        A column or a label is missing, a cell has two true labels or is named twice in one training, or the rows are
-        of more than one data set or protocol.
+    A ValueError says: a column or a label is missing, a cell has two true labels or is named twice in one training, or
+    the rows are of more than one data set or protocol.
     """
     missing = [column for column in ("method", "cell", "truth", "predicted") if column not in predictions]
     if missing or predictions.empty:
         raise ValueError(f"Predictions need a column {missing[0]!r}." if missing else "There are no predictions.")
-    table = pd.DataFrame({"data": "", "protocol": "", "repeat": 0, "fold": 0} | dict(predictions)).reset_index(
-        drop=True
-    )
+    table = pd.DataFrame({"data": "", "protocol": "", "repeat": 0, "fold": 0} | dict(predictions))
+    table = table.reset_index(drop=True)
     if table[["truth", "predicted"]].isna().any(axis=None):
         raise ValueError("Some cells have no true or no predicted label: leave them out, or call them Unassigned.")
     table[["truth", "predicted"]] = table[["truth", "predicted"]].astype(str)
@@ -125,12 +111,8 @@ def count_cells(
 ) -> sparse.csr_matrix:
     """Mark what each cell adds to the counts of `measure`: (cells, parts * 3 * labels).
 
-    Weights (resamples, cells) times this matrix are the counts of all parts under all weights.
-
-    Parameters
-    ----------
-    part, n_parts
-        (rows,), to which part (a training, or a method and repeat) a row belongs, from 0; and how many there are.
+    Weights (resamples, cells) times this matrix are the counts of all parts under all weights. `part`, (rows,), says to
+    which training, or method and repeat, a row belongs, from 0.
     """
     row, truth, predicted = (
         index.get_indexer(table[column])
@@ -153,10 +135,7 @@ def draw_weights(
     (n - 2) / n, at least 1/3, so that the variance of its recall is p (1 - p) / (n - 1), unbiased, and not over n + 1.
     Repeats: multiplicities of one draw fewer than there are, for the same reason (Rao and Wu 1988).
 
-    Parameters
-    ----------
-    strata, sizes
-        (cells,), the stratum of each cell, from 0, and how many cells its label has.
+    `strata` and `sizes`, (cells,), are the stratum of each cell, from 0, and how many cells its label has.
     """
     by_cell, by_repeat = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     members = sparse.csr_matrix((np.ones(len(strata)), (np.arange(len(strata)), strata)))  # (cells, strata)
@@ -176,20 +155,10 @@ def resample(
     """Measure each method on the cells as they are, and on resampled cells and repeats, the same for all methods.
 
     Folds of a repeat are pooled, repeats are averaged. A cell has one weight, wherever it is tested, and is drawn
-    within its fold if that is the same in all repeats.
+    within its fold if that is the same in all repeats. `statistic` maps counts (..., 3, labels) to (..., values), as
+    `measure` does; NaN where a repeat has nothing to measure. `labels` are all that are true or predicted.
 
-    Parameters
-    ----------
-    predictions
-        From `check_predictions`.
-    statistic
-        Counts (..., 3, labels) -> (..., values), such as `measure`; NaN where a repeat has nothing to measure.
-    labels
-        All that are true or predicted.
-
-    Returns
-    -------
-    Methods, values (methods, values), and resampled values (resamples, methods, values).
+    Returned are methods, values (methods, values), and resampled values (resamples, methods, values).
     """
     method, methods = pd.factorize(predictions["method"])
     repeat, repeats = pd.factorize(predictions["repeat"], sort=True)
@@ -255,19 +224,12 @@ def score(
         fold where there are several.
     sizes, rare
         Cells of each label in the whole set (those tested, if None), and how many make it common.
-    seed, n_resamples
-        Fix the resampling.
 
     Returns
     -------
     A row for each method and metric: accuracy, macro_f1 over the labels that are true somewhere in the repeat,
     macro_f1_common over the common of them alone (no row where there are none), balanced_accuracy, mcc; columns
-    value, low, high, n (different test cells) and repeats.
-
-    Raises
-    ------
-    ValueError
-        See `check_predictions`.
+    value, low, high, n (different test cells) and repeats. ValueErrors are those of `check_predictions`.
     """
     table = check_predictions(predictions)
     values, drawn = resample_metrics(table, sizes=sizes, rare=rare, seed=seed, n_resamples=n_resamples)
@@ -294,16 +256,9 @@ def write_out(scores: pd.DataFrame, digits: int = 3) -> pd.Series:
 def score_classes(predictions: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> pd.DataFrame:
     """Measure precision, recall and F1 of each label, with 95 % intervals as in `score`.
 
-    Returns
-    -------
     A row for each method and true label; columns precision, precision_low, precision_high, the same of recall and f1,
     and n (different true cells). Precision and F1 are zero where a label is never predicted. The value is the mean
-    over the repeats in which the label has true cells.
-
-    Raises
-    ------
-    ValueError
-        See `check_predictions`.
+    over the repeats in which the label has true cells. ValueErrors are those of `check_predictions`.
     """
     table = check_predictions(predictions)
     labels, _ = _find_labels(table, None, 1)
@@ -324,21 +279,9 @@ def score_classes(predictions: pd.DataFrame, *, seed: int = 0, n_resamples: int 
 def score_trainings(predictions: pd.DataFrame, *, sizes: pd.Series | None = None, rare: int = 20) -> pd.DataFrame:
     """Measure each training of each method on the cells that it tested, without intervals: the points of a box plot.
 
-    Parameters
-    ----------
-    predictions
-        As in `score`, of any number of data sets and protocols.
-    sizes, rare
-        As in `score`, of each data set and protocol on its own where `sizes` is None.
-
-    Returns
-    -------
-    A row a training and method: data, protocol, repeat, fold, method, each of `METRICS`, n (cells).
-
-    Raises
-    ------
-    ValueError
-        See `check_predictions`.
+    Predictions are as in `score`, but of any number of data sets and protocols, each of which has label sizes of its own
+    where `sizes` is None. A row a training and method: data, protocol, repeat, fold, method, each of `METRICS`, n (cells).
+    ValueErrors are those of `check_predictions`.
 
     Paper: Fig. 2a.
     """
@@ -387,12 +330,9 @@ def compare(
 ) -> dict[str, float]:
     """Return a metric of `method` minus that of `other`, on the same cells, repeats and weights: value, low, high, n.
 
-    The interval is paired, so it can leave out zero where those of the two methods overlap; parameters as in `score`.
-
-    Raises
-    ------
-    ValueError
-        The methods were not tested on the same cells, there is no such method or metric, or see `check_predictions`.
+    The interval is paired, so it can leave out zero where those of the two methods overlap; parameters as in `score`. A
+    ValueError says that the methods were not tested on the same cells, that there is no such method or metric, or what
+    `check_predictions` says.
     """
     table = check_predictions(predictions)
     check_paired(table, [method, other], metric)

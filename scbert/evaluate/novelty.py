@@ -20,14 +20,9 @@ def score_cells(
 ) -> pd.DataFrame:
     """Score how new each cell looks, in six ways, each larger for cells that look newer.
 
-    Parameters
-    ----------
-    logits
-        (cells, labels), at least two labels; the softmax of a row is the method's probabilities.
-    distance
-        (cells,), to the nearest label's cells in some embedding; without it that score is left out.
-    temperature
-        From `scbert.calibration.fit_temperature`.
+    The softmax of a row of logits, (cells, labels), is the method's probabilities. `distance`, (cells,), is that to the
+    nearest label's cells in some embedding; without it that score is left out. The temperature is that of
+    `scbert.calibration.fit_temperature`. Logits that are not finite, or of one label only, are a ValueError.
 
     Returns
     -------
@@ -35,11 +30,6 @@ def score_cells(
     largest), the entropy over its largest possible value, the energy -log sum exp(logits) (Liu et al. 2020), 1 - the
     largest probability at that temperature, and the distance. The energy means something where the sum of the
     exponentials does, such as one "yes" or "no" a label; a softmax leaves it free, though training moves it.
-
-    Raises
-    ------
-    ValueError
-        The logits are not finite, or of one label only.
 
     Paper: Methods, "novel cell type detection".
     """
@@ -58,14 +48,9 @@ def score_cells(
 
 
 def take_held_out(cells: pd.DataFrame, level: str | None = None) -> pd.DataFrame:
-    """Return the test cells of the trainings that lack the types held out, and none of the trainings for tuning.
+    """Return the test cells of `scbert.novel_types.score_jobs` whose training lacks the types held out, none for tuning.
 
-    Parameters
-    ----------
-    cells
-        From `scbert.novel_types.score_jobs`.
-    level
-        "together", or the type that was held out alone; all if None.
+    The level is "together", or the type that was held out alone; all if None.
     """
     test = cells[(cells["purpose"] == "held_out") & (cells["part"] == "test")]
     return test if level is None else test[test["level"] == level]
@@ -75,12 +60,7 @@ def choose_threshold(scores: Sequence[float], is_novel: Sequence[bool]) -> float
     """Return the threshold with the best mean of two shares: of novel cells above it, and of known ones not above it.
 
     It lies midway between two scores, or is the largest score; of several that are best, the largest, which leaves
-    fewest cells unassigned.
-
-    Raises
-    ------
-    ValueError
-        There are no novel or no known cells.
+    fewest cells unassigned. No novel or no known cells are a ValueError.
     """
     scores, is_novel = np.asarray(scores, float), np.asarray(is_novel, bool)
     if is_novel.all() or not is_novel.any():
@@ -94,18 +74,11 @@ def choose_threshold(scores: Sequence[float], is_novel: Sequence[bool]) -> float
 
 
 def choose_thresholds(cells: pd.DataFrame) -> pd.DataFrame:
-    """Choose a threshold for each held-out training and score, by three rules.
+    """Choose a threshold for each held-out training and score of `scbert.novel_types.score_jobs`, by three rules.
 
-    Parameters
-    ----------
-    cells
-        From `scbert.novel_types.score_jobs`.
-
-    Returns
-    -------
-    data, level, method, repeat, score, rule, threshold: "tuned" on the tuning training of the same repeat, for which
-    other types were left out; "paper", 0.5, of the two scores that are probabilities; "best", on the test cells
-    themselves, which nobody could know: the difference to it is what tuning costs.
+    A row is data, level, method, repeat, score, rule, threshold. The rules: "tuned" on the tuning training of the same
+    repeat, for which other types were left out; "paper", 0.5, of the two scores that are probabilities; "best", on the
+    test cells themselves, which nobody could know: the difference to it is what tuning costs.
     """
     rows = []
     test = cells[cells["part"] == "test"]
@@ -123,15 +96,8 @@ def resample_novelty(
 ) -> tuple[pd.MultiIndex, np.ndarray, np.ndarray]:
     """Measure one method at one level on its test cells as they are, and on resampled ones; see `measure_novelty`.
 
-    Returns
-    -------
-    (score, rule, metric), values, and resampled values (resamples, values), which for two methods on the same cells are
-    of the same resamples.
-
-    Raises
-    ------
-    ValueError
-        A repeat has no novel or no known cells.
+    Returned are (score, rule, metric), values, and resampled values (resamples, values), which for two methods on the
+    same cells are of the same resamples. A repeat with no novel or no known cells is a ValueError.
     """
     table = table.sort_values(["repeat", "cell"])
     cells, repeats = pd.Index(table["cell"].unique()).sort_values(), sorted(table["repeat"].unique())
@@ -180,15 +146,9 @@ def measure_novelty(
     By score, rule and metric: value (mean over repeats), low, high, n (different cells that it is about). Under rule "":
     auroc and aupr (average precision, whose chance level is the share of novel cells), cost_of_tuning, the balanced accuracy
     at the threshold that is best for these cells minus that at the tuned one, and, with score "", known_accuracy_all,
-    without rejection. Under each rule: jaccard, cells both novel and unassigned among those that
-    are either (the paper's "accuracy" of novel types); recall, of novel cells (Khan's); known_accuracy, where an
-    unassigned cell is a wrong one; kept, the share of known cells that are assigned; balanced_accuracy, the mean of
-    recall and kept.
-
-    Raises
-    ------
-    ValueError
-        See `resample_novelty`.
+    without rejection. Under each rule: jaccard, cells both novel and unassigned among those that are either (the paper's
+    "accuracy" of novel types); recall, of novel cells (Khan's); known_accuracy, where an unassigned cell is a wrong one;
+    kept, the share of known cells that are assigned; balanced_accuracy, the mean of recall and kept.
 
     Paper: Fig. 4a; Methods, "novel cell type detection".
     """
@@ -206,22 +166,15 @@ def compare_methods(
 ) -> pd.DataFrame:
     """Return what a method has more than another on the same resampled cells, by data, level, score, rule and metric.
 
-    Returns
-    -------
-    value, low, high (95 %, paired); `measure_novelty` says of what.
-
-    Raises
-    ------
-    ValueError
-        The two were not tested on the same cells.
+    A row is value, low, high (95 %, paired); `measure_novelty` says of what. Methods that were not tested on the same
+    cells are a ValueError.
     """
     test = take_held_out(cells)
     found = {}
     for key, part in test.groupby(GROUP[:2], sort=False):
         pair = [part[part["method"] == name] for name in (method, other)]
-        if not set(zip(pair[0].cell, pair[0].repeat, strict=True)) == set(
-            zip(pair[1].cell, pair[1].repeat, strict=True)
-        ):
+        tested, tested_too = (set(zip(own["cell"], own["repeat"], strict=True)) for own in pair)
+        if tested != tested_too:
             raise ValueError(f"{method} and {other} were not tested on the same cells of {key[0]}.")
         at = thresholds[(thresholds["data"] == key[0]) & (thresholds["level"] == key[1])]
         one, two = (
@@ -236,17 +189,11 @@ def compare_methods(
 def sweep_thresholds(table: pd.DataFrame, score: str = "max_probability", *, n_steps: int = 41) -> pd.DataFrame:
     """Measure one method at one level as in `measure_novelty`, at thresholds from 0 to 1 of a probability.
 
-    Returns
-    -------
     By threshold (a cell whose probability is below it is unassigned) and metric: value, low, high, n.
     """
-    grid = np.linspace(0, 1, n_steps)
-    at = [
-        {"repeat": repeat, "score": score, "rule": rule, "threshold": 1 - rule}
-        for repeat in table["repeat"].unique()
-        for rule in grid
-    ]
-    found = measure_novelty(table, pd.DataFrame(at), n_resamples=300)
+    at = pd.MultiIndex.from_product([table["repeat"].unique(), np.linspace(0, 1, n_steps)], names=["repeat", "rule"])
+    at = at.to_frame(index=False).assign(score=score, threshold=lambda rows: 1 - rows["rule"])
+    found = measure_novelty(table, at, n_resamples=300)
     found = found.droplevel("score").rename_axis(["threshold", "metric"]).reset_index()
     found = found[found["threshold"] != ""].astype({"threshold": float})  # without the metrics of no threshold
     return found.set_index(["threshold", "metric"])
@@ -255,15 +202,9 @@ def sweep_thresholds(table: pd.DataFrame, score: str = "max_probability", *, n_s
 def trace_curves(cells: pd.DataFrame, scores: Sequence[str] = SCORES, *, n_steps: int = 200) -> pd.DataFrame:
     """Return points of the ROC and precision-recall curves of each method, at thresholds between equal numbers of cells.
 
-    Parameters
-    ----------
-    cells
-        Test cells of `scbert.novel_types.score_jobs`, of one data set and level; repeats are pooled.
-
-    Returns
-    -------
-    method, score, threshold (the paper's is among them), false_alarms (share of known cells that are unassigned), recall (of novel ones), precision (share of
-    novel cells among those unassigned; one where there are none).
+    Of test cells of `scbert.novel_types.score_jobs`, of one data set and level; repeats are pooled. A row is method, score,
+    threshold (the paper's is among them), false_alarms (share of known cells that are unassigned), recall (of novel
+    ones), precision (share of novel cells among those unassigned; one where there are none).
     """
     tables = []
     for method, part in cells.groupby("method", sort=False):
@@ -283,14 +224,7 @@ def trace_curves(cells: pd.DataFrame, scores: Sequence[str] = SCORES, *, n_steps
 def count_calls(cells: pd.DataFrame, threshold: float = PAPER) -> pd.DataFrame:
     """Count what the cells of each type are called, Unassigned if their largest probability is below the threshold.
 
-    Parameters
-    ----------
-    cells
-        Test cells of `scbert.novel_types.score_jobs`, of one data set and level; repeats are pooled.
-
-    Returns
-    -------
-    method, truth, novel, called, cells (how many).
+    Of test cells as in `trace_curves`; a row is method, truth, novel, called, cells (how many).
     """
     called = cells["predicted"].where(cells["max_probability"] <= 1 - threshold, "Unassigned")
     table = cells.assign(called=called, novel=~cells["seen"])

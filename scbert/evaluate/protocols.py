@@ -36,26 +36,10 @@ class Split(NamedTuple):
 
 
 def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) -> list[Parts]:
-    """Split cells into training, validation and test, label by label.
+    """Split cells into training, validation and test, label by label, as sorted cell numbers.
 
-    Parameters
-    ----------
-    labels
-        (cells,)
-    n_folds
-        How many of five folds to return for 1, else how many folds to make: with 1, a fifth of the cells is
-        tested once; with k of 2 or more, each cell is tested once.
-    seed
-        Fixes the splits.
-
-    Returns
-    -------
-    A list of (training, validation, test) cell numbers, sorted. An eighth of what is not test is validation.
-
-    Raises
-    ------
-    ValueError
-        A label has fewer cells than folds (than five, for one fold).
+    With one fold, a fifth of the cells is tested; with more, each cell is tested once. An eighth of what is not test is
+    validation. A label with fewer cells than folds (than five, for one fold) is a ValueError.
 
     Paper: Methods, "benchmarking" (five-fold cross-validation).
     Differs from the published code: real folds, where the script draws one 80/20 split and reports on the
@@ -72,46 +56,32 @@ def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) ->
     if smallest < n_made or smallest - math.ceil(smallest / n_made) < 2:  # two must remain for training and validation
         folds = f"fewer than the {n_made} folds need" if n_folds > 1 else "fewer than 5, and a fifth is tested"
         raise ValueError(f"Label {counts.index[-1]!r} has {smallest} cells, {folds}: merge or drop it.")
-    splits = []
-    for rest, test in StratifiedKFold(n_made, shuffle=True, random_state=seed).split(labels, labels):
-        inner = StratifiedShuffleSplit(1, test_size=max(len(rest) // 8, len(counts)), random_state=seed)
-        train, validation = next(inner.split(rest, labels[rest]))
-        splits.append((np.sort(rest[train]), np.sort(rest[validation]), test))
-    return splits[:n_folds]
+    folds = StratifiedKFold(n_made, shuffle=True, random_state=seed).split(labels, labels)
+    return [_draw_validation(labels, rest, test, seed) for rest, test in folds][:n_folds]
+
+
+def _draw_validation(labels, rest, test, seed):
+    """Return training, validation and test cells by number, an eighth of the rest being validation."""
+    inner = StratifiedShuffleSplit(1, test_size=max(len(rest) // 8, len(set(labels))), random_state=seed)
+    train, validation = next(inner.split(rest, labels[rest]))
+    return np.sort(rest[train]), np.sort(rest[validation]), test
 
 
 def split_cells(
     adata: anndata.AnnData, dataset: str, *, label_key: str = "cell_type", n_folds: int = 1, seed: int = 0
 ) -> list[Split]:
-    """Split the cells of a data set: by its saved split where it has one, else by `stratified_splits`.
+    """Split all cells of a set, a split a fold: by its saved split where it has one, else by `stratified_splits`.
 
-    Parameters
-    ----------
-    adata
-        All cells of the set.
-    dataset
-        Its name; "zheng_facs" has a saved split, whose 30 % are always the test cells, see `scbert.hygiene.load_split`.
-    label_key, n_folds, seed
-        As in `stratified_splits`; an eighth of the saved training cells is validation, drawn by `seed`.
-
-    Returns
-    -------
-    Splits of protocol "", each fold one, all of repeat 0.
-
-    Raises
-    ------
-    ValueError
-        Folds are asked of a set with a saved split, cells are missing, or see `stratified_splits`.
+    "zheng_facs" has a saved split, whose 30 % are always the test cells, see `scbert.hygiene.load_split`. An eighth of
+    its training cells is validation, drawn by `seed`. Asked for folds of it, or with cells missing, this raises a
+    ValueError.
     """
     if dataset not in saved_splits():
         return _name_cells(adata, stratified_splits(adata.obs[label_key], n_folds, seed))
     if n_folds != 1:
         raise ValueError(f"{dataset} has one saved split, whose test cells train nothing: n_folds must be 1.")
-    rest, test = load_split(adata, dataset)
     labels = adata.obs[label_key].astype(str).to_numpy()
-    inner = StratifiedShuffleSplit(1, test_size=max(len(rest) // 8, len(set(labels))), random_state=seed)
-    train, validation = next(inner.split(rest, labels[rest]))
-    return _name_cells(adata, [(np.sort(rest[train]), np.sort(rest[validation]), test)])
+    return _name_cells(adata, [_draw_validation(labels, *load_split(adata, dataset), seed)])
 
 
 def _name_cells(adata, splits):
@@ -135,13 +105,7 @@ def check_disjoint(*parts: Sequence[str]) -> None:
 
 
 def drop_rare(adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: int = 5) -> anndata.AnnData:
-    """Return the cells whose label has at least so many, and print which labels were left out.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two labels remain.
-    """
+    """Return the cells whose label has at least so many, and print which labels were left out; a ValueError if below two stay."""
     sizes = adata.obs[label_key].astype(str).value_counts()
     rare = sizes[sizes < minimum]
     if len(sizes) - len(rare) < 2:
@@ -176,21 +140,9 @@ def cross_validation(
 ) -> list[Split]:
     """Make the splits of stratified cross-validation, each with validation cells of its own (E1).
 
-    Parameters
-    ----------
-    adata
-        All cells of the set.
-    dataset
-        Its name. With a saved split the folds are of its training cells: each in turn is validation, the others train,
-        and the same test cells are tested by each, so that a training is a repeat. Without, each fold is tested once,
-        and an eighth of the rest is validation.
-    label_key, n_folds, seed
-        As in `stratified_splits`.
-
-    Raises
-    ------
-    ValueError
-        See `stratified_splits`.
+    Of all cells of a set, each fold is tested once, and an eighth of the rest is validation: see `stratified_splits`. Where
+    the set has a saved split, the folds are of its training cells: each in turn is validation, the others train, and the
+    same test cells are tested by each, so that a training is a repeat.
 
     Paper: Methods, "benchmarking" (five folds); Fig. 2a.
     Differs from the published code: the script draws one 80/20 split and reports on the cells that stopped the training.
@@ -217,7 +169,9 @@ def reference_sizes(
     query: str = "fixed",
     seed: int = 0,
 ) -> list[Split]:
-    """Make splits with references of several sizes: shares of the cells, or so many cells of each label (E2).
+    """Make splits with references of several sizes, "reference:0.30" or "few:10" by protocol (E2).
+
+    An eighth of a reference is validation, at least one cell of each label.
 
     Parameters
     ----------
@@ -226,18 +180,9 @@ def reference_sizes(
         query "rest", of all cells.
     cells_per_label
         How many cells of each label, for few-shot references; a label that has fewer gives all it has.
-    n_repeats
-        Draws.
     query
         "fixed": the cells of `choose_pool` are tested, whatever the size, so that sizes are compared on the same cells.
         "rest": all that is not reference, as in the paper.
-    seed
-        Fixes the draws.
-
-    Returns
-    -------
-    Splits of protocols "reference:0.30" and "few:10". An eighth of a reference is validation, at least one cell of each
-    label.
 
     Raises
     ------
@@ -289,22 +234,10 @@ def class_imbalance(
 ) -> list[Split]:
     """Make splits of a few labels whose references differ in size, tested on as many cells of each (E3).
 
-    Parameters
-    ----------
-    common, rare
-        Labels that give `n_common` reference cells, and those that give each of `n_rare`; no other label takes part.
-    n_query
-        Test cells of each label.
-
-    Returns
-    -------
-    Splits of protocols "imbalance:17" and so on, by the cells of a rare label; the query is the same for all of a repeat, a smaller
-    reference is part of a larger one, and an eighth of it is validation, at least one cell of each label.
-
-    Raises
-    ------
-    ValueError
-        Labels that the data lack, or too few cells for reference and query.
+    Labels that are `common` give `n_common` reference cells, those that are `rare` each of `n_rare`; no other label takes
+    part, and `n_query` cells of each are tested. The protocol is "imbalance:17" where a rare label has 17 cells. The query
+    is the same for all of a repeat, a smaller reference is part of a larger one, and an eighth of it is validation, at
+    least one cell of each label. Labels that the data lack, or too few cells, raise a ValueError.
 
     Paper: Methods, "benchmarking"; Fig. 2e. Of the counts printed there (10,000, 100, 10,000, 100 for CD19+ B, CD8+
     cytotoxic T, CD34+ and CD8+/CD45RA+ cells) only one reading can be drawn from Zheng68K, which has 242 CD34+ cells:
@@ -342,9 +275,8 @@ def class_imbalance(
         for n in n_rare:
             chosen = np.concatenate([reference[label][: n if label in rare else n_common] for label in sizes])
             train, validation = hold_out(labels, chosen, np.random.default_rng([seed, repeat, 1]))
-            splits.append(
-                Split(f"imbalance:{n}", repeat, 0, train, validation, np.sort(np.concatenate([*query.values()])))
-            )
+            tested_now = np.sort(np.concatenate([*query.values()]))
+            splits.append(Split(f"imbalance:{n}", repeat, 0, train, validation, tested_now))
     return splits
 
 
@@ -358,12 +290,12 @@ def leave_one_out(
     aside: bool = False,
     seed: int = 0,
 ) -> list[Split]:
-    """Make splits that train on all studies, samples or organs but one, and test on that one (E4, E5).
+    """Make splits "held_out:<study>" that train on all studies, samples or organs but one, and test that one (E4, E5).
+
+    Labels of one training cell are left out of training.
 
     Parameters
     ----------
-    batch_key
-        Column of ``obs`` that says which.
     labels
         "any": the training studies teach all labels that they have; tested cells of another label cannot be named
         rightly, and are in the split all the same (see `find_unseen`). "shared": only cells of labels that all studies
@@ -373,14 +305,7 @@ def leave_one_out(
     aside
         Whether an eighth of the training studies' cells is set aside, see `set_aside`.
 
-    Returns
-    -------
-    Splits of protocols "held_out:<study>". Labels of one training cell are left out of training.
-
-    Raises
-    ------
-    ValueError
-        No such column, one study only, or fewer than two labels to learn without a study.
+    A ValueError: no such column, one study only, or fewer than two labels to learn without a study.
 
     Paper: Methods, "benchmarking"; Fig. 3 (four pancreas studies, four shared types); Extended Data Fig. 5b (organs, by
     its caption in five folds instead).
@@ -424,10 +349,8 @@ def carry_over(
     train_on
         The study that trains, while all others are tested; None: each study in turn is tested, and all others train.
         A study that bears the name of a set with a saved split trains on the cells which that split lets train.
-    labels
+    labels, n_repeats
         As in `leave_one_out`.
-    n_repeats
-        Draws of the validation cells.
     aside
         Whether some cells of the studies that train are set aside. Without `train_on`: an eighth of each label, see
         `set_aside`. With it: the cells that `choose_pool` keeps from training, which are tested otherwise.
@@ -438,10 +361,7 @@ def carry_over(
     them those cells of the training study that `choose_pool` keeps from training, so that what is lost on the way is
     seen under one model.
 
-    Raises
-    ------
-    ValueError
-        No cell of the study that is to train, or see `leave_one_out` and `make_split`.
+    A ValueError if no cell is of the study that is to train.
     """
     options = {"label_key": label_key, "seed": seed}
     if train_on is None:
@@ -476,25 +396,10 @@ def between_studies(
     repeat: int = 0,
     seed: int = 0,
 ) -> Split:
-    """Make the split that trains on one simulated study of a set, and tests another.
+    """Make the split that trains on one study of `scbert.simulate.simulate_studies`, and tests another.
 
-    Parameters
-    ----------
-    adata
-        From `scbert.simulate.simulate_studies`: ``obs["study"]``.
-    dataset
-        The set that was dealt out. Of one with a saved split only training cells train, and only test cells are tested.
-    train, test
-        Studies.
-
-    Returns
-    -------
-    The split; set aside are test cells of the training study where there is a saved split, else an eighth of its cells.
-
-    Raises
-    ------
-    ValueError
-        No such study, or see `make_split`.
+    Where the set that was dealt out has a saved split, only its training cells train, only its test cells are tested, and
+    those of the study that trains are set aside; else an eighth of that study's cells is. No such study is a ValueError.
     """
     labels, study = adata.obs[label_key].astype(str), adata.obs["study"].astype(str)
     for name in (train, test):
@@ -574,12 +479,9 @@ def hold_out_types(
             learnt = sorted(set(labels[known]))
             third = random.choice(learnt, max(1, len(learnt) // 3), replace=False)
             if len(learnt) - len(third) >= 2:
-                is_new = {
-                    part: labels[cells].isin(third).to_numpy() for part, cells in (("known", known), ("aside", aside))
-                }
-                new = known[is_new["known"]].append(aside[is_new["aside"]])
-                rest = aside[~is_new["aside"]]
-                splits.append(make_split(adata, known[~is_new["known"]], rest.append(new), f"tuning:{name}", **options))
+                is_new, is_new_aside = (labels[cells].isin(third).to_numpy() for cells in (known, aside))
+                tuned = aside[~is_new_aside].append([known[is_new], aside[is_new_aside]])
+                splits.append(make_split(adata, known[~is_new], tuned, f"tuning:{name}", **options))
     return splits
 
 
@@ -596,12 +498,8 @@ def make_split(
 ) -> Split:
     """Make the split that trains on some cells, an eighth of which is validation, and tests others, all by name.
 
-    Cells `aside` are none of these, see `Split`.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two labels with two training cells each, or a cell on both sides.
+    Cells `aside` are none of these, see `Split`. Fewer than two labels with two training cells each, or a cell on both
+    sides, raise a ValueError.
     """
     labels = adata.obs[label_key].astype(str)
     sizes = labels[train].value_counts()
@@ -620,9 +518,8 @@ def make_split(
 def set_aside(labels: pd.Series, cells: pd.Index, random: np.random.Generator) -> tuple[pd.Index, pd.Index]:
     """Split cells, by name: all others, and an eighth of each label that has eight cells or more."""
     groups = _group(labels, cells).values()
-    aside = pd.Index(
-        [cell for own in groups for cell in np.sort(random.permutation(own)[: len(own) // 8])], dtype=object
-    )
+    aside = [cell for own in groups for cell in np.sort(random.permutation(own)[: len(own) // 8])]
+    aside = pd.Index(aside, dtype=object)
     return cells[~cells.isin(aside)], aside
 
 

@@ -86,14 +86,8 @@ def plan(
 
     Parameters
     ----------
-    adata
-        Counts of all cells of the splits.
-    splits
-        From `scbert.protocols`.
     methods
         Name -> ``fit(train, validation, label_key=, seed=)``, see `scbert.methods`; `functools.partial` carries options.
-    data
-        The name under which results are reported.
     genes
         Names, in the order of the model; or a choice of `scbert.genes.choose_genes`, made on each split's training and
         validation cells.
@@ -191,8 +185,7 @@ def hash_code(*sources: str) -> str:
     for source in sources:
         tree = ast.parse(textwrap.dedent(source))
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
+            if isinstance(body := getattr(node, "body", None), list):
                 node.body = [part for part in body if not _is_docstring(part)]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
@@ -209,22 +202,15 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     again, after an interruption or beside new jobs, and what depends on a changed parameter is. Under ``scbert run
     --part 2/8`` only a share of the jobs is computed.
 
-    Parameters
-    ----------
-    jobs
-        From `plan`, of any number of data sets and protocols.
-    run
-        The notebook's run.
-    progress
-        Say how long it may take, and show a progress bar.
+    Jobs may be of any number of data sets and protocols. `progress` is a bar, and a word on how long it may take.
 
     Returns
     -------
-    Predictions, a row a job and test cell, and one of each cell set aside: data, protocol, repeat, fold, method, cell, truth,
-    predicted, confidence, seen (some training cell has its true label), and part ("test" or "aside").
+    Predictions, a row a job and test cell, and one of each cell set aside: data, protocol, repeat, fold, method, cell,
+    truth, predicted, confidence, seen (some training cell has its true label), and part ("test" or "aside").
     Costs, a row a job: data, protocol, repeat, fold, method, training_cells, seconds, cpu_seconds, memory_mb (most that the
-    process took beyond what it held, sampled 50 times a second), cell_steps, chosen (on validation cells), accuracy and macro_f1 on
-    validation cells and on test cells whose label was seen.
+    process took beyond what it held, sampled 50 times a second), cell_steps, chosen (on validation cells), accuracy and
+    macro_f1 on validation cells and on test cells whose label was seen.
 
     Raises
     ------
@@ -233,10 +219,9 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     scbert.paths.PartDone
         In a part, when its share is done.
     """
-    folder = run.path("jobs")
     part = find_part()
     mine = list(jobs) if part is None else share_out(jobs, *part)
-    missing = [job for job in mine if not _file(folder, job).exists()]
+    missing = [job for job in mine if not _file(run, job).exists()]
     _announce(jobs, mine, missing, progress)
     failed = _compute(missing, run, progress)
     if failed:
@@ -247,7 +232,7 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
         )
     if part is not None:
         raise PartDone(f"Part {part[0]}/{part[1]} is done: {len(mine)} jobs, {len(missing)} of them computed.")
-    results = [json.loads(_file(folder, job).read_text()) for job in jobs]
+    results = [json.loads(_file(run, job).read_text()) for job in jobs]
     here = {job.identity for job in missing}
     run.earlier_seconds += sum(
         done["seconds"] for job, done in zip(jobs, results, strict=True) if job.identity not in here
@@ -258,35 +243,31 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
 
 
 def read_kept(job: Job, run: "Run") -> kept_files.Kept:
-    """Return what a job that is done kept of its cells, see `scbert.kept.Kept`.
-
-    Raises
-    ------
-    ValueError
-        The job was planned without `keep`, or was not run.
-    """
-    file = _file(run.path("jobs"), job)
-    if not job.keep or not file.exists():
-        what = "was not run yet: call run first" if job.keep else "keeps nothing: plan it with keep=True"
-        raise ValueError(f"The job of {job.method} on {job.data} {job.split.protocol} {what}.")
+    """Return what a job kept of its cells, see `scbert.kept.Kept`; a ValueError if it keeps nothing, or was not run."""
+    file = _find_done(job, run, job.keep, "keeps nothing: plan it with keep=True")
     return kept_files.read_file(file.with_suffix(".npz"), _list_cells(job, json.loads(file.read_text())))
 
 
 def read_model(job: Job, run: "Run") -> Callable:
-    """Return `predict` of a job that is done, with the attributes that its method gives it, see `scbert.methods`.
+    """Return `predict` of a job, with the attributes that its method gives it, see `scbert.methods`.
 
-    Raises
-    ------
-    ValueError
-        The job's method is none of those planned as `keep_models`, or it was not run.
+    A ValueError says that its method is none of those planned as `keep_models`, or that it was not run.
     """
-    file = _file(run.path("jobs"), job)
-    if not job.keep_model or not file.exists():
-        what = "was not run yet: call run first"
-        if not job.keep_model:
-            what = f"keeps no model: plan it with keep_models=[{job.method!r}]"
-        raise ValueError(f"The job of {job.method} on {job.data} {job.split.protocol} {what}.")
+    file = _find_done(job, run, job.keep_model, f"keeps no model: plan it with keep_models=[{job.method!r}]")
     return fitted.read_fitted(file.with_suffix(""))
+
+
+def _file(run, job):
+    return run.path("jobs") / f"{job.identity}.json"
+
+
+def _find_done(job, run, is_kept, else_say):
+    """Return the file of a job that is done and keeps what is asked for."""
+    file = _file(run, job)
+    if not is_kept or not file.exists():
+        what = "was not run yet: call run first" if is_kept else else_say
+        raise ValueError(f"The job of {job.method} on {job.data} {job.split.protocol} {what}.")
+    return file
 
 
 def share_out(jobs: Sequence[Job], part: int, n_parts: int) -> list[Job]:
@@ -308,18 +289,8 @@ def _weight(job):
 
 def _name(job):
     """Return the columns that say whose a row of predictions or costs is."""
-    split = job.split
-    return {
-        "data": job.data,
-        "protocol": split.protocol,
-        "repeat": split.repeat,
-        "fold": split.fold,
-        "method": job.method,
-    }
-
-
-def _file(folder, job):
-    return folder / f"{job.identity}.json"
+    of_split = {name: getattr(job.split, name) for name in ("protocol", "repeat", "fold")}
+    return {"data": job.data, **of_split, "method": job.method}
 
 
 def _announce(jobs, mine, missing, progress):
@@ -330,12 +301,10 @@ def _announce(jobs, mine, missing, progress):
         steps = sum(job.cell_steps for job in missing)
         try:
             minutes = steps * _time_cell(max(trained, key=lambda job: job.cell_steps)) / 60
+            pace = f", about {minutes:.1f} minutes at this machine's pace; others: seconds each"
         except Exception as error:  # its job will say so, and all others are computed
-            print(f"scBERT: at most {steps:,} cell-steps; its pace was not measured ({first_line(error)})")
-            return
-        print(
-            f"scBERT: at most {steps:,} cell-steps, about {minutes:.1f} minutes at this machine's pace; others: seconds each"
-        )
+            pace = f"; its pace was not measured ({first_line(error)})"
+        print(f"scBERT: at most {steps:,} cell-steps{pace}")
 
 
 def _time_cell(job):
@@ -360,17 +329,15 @@ def _time_cell(job):
 def _compute(jobs, run, progress):
     """Compute jobs, each kept as soon as it is there; return those that failed, in words."""
     failed, last, prepared = [], None, None
-    bar = tqdm(
-        total=sum(map(_weight, jobs)), unit="cell", desc="jobs", mininterval=1, disable=not progress, file=sys.stdout
-    )
-    with bar:
+    shown = {"unit": "cell", "desc": "jobs", "mininterval": 1, "disable": not progress, "file": sys.stdout}
+    with tqdm(total=sum(map(_weight, jobs)), **shown) as bar:
         for job in jobs:
             bar.set_postfix_str(f"{job.data} {job.split.protocol} {job.method}".replace("  ", " "), refresh=False)
             try:
                 if (key := (id(job.adata), id(job.split), job.genes, job.n_bins)) != last:
                     prepared, last = _prepare(job), key
                 done, kept, predict = _compute_job(job, prepared, run.path("checkpoints"))
-                file = _file(run.path("jobs"), job)
+                file = _file(run, job)
                 if job.keep:
                     kept_files.write_file(file.with_suffix(".npz"), *kept)
                 if job.keep_model:
@@ -428,7 +395,7 @@ def _compute_job(job, prepared, checkpoints):
         done[f"{name}_macro_f1"] = float(macro_f1(truth, predicted)) if len(cells) else None
     done |= {
         "labels": labels,
-        "predicted": [int(number) for number in pd.Index(labels).get_indexer(rows["predicted"])],
+        "predicted": pd.Index(labels).get_indexer(rows["predicted"]).tolist(),
         "confidence": [round(float(value), 4) for value in rows["confidence"]],
     }
     return done, kept, predict

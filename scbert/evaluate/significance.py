@@ -51,10 +51,7 @@ def compare_all(
     "worse", said of the reference, or "not decided". A test that is not defined, with one training or without a
     difference, is NaN and no part of Holm's correction. ``.attrs``: reference, metric, level.
 
-    Raises
-    ------
-    ValueError
-        The methods were not tested on the same cells, there is only one, or see `scbert.metrics.check_predictions`.
+    A ValueError if the methods were not tested on the same cells, or there is only one.
 
     Paper: Fig. 2a and Results, where P values are far below what a Wilcoxon test of five folds can reach.
     """
@@ -157,12 +154,8 @@ def correct_by_holm(p: pd.Series) -> np.ndarray:
 def rank_methods(scores: pd.DataFrame, *, level: float = 0.05) -> pd.DataFrame:
     """Rank methods over blocks, with the Friedman test and Nemenyi's critical difference.
 
-    Parameters
-    ----------
-    scores
-        Blocks (data sets, studies or splits) x methods, higher is better; blocks should share no cells.
-    level
-        Of the critical difference.
+    Scores are blocks (data sets, studies or splits) x methods, higher is better; blocks should share no cells. A missing
+    score, or a single method, is a ValueError.
 
     Returns
     -------
@@ -170,11 +163,6 @@ def rank_methods(scores: pd.DataFrame, *, level: float = 0.05) -> pd.DataFrame:
     ``.attrs``: blocks; friedman_p (NaN for two methods or one block); friedman_p_smallest, that of blocks which all
     agree; critical_difference between mean ranks; largest_difference there can be, methods - 1; blocks_needed, the
     fewest with which a critical difference can be exceeded at all; and level.
-
-    Raises
-    ------
-    ValueError
-        A score is missing, or there is one method.
 
     Demsar 2006, Journal of Machine Learning Research 7:1-30.
     """

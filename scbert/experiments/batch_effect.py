@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 def take_strongest(worlds: Mapping[tuple[str, int], anndata.AnnData]) -> dict[str, anndata.AnnData]:
     """Return, of `scbert.simulate.simulate_doses`, the first simulation of each effect at its strongest, and of none.
 
-    Returns
-    -------
-    Level -> cells: "none:0", if simulated, and "depth:3" and "depth:3:equalised", say, where 3 is the largest severity.
+    By level, such as "none:0", if simulated, "depth:3" and "depth:3:equalised" where 3 is the largest severity.
     """
     severity = {level: float(level.split(":")[1]) for level, _ in worlds}
     largest = max(severity.values())
@@ -48,12 +46,7 @@ def mark_within(predictions: pd.DataFrame) -> pd.DataFrame:
 def compare_equalised(predictions: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Compare each method with itself: accuracy with studies at equal depth, minus as they were, on the same cells.
 
-    Parameters
-    ----------
-    predictions
-        Test cells of one data set. Protocols "<level>:equalised" are compared with "<level>", others are left out.
-    seed
-        Of `scbert.metrics.compare`.
+    `predictions` are of test cells. Protocols "<level>:equalised" are compared with "<level>", others are left out.
 
     Returns
     -------
@@ -77,14 +70,7 @@ def compare_equalised(predictions: pd.DataFrame, *, seed: int = 0) -> pd.DataFra
 def pair_equalised(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of levels that were also simulated at equal depth, and of these, each named for a figure.
 
-    Parameters
-    ----------
-    scores
-        With a column level, such as "depth:3" and "depth:3:equalised".
-
-    Returns
-    -------
-    These rows, with a column study that names their level without colons. Empty where nothing was equalised.
+    `scores` have a column level, such as "depth:3" and "depth:3:equalised"; a column study is the level without colons.
     """
     equalised = scores.loc[scores["level"].str.endswith(":equalised"), "level"]
     pairs = scores[scores["level"].str.removesuffix(":equalised").isin(equalised.str.removesuffix(":equalised"))]
@@ -99,22 +85,16 @@ def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed
     job, kept
         A job of scBERT, see `scbert.runner.plan`, and what `scbert.runner.read_kept` returns of it.
     control
-        What logistic regression kept on the same split.
+        What logistic regression kept on the same split; a ValueError if that is of other cells.
     encoder
         scBERT as it was before fine-tuning; anything but an encoder if each split pretrained its own.
-    seed
-        Of PCA and Harmony.
 
     Returns
     -------
-    Tested cells and those set aside, on the genes that the methods read, with ``obsm``: "pca" and "harmony", of these cells
-    and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.embed`,
-    "scbert_logits", and "logistic_regression", its logits, which all three have learnt from labels of the training cells.
-
-    Raises
-    ------
-    ValueError
-        The two are of different cells, or see `scbert.embeddings.correct_by_harmony`.
+    Tested cells and those set aside, on the genes that the methods read, with ``obsm``: "pca" and "harmony", of these
+    cells and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.embed`,
+    "scbert_logits", and "logistic_regression", its logits, which all three have learnt from labels of the training
+    cells.
     """
     names = kept.cells.index
     if not names.equals(control.cells.index):
@@ -136,19 +116,13 @@ def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed
 def measure_jobs(jobs: Sequence, run, encoders: Mapping, *, seed: int = 0) -> tuple[pd.DataFrame, dict]:
     """Measure what the embeddings of kept jobs keep of types and studies, averaged over the splits of each data set.
 
-    Parameters
-    ----------
-    jobs
-        Done, see `scbert.runner.run`; those planned with ``keep`` are measured: scBERT and, of the same splits, logistic
-        regression.
-    run
-        Whose jobs they are.
-    encoders
-        Data -> scBERT before fine-tuning, see `gather_embeddings`.
+    Of the `jobs` of `run` those planned with ``keep`` are measured: scBERT and, of the same splits, logistic
+    regression. `encoders` is data -> scBERT before fine-tuning, see `gather_embeddings`.
 
     Returns
     -------
-    Rows of `average_mixing` by data, embedding and metric; and data -> the cells of its first split, with all embeddings.
+    Rows of `average_mixing` by data, embedding and metric; and data -> the cells of its first split, with all
+    embeddings.
     """
     kept = {(job.data, *job.split[:3], job.method): job for job in jobs if job.keep}
     tables, first = {}, {}
@@ -186,14 +160,9 @@ def sweep_embeddings(
 def average_mixing(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Average the metrics of one embedding over splits: columns value, low, high, n (cells, in all) and splits.
 
-    The two arms of the interval are those of the splits, added in squares and divided by their number, as for independent
-    cells: it is about these splits, and a little short where a cell is in several. A metric that a split lacks is averaged
-    over the others.
-
-    Raises
-    ------
-    ValueError
-        No table.
+    The two arms of the interval are those of the splits, added in squares and divided by their number, as for
+    independent cells: it is about these splits, and a little short where a cell is in several. A metric that a split
+    lacks is averaged over the others. A ValueError without any table.
     """
     if not len(tables):
         raise ValueError("There is no table to average: give one a split.")

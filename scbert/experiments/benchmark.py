@@ -33,23 +33,13 @@ def choose_encoder(
 ) -> tuple[anndata.AnnData, ScBert | ScBertConfig, str | list]:
     """Return the data, where scBERT starts on them, and the genes that all methods then read.
 
-    Parameters
-    ----------
-    encoder
-        As in `scbert.load_encoder`; empty for none.
-    adata
-        Counts of the data.
-    least
-        Share of the encoder's genes that the data must have for it to be of use.
+    The `encoder` is named as in `scbert.load_encoder`, and is of use if the data have at least the share `least` of its
+    genes. For published weights the data's genes are renamed. If `encoder` is empty or of no use, scBERT starts from
+    the shape of a small one, to be pretrained on the training cells of each split, and reads the 1,000 most variable
+    genes, or all if there are fewer, see `scbert.genes.choose_genes`.
 
-    Returns
-    -------
-    The data (for published weights with their genes' names traced to the published ones), the encoder and its genes. Where
-    there is none, the shape of a small one, to be pretrained on the training cells of each split, and the choice of the
-    1,000 most variable genes, or all if there are fewer, see `scbert.genes.choose_genes`.
-
-    Either reads the genes that a cell expresses only (`ScBertConfig.expressed_only`), which takes half the time; an encoder
-    of the published genes reads all, as published.
+    Either reads the genes that a cell expresses only (`ScBertConfig.expressed_only`), which takes half the time; an
+    encoder of the published genes reads all, as published.
     """
     if encoder:
         pretrained = load_encoder(encoder)
@@ -76,19 +66,15 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     Parameters
     ----------
     names
-        Any of `scbert.methods.FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training cells if only a shape is;
-        "scbert_scratch", of the same shape, from random weights; "scbert_published", as "scbert" under
-        `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise; from the published
-        weights with the script's batches, rate, epochs and patience too.
+        Any of `scbert.methods.FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training
+        cells if only a shape is; "scbert_scratch", of the same shape, from random weights; "scbert_published", as
+        "scbert" under `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise; from
+        the published weights with the script's batches, rate, epochs and patience too. A ValueError if one is unknown,
+        or its package is not installed.
     encoder
         See `choose_encoder`.
     n_epochs
         Passes over the training cells, at least: few cells get more, until 30 optimiser steps for each.
-
-    Raises
-    ------
-    ValueError
-        An unknown method, or one whose package is not installed.
     """
     config = encoder if isinstance(encoder, ScBertConfig) else encoder.config
     start = {"encoder": encoder, "pretrain_epochs": n_epochs if encoder is config else 0}
@@ -99,9 +85,8 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     published = partial(fit_scbert, n_epochs=max(n_epochs, 15), recipe=Recipe.published())
     if encoder is not config and is_published(encoder.genes):
         train = partial(train, learning_rate=1e-4)  # what the published weights were tuned at
-        published = partial(
-            published, n_epochs=100, patience=10, batch_size=3, accumulate=60, learning_rate=1e-4
-        )  # to the letter
+        # to the letter
+        published = partial(published, n_epochs=100, patience=10, batch_size=3, accumulate=60, learning_rate=1e-4)
     own = {
         "scbert": partial(train, **start),
         "scbert_scratch": partial(train, encoder=scratch),
@@ -129,19 +114,12 @@ def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:
 
 
 def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
-    """Return what each method took a training, and sums over all jobs.
-
-    Parameters
-    ----------
-    costs
-        From `scbert.runner.run`.
-    protocol
-        Whose trainings the medians are of; all if None.
+    """Return what each method took a training, and sums over all jobs, from the costs of `scbert.runner.run`.
 
     Returns
     -------
-    A row a method: seconds and cpu_seconds (medians a training), memory_mb (the most of a training: later ones reuse what
-    earlier ones left), cpu_hours_in_all and cell_steps_in_all.
+    A row a method: seconds and cpu_seconds, medians over the trainings of `protocol` (all if None); memory_mb, the most
+    of one of them, since later ones reuse what earlier ones left; cpu_hours_in_all and cell_steps_in_all.
     """
     trainings = costs if protocol is None else costs[costs["protocol"] == protocol]
     by_method = trainings.groupby("method", sort=False)
@@ -159,17 +137,12 @@ def say_costs(costs: pd.DataFrame) -> str:
 def measure_optimism(costs: pd.DataFrame) -> pd.DataFrame:
     """Return how much better each method looks on the cells that chose among its fits than on test cells.
 
-    Parameters
-    ----------
-    costs
-        From `scbert.runner.run`, of one protocol.
+    `costs` are from `scbert.runner.run`, of one protocol. The published code reports validation scores.
 
     Returns
     -------
-    A row for each method and metric, accuracy and macro_f1: mean over trainings of validation minus test score, low and
-    high (95 % by Student's t over trainings; lowest and highest of two), n (trainings).
-
-    The published code reports validation scores.
+    By method and metric (accuracy, macro_f1): value, the mean over trainings of validation minus test score; low and
+    high, 95 % by Student's t over trainings, lowest and highest of two; n, the trainings.
     """
     rows = []
     for method, own in costs.groupby("method", sort=False):
@@ -191,19 +164,8 @@ def name_level(data: str, level: str) -> str:
 def score_levels(
     predictions: pd.DataFrame, level: str = "protocol", *, sizes: pd.Series | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Apply `scbert.metrics.score` to each level of each data set.
+    """Apply `scbert.metrics.score` to each level of each data set; `level` is the column that says which a row is of.
 
-    Parameters
-    ----------
-    predictions
-        From `scbert.runner.run`.
-    level
-        The column that says which level a row is of.
-    sizes, seed
-        Of `scbert.metrics.score`.
-
-    Returns
-    -------
     By data, level, method and metric, in the order of the predictions: value, low, high, n and repeats.
     """
     parts = predictions.groupby(["data", level], sort=False)
@@ -216,8 +178,6 @@ def compare_levels(
 ) -> pd.DataFrame:
     """Apply `scbert.metrics.compare` to each level of each data set: accuracy of one method minus that of another.
 
-    Returns
-    -------
     As from `score_levels`, with the metric ``accuracy_minus_<other>``: value, low, high and n.
     """
     rows = {}
@@ -243,16 +203,9 @@ def list_methods(table: pd.DataFrame) -> list[str]:
 
 
 def write_levels(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Write out one metric with its intervals: a row a data set and level, a column a method.
+    """Write out one metric of `score_levels` with its intervals: a row a data set and level, a column a method.
 
-    Parameters
-    ----------
-    scores
-        From `score_levels`.
-
-    Returns
-    -------
-    Text, with the methods of all data sets; NaN where a data set lacks one.
+    The methods are those of all data sets; NaN where a data set lacks one.
     """
     text = metrics.write_out(scores.xs(metric, level="metric"))
     levels = text.index.droplevel("method").unique()
@@ -272,21 +225,14 @@ def take_references(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_rare(predictions: pd.DataFrame, rare: str, *, seed: int = 0) -> pd.DataFrame:
-    """Measure how many cells of a rare label are found, by the size of its reference.
+    """Measure how many cells of the label `rare` are found, by the size of its reference.
 
-    Parameters
-    ----------
-    predictions
-        Of one data set, on splits of `scbert.protocols.class_imbalance`.
-    rare
-        The label.
-    seed
-        Of `scbert.metrics.score_classes`.
+    `predictions` are of one data set, on splits of `scbert.protocols.class_imbalance`.
 
     Returns
     -------
-    By `SIZE_OF_RARE`, method and the metric "recall_of_rare": value, low and high, beside the other
-    columns of `scbert.metrics.score_classes`.
+    By `SIZE_OF_RARE`, method and the metric "recall_of_rare": value, low and high, beside the other columns of
+    `scbert.metrics.score_classes`.
     """
     sizes = predictions["protocol"].str.removeprefix("imbalance:").astype(int)
     by_size = predictions.groupby(sizes)
@@ -332,20 +278,11 @@ def read_references(text: str) -> dict:
 def read_imbalance(text: str, labels: Sequence[str]) -> dict:
     """Return the options of `scbert.protocols.class_imbalance` that a notebook's parameter names.
 
-    Parameters
-    ----------
-    text
-        "auto": the commonest label is common, and the second rare. A quarter of the second's cells, 60 at most, and as
-        many of the first are tested. Both have equally many reference cells, 170 at most; then the second has a tenth
-        as many. Or such as "A, B | C | 170 | 170 17 2 | 60": common labels, rare labels, reference cells of a common
-        label, of a rare one (several sizes), and test cells of each.
-    labels
-        Of the cells.
-
-    Raises
-    ------
-    ValueError
-        Another form, or (auto) too few cells.
+    With "auto" the commonest label is common, and the second rare. A quarter of the second's cells, 60 at most, and as
+    many of the first are tested. Both have equally many reference cells, 170 at most; then the second has a tenth as
+    many. Else the text is such as "A, B | C | 170 | 170 17 2 | 60": common labels, rare labels, reference cells of a
+    common label, of a rare one (several sizes), and test cells of each. A ValueError for another form or, with "auto",
+    too few cells.
     """
     if text == "auto":
         if len(set(labels)) < 2:

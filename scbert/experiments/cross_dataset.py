@@ -59,7 +59,8 @@ def load_experiments(
         and so are those cells of the first that never train (`scbert.protocols.choose_pool`); both keep the genes that
         they share. ``by`` names another label column than `label_key`.
     methods
-        Names with blanks between, see `scbert.benchmark.choose_methods`.
+        Names with blanks between, see `scbert.benchmark.choose_methods`. Those that need whole counts are left out of
+        experiments whose counts are fractional, which is printed.
     label_key, batch_key
         Columns of ``obs``. Where `batch_key` is empty, a set alone is dealt out to simulated studies.
     n_studies, severity, seed
@@ -70,13 +71,9 @@ def load_experiments(
     -------
     Experiments in the order of `text`. Their cells have ``obs[label_key]`` and ``obs["study"]``, and, with an arrow or
     where the file has it, ``obs["n_counts"]``, the totals over all genes measured. Cells that two studies share, see
-    `scbert.hygiene.drop_duplicates`, are left in the first only. Methods that need whole counts are left out of
-    experiments whose counts are fractional, which is printed.
+    `scbert.hygiene.drop_duplicates`, are left in the first only.
 
-    Raises
-    ------
-    ValueError
-        Another form, an experiment named twice, or see `scbert.datasets.load`.
+    A ValueError for another form, or an experiment named twice.
     """
     asked = _read_experiments(text, label_key)
     experiments = []
@@ -180,19 +177,10 @@ def name_file(name: str) -> str:
 
 
 def name_studies(predictions: pd.DataFrame, experiments: Sequence[Experiment]) -> pd.DataFrame:
-    """Say of each predicted cell which study it is from, and mark the cells that were tested at home.
+    """Say of each predicted cell which study it is from (column study), and mark the cells that were tested at home.
 
-    Parameters
-    ----------
-    predictions
-        From `scbert.runner.run`, on splits of `scbert.protocols.carry_over`.
-    experiments
-        Those that were run.
-
-    Returns
-    -------
-    The predictions with the column study. Where one study trains and another is tested, cells of the first have the
-    protocol "within": what is lost between the two is the difference to them.
+    `predictions` are on splits of `scbert.protocols.carry_over`. Where one study trains and another is tested, cells of
+    the first get the protocol "within": what is lost between the two is the difference to them.
     """
     studies = pd.concat({one.name: one.cells.obs["study"].astype(str) for one in experiments})
     study = studies.loc[pd.MultiIndex.from_frame(predictions[["data", "cell"]])].to_numpy()
@@ -203,15 +191,8 @@ def name_studies(predictions: pd.DataFrame, experiments: Sequence[Experiment]) -
 def take_studies(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the scores on studies that trained nothing, each study under the name that it has in a figure.
 
-    Parameters
-    ----------
-    scores
-        By data, protocol, method and metric, from `scbert.benchmark.score_levels` after `name_studies`.
-
-    Returns
-    -------
-    The rows by method and metric, with the columns data, protocol and study: the study that was left out, or both sets
-    of an experiment with an arrow.
+    `scores` are from `scbert.benchmark.score_levels` after `name_studies`. The rows are by method and metric, with the
+    columns data, protocol and study: the study that was left out, or both sets of an experiment with an arrow.
     """
     across = scores.query("protocol != 'within'").reset_index(["data", "protocol"])
     left_out = across["protocol"].str.removeprefix("held_out:")
@@ -220,13 +201,7 @@ def take_studies(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread_methods(across: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return one metric as a row a data set and study and a column a method, of those methods that have all studies.
-
-    Parameters
-    ----------
-    across
-        From `take_studies`.
-    """
+    """Return a metric of `take_studies`: a row a data set and study, a column for each method that has all studies."""
     rows = across.xs(metric, level="metric").reset_index()
     return rows.pivot_table("value", ["data", "study"], "method").dropna(axis=1)
 
@@ -234,15 +209,8 @@ def spread_methods(across: pd.DataFrame, metric: str) -> pd.DataFrame:
 def pool_studies(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the predictions on studies that trained nothing, those of one set as the folds of one protocol.
 
-    Parameters
-    ----------
-    predictions
-        After `name_studies`.
-
-    Returns
-    -------
-    Without cells tested "within". The protocol is "leave_one_study_out" where several studies of a set were left out,
-    and fold counts them; it is "" where one set was tested by another.
+    After `name_studies`; cells tested "within" are left out. The protocol is "leave_one_study_out" where several
+    studies of a set were left out, and fold counts them; it is "" where one set was tested by another.
     """
     pooled = predictions[predictions["protocol"] != "within"]
     pooled = pooled.assign(fold=pooled["protocol"].astype("category").cat.codes)
@@ -251,17 +219,8 @@ def pool_studies(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def call_unseen(predictions: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """Count what the cells of types that no training study has are called.
+    """Count what the cells of types that no training study has are called by some methods.
 
-    Parameters
-    ----------
-    predictions
-        From `scbert.runner.run`.
-    methods
-        Which.
-
-    Returns
-    -------
     By data, truth, method and predicted label: share of such cells, the median confidence, and cells (of that type).
     Empty if there are none.
     """

@@ -40,24 +40,15 @@ def integrated_gradients(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Attribute the logit of a label to the genes of each cell, by integrated gradients (captum).
 
-    The path runs in a straight line to the cell as it is: from all tokens at 0, whose embeddings it joins to those of the
-    cell, while the gene embeddings stay. With ``config.expressed_only`` a gene that is not expressed is absent, and its
-    encoding zero, which no token says. So a second input runs along the path, from 0 to 1, by which each gene's encoding
-    is multiplied before the head; what a gene is due is the sum over both inputs. The genes that enter the encoder are
-    those of the whole cell all the way. (Without the second input what a gene does by being there is missed.)
+    The path runs in a straight line to the cell as it is: from all tokens at 0, whose embeddings it joins to those of
+    the cell, while the gene embeddings stay. With ``config.expressed_only`` a gene that is not expressed is absent, and
+    its encoding zero, which no token says. So a second input runs along the path, from 0 to 1, by which each gene's
+    encoding is multiplied before the head; what a gene is due is the sum over both inputs. The genes that enter the
+    encoder are those of the whole cell all the way. (Without the second input what a gene does by being there is
+    missed.)
 
-    Parameters
-    ----------
-    classifier
-        A fine-tuned model.
-    adata
-        Tokenized cells of its vocabulary.
-    labels
-        (cells,), the label of each whose logit is attributed, such as its true type.
-    n_steps
-        Points of the Gauss-Legendre rule on the path; each is a forward and a backward pass.
-    batch_size
-        Cells at once; changes speed and memory, never the result.
+    `labels`, (cells,), are those whose logit is attributed, such as each cell's true type; `n_steps` the points of the
+    Gauss-Legendre rule on the path, each a forward and a backward pass.
 
     Returns
     -------
@@ -65,10 +56,7 @@ def integrated_gradients(
     `difference` of the logit between the ends of the path, which the sum should equal. They differ by the rule's error,
     and since the maxima within attention count as constants in its gradients.
 
-    Raises
-    ------
-    ValueError
-        captum is not installed, cells are not tokenized or for another vocabulary, or a label is unknown.
+    A ValueError if captum is not installed, cells are not tokenized for the model, or a label is unknown.
 
     Paper: not in it. Sundararajan, Taly and Yan 2017.
     """
@@ -130,20 +118,11 @@ def score_by_attention(attention: pd.DataFrame, labels: Sequence[str]) -> pd.Dat
 
 
 def score_by_weights(adata: anndata.AnnData, label_key: str = "cell_type", *, strength: float = 1.0) -> pd.DataFrame:
-    """Score genes by logistic regression: weight of the type x mean log-normalised expression in the type.
+    """Score genes by logistic regression: weight of the type x mean log-normalised expression in it, types x genes.
 
-    To first order that is what the type's logit loses, in an average cell of it, when the gene is deleted.
-
-    Parameters
-    ----------
-    adata
-        Counts of training cells.
-    strength
-        C of multinomial logistic regression with an L2 penalty, whose weights are centred over types.
-
-    Returns
-    -------
-    Types x genes.
+    To first order that is what the type's logit loses, in an average cell of it, when the gene is deleted. `adata` has
+    counts of training cells; `strength` is C of multinomial logistic regression with an L2 penalty, whose weights are
+    centred over types.
     """
     x, labels = _read(adata, label_key)
     model = LogisticRegression(C=strength, max_iter=5000).fit(x, labels)
@@ -154,16 +133,9 @@ def score_by_weights(adata: anndata.AnnData, label_key: str = "cell_type", *, st
 
 
 def score_by_expression(adata: anndata.AnnData, label_key: str = "cell_type") -> pd.DataFrame:
-    """Score genes by differential expression: the statistic of Wilcoxon's rank-sum test, each type against the rest.
+    """Score genes by differential expression, types x genes: Wilcoxon's rank-sum statistic, each type against the rest.
 
-    Parameters
-    ----------
-    adata
-        Counts of training cells; a type of fewer than two is left out.
-
-    Returns
-    -------
-    Types x genes: of `scanpy.tl.rank_genes_groups`, on log-normalised counts.
+    Of `scanpy.tl.rank_genes_groups`, on log-normalised counts of training cells; a type of fewer than two is left out.
 
     Paper: Methods, "model interpretability" (there by DESeq).
     """
@@ -196,21 +168,8 @@ def score_by_gradients(
 ) -> tuple[pd.DataFrame, float]:
     """Score genes by integrated gradients of the true type's logit: their mean in the type less that in other cells.
 
-    Parameters
-    ----------
-    classifier
-        A fine-tuned model.
-    adata
-        Tokenized training cells.
-    n_cells, seed
-        At most so many cells of each type are attributed, drawn by `seed`.
-    n_steps
-        See `integrated_gradients`.
-
-    Returns
-    -------
-    Types x genes; and the share of the logits' differences that the attributions miss in sum, small if they can be
-    trusted.
+    Of the tokenized training cells at most `n_cells` of each type are attributed, drawn by `seed`. Returns types x
+    genes; and the share of the logits' differences that the attributions miss in sum, small if they can be trusted.
     """
     labels = _read(adata, label_key)[1]
     chosen = choose_cells(labels, n_cells, seed)
@@ -228,8 +187,8 @@ def score_genes(
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Score genes in five ways, for each training, in one table that all comparisons read.
 
-    "attention" is what a gene receives in a type less what it receives in others; "even" the same, of attention that
-    is spread evenly over the genes a cell expresses; "weights", "expression" and "gradients" are those of
+    "attention" is what a gene receives in a type less what it receives in others; "even" the same, of attention that is
+    spread evenly over the genes a cell expresses; "weights", "expression" and "gradients" are those of
     `score_by_weights`, `score_by_expression` and `score_by_gradients`. "even", "weights" and "expression" know no
     network, and are the same for each training.
 
@@ -238,11 +197,9 @@ def score_genes(
     trained
         Seed -> what `fit_scbert` returned.
     adata
-        Tokenized training cells.
+        Tokenized training cells; `n_cells` of each type are taken for gradients.
     contrasts
         Seed -> `contrast_types` of the attention in these cells; its genes are those that are scored.
-    n_cells
-        Of each type, for gradients.
 
     Returns
     -------
@@ -261,9 +218,8 @@ def score_genes(
         own["gradients"], missed[seed] = score_by_gradients(trained[seed].classifier, adata, label_key, n_cells)
         tables |= {(seed, ranking): table.reindex(np.unique(labels), columns=genes) for ranking, table in own.items()}
     table = pd.concat(tables, names=["seed", "ranking", "type"]).fillna(0.0).rename_axis(columns="gene")
-    return table.stack(future_stack=True).rename("score").reset_index(), pd.Series(missed, name="missed").rename_axis(
-        "seed"
-    )
+    missed = pd.Series(missed, name="missed").rename_axis("seed")
+    return table.stack(future_stack=True).rename("score").reset_index(), missed
 
 
 def split_scores(scores: pd.DataFrame, by: str) -> dict:
@@ -274,22 +230,11 @@ def split_scores(scores: pd.DataFrame, by: str) -> dict:
 def compare_rankings(
     scores: pd.DataFrame, layers: Mapping[int, pd.DataFrame], labels: Sequence[str], n: int = 20
 ) -> pd.DataFrame:
-    """Compare the scores of attention between trainings and between layers, and all rankings of the first training.
+    """Compare scores of attention between trainings and between layers, and all rankings of the first training.
 
-    Parameters
-    ----------
-    scores
-        From `score_genes`.
-    layers
-        Layer -> attention of the first training, cells x genes, see `gene_attention`.
-    labels
-        (cells,), the type of each.
-    n
-        Genes on top to compare.
-
-    Returns
-    -------
-    The table of `measure_agreement`, ``between`` being "seeds", "layers" or "rankings".
+    `scores` are from `score_genes`, and `layers` is layer -> attention of the first training, cells x genes, whose
+    types are `labels`. Returns the table of `measure_agreement` for `n` genes on top, ``between`` being "seeds",
+    "layers" or "rankings".
     """
     rankings = split_scores(scores[scores["seed"] == scores["seed"].iloc[0]], "ranking")
     genes = rankings["attention"].columns
@@ -332,20 +277,14 @@ def match_genes(
     n_draws
         How many such rankings.
     n_nearest
-        Each is drawn from so many genes of the nearest mean expression (log-normalised, in cells of the type) among those
-        that the ranking of the type does not name and that were not drawn before. Where a ranking takes the strongest
-        genes, all that are left are weaker: compare the means (`measure_levels`).
-    seed
-        Fixes the draws.
+        Each is drawn from so many genes of the nearest mean expression (log-normalised, in cells of the type) among
+        those that the ranking of the type does not name and that were not drawn before. Where a ranking takes the
+        strongest genes, all that are left are weaker: compare the means (`measure_levels`).
 
     Returns
     -------
-    For each draw, type -> as many genes, in the order of those they stand for.
-
-    Raises
-    ------
-    ValueError
-        Too few other genes, or no cells of a type.
+    For each draw, type -> as many genes, in the order of those they stand for. A ValueError if there are too few other
+    genes, or no cells of a type.
     """
     x, labels = _read(adata, label_key)
     random, draws = np.random.default_rng(seed), [{} for _ in range(n_draws)]
@@ -382,29 +321,16 @@ def delete_genes(
 ) -> pd.DataFrame:
     """Set the counts of the first genes of each cell's own type to zero, and see what becomes of its probability.
 
-    Parameters
-    ----------
-    predict
-        Cells -> probabilities, cells x labels: of any method, see `scbert.methods`.
-    adata
-        Counts of test cells.
-    ranking
-        Type -> genes, the most important first.
-    labels
-        (cells,), the true type of each.
-    numbers
-        How many genes to delete.
+    `predict` is that of any method, see `scbert.methods`; `adata` are counts of test cells and `labels`, (cells,), their
+    true types; `ranking` is type -> genes, the most important first, and `numbers` how many of them to delete.
 
     Returns
     -------
     A row a cell and number: cell, type, number, `probability` of the true type, and `intact`, that of the cell as it
-    is. Totals of counts (``n_counts``) stay those of the whole cell, so the tokens of other genes stay as they are. Cells
-    that are left without a count are predicted all the same; scBERT needs tokenized cells for that.
+    is. Totals of counts (``n_counts``) stay those of the whole cell, so the tokens of other genes stay as they are.
+    Cells that are left without a count are predicted all the same; scBERT needs tokenized cells for that.
 
-    Raises
-    ------
-    ValueError
-        Labels without a ranking or unknown to the method, a gene that the data lack, or fewer genes than a number asks.
+    A ValueError if a label has no ranking or is unknown to the method, or a gene is lacking.
 
     Paper: not in it; Extended Data Fig. 1b deletes markers before training, another question.
     """
@@ -476,18 +402,10 @@ def judge_rankings(
     labels: Sequence[str],
     numbers: Sequence[int],
 ) -> pd.DataFrame:
-    """Delete and insert the genes of several rankings, and ask several judges; see `delete_genes`.
+    """Delete and insert the genes of several rankings, and ask several judges (name -> predict); see `delete_genes`.
 
-    Parameters
-    ----------
-    judges
-        Name -> predict.
-    rankings
-        Name -> one or several of type -> genes, such as the draws of `match_genes`.
-
-    Returns
-    -------
-    The tables of `delete_genes` and `insert_genes` with the columns judge, ranking, draw and kind.
+    `rankings` is name -> one or several of type -> genes, such as the draws of `match_genes`. Returns the tables of
+    `delete_genes` and `insert_genes` with the columns judge, ranking, draw and kind.
     """
     rows = []
     for judge, predict in judges.items():
@@ -508,20 +426,12 @@ def judge_trainings(
     numbers: Sequence[int],
     label_key: str = "cell_type",
 ) -> pd.DataFrame:
-    """Delete and insert the first genes of each training's rankings, and of random ones; ask it and logistic regression.
+    """Delete and insert the first genes of each training's rankings, and random ones; ask it and logistic regression.
 
-    Parameters
-    ----------
-    trained
-        Seed -> what `fit_scbert` returned.
-    regression
-        What `fit_logistic_regression` returned: another model's opinion of the same genes.
-    scores
-        From `score_genes`. A ranking "random" is added, of two draws of `match_genes` for the genes of "attention".
-    train, cells
-        Training cells, for the levels that random genes match, and test cells.
-    numbers
-        How many genes to delete or keep.
+    `trained` is seed -> what `fit_scbert` returned, and `regression` what `fit_logistic_regression` returned: another
+    model's opinion of the same genes. To the rankings of `scores`, from `score_genes`, a ranking "random" is added, of
+    two draws of `match_genes` for the genes of "attention", whose levels are those in the cells of `train`. `cells` are
+    tested.
 
     Returns
     -------
@@ -547,34 +457,29 @@ def measure_areas(
 ) -> pd.DataFrame:
     """Measure the share of the true type's probability that is left, averaged over the numbers of genes.
 
-    With numbers that grow by a factor it is the area under the curve over their logarithm. Small is good for
-    deletion, large for insertion.
+    With numbers that grow by a factor it is the area under the curve over their logarithm. Small is good for deletion,
+    large for insertion.
 
     Parameters
     ----------
     curves
         Tables of `delete_genes` and `insert_genes`, with the columns ranking, and, where there are several: judge (who
         predicts), kind ("deletion" or "insertion"), seed (a training), draw (of random genes, averaged within a seed).
-        Within a judge and kind, all rankings are of the same cells and seeds.
+        Within a judge and kind, all rankings are of the same cells and seeds, else a ValueError.
     against
         A ranking: return its area less that of each other ranking, with the interval of the difference.
     by_number
         Return the share at each number, in place of their mean.
     seed, n_resamples
-        Fix the resampling, over cells within types, and over seeds where there are several, the same for all
-        rankings, see `scbert.metrics.draw_weights`.
+        Fix the resampling, over cells within types, and over seeds where there are several, the same for all rankings,
+        see `scbert.metrics.draw_weights`.
 
     Returns
     -------
     A row a judge, kind and ranking, with `by_number` a row for each number too: value, low, high (95 %), n (cells) and
-    seeds. The value is the mean probability over that of the cells as they are, not the mean of ratios. The index is the
-    name of the metric, such as "scbert:random/deletion_area". With `against` also `verdict`: whether its genes matter
-    "better" or "worse" than those of the other ranking, or "not decided", where the interval holds zero.
-
-    Raises
-    ------
-    ValueError
-        Rankings of other cells or seeds, or no ranking `against`.
+    seeds. The value is the mean probability over that of the cells as they are, not the mean of ratios. The index is
+    the name of the metric, such as "scbert:random/deletion_area". With `against` also `verdict`: whether its genes
+    matter "better" or "worse" than those of the other ranking, or "not decided", where the interval holds zero.
     """
     defaults = {"judge": "", "kind": "deletion", "seed": 0}
     curves = curves.assign(**{name: value for name, value in defaults.items() if name not in curves})
@@ -611,14 +516,13 @@ def measure_areas(
                 row |= {"value": here, "low": low, "high": high, "n": len(types), "seeds": len(seeds)}
                 rows += [row] if name != against else []
     table = pd.DataFrame(rows)
-    table.index = (
-        table["judge"] + ":" + (table["ranking"] if against is None else against) + "/" + table["kind"] + "_area"
-    )
+    named = table["ranking"] if against is None else against
+    table.index = table["judge"] + ":" + named + "/" + table["kind"] + "_area"
     if against is not None:
         table.index += "_minus_" + table["ranking"]
         gain = table["value"].where(table["kind"] != "deletion", -table["value"])
-        named = np.where(gain > 0, "better", "worse")
-        table["verdict"] = np.where((table["low"] <= 0) & (table["high"] >= 0), "not decided", named)
+        side = np.where(gain > 0, "better", "worse")
+        table["verdict"] = np.where((table["low"] <= 0) & (table["high"] >= 0), "not decided", side)
     return table.rename_axis("metric")
 
 
@@ -629,14 +533,9 @@ def _divide(left, intact, of_cells, of_seeds):
 
 
 def say_verdicts(areas: pd.DataFrame, differences: pd.DataFrame, judge: str = "scbert") -> str:
-    """Say in one sentence whether the first genes of attention matter when they are deleted, and to which rivals they lose.
+    """Say in a sentence whether the first genes of attention matter when deleted, and to which rivals they lose.
 
-    Parameters
-    ----------
-    areas, differences
-        From `measure_areas`, the latter against "attention".
-    judge
-        Whose probabilities are asked.
+    Both tables are from `measure_areas`, `differences` against "attention"; `judge` is whose probabilities are asked.
     """
     left = areas[(areas["judge"] == judge) & (areas["kind"] == "deletion")].set_index("ranking")["value"]
     rivals = differences[(differences["judge"] == judge) & (differences["kind"] == "deletion")].set_index("ranking")

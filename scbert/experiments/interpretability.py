@@ -47,16 +47,9 @@ ROWS_AT_ONCE = 512
 
 
 def prepare_encoder(start: ScBert | ScBertConfig, train: anndata.AnnData, *, n_epochs: int, seed: int = 0) -> ScBert:
-    """Return the encoder that trainings start from: as it is or, of a shape, pretrained on their training cells.
+    """Return the encoder that trainings start from: as it is or, of a shape, pretrained on their tokenized cells.
 
-    Parameters
-    ----------
-    start
-        From `choose_encoder`.
-    train
-        Tokenized training cells.
-    n_epochs
-        Of fine-tuning; pretraining takes twice as many.
+    `start` is from `choose_encoder`. Pretraining takes twice the epochs of fine-tuning, `n_epochs`.
     """
     if isinstance(start, ScBert):
         return start
@@ -77,10 +70,8 @@ def gene_attention(
 
     Parameters
     ----------
-    classifier
-        A fine-tuned model, or an encoder.
-    adata
-        Tokenized cells of its vocabulary.
+    classifier, adata
+        A fine-tuned model, or an encoder; and tokenized cells of its vocabulary, else a ValueError.
     batch_size
         Cells a forward pass; changes speed and memory, never the result.
     by_layer
@@ -93,11 +84,6 @@ def gene_attention(
     Cells x genes, non-negative, each row summing to one: the share of what all genes receive. The trailing token is
     left out. With ``config.expressed_only`` a gene that a cell does not express receives nothing. A cell without a
     token has a row of zeros.
-
-    Raises
-    ------
-    ValueError
-        The cells are not tokenized, or for another vocabulary.
 
     Paper: Methods, "model interpretability"; Fig. 5a.
     Differs from the published code: see the head of this module.
@@ -132,10 +118,7 @@ def share_expressed(adata: anndata.AnnData, labels: Sequence[str]) -> pd.DataFra
 def even_attention(adata: anndata.AnnData) -> pd.DataFrame:
     """Return what genes would receive if each expressed one received the same, cells x genes: a control.
 
-    Raises
-    ------
-    ValueError
-        The cells are not tokenized.
+    A ValueError if the cells are not tokenized.
     """
     if "bins" not in adata.layers:
         raise ValueError("These cells are not tokenized: call scbert.preprocess.tokenize(adata) first.")
@@ -151,11 +134,9 @@ def average(values: Sequence[float], *, seed: int = 0) -> dict[str, float]:
 def measure_focus(attention: pd.DataFrame) -> pd.DataFrame:
     """Say how far each cell's attention is from an even spread over the genes that receive any.
 
-    Returns
-    -------
-    A row a cell: `genes` that receive any; `largest`, what the most attended of them receives, as a multiple of an
-    even share; and `effective_share`, the exponential of the entropy over the number of genes: 1 for an even spread,
-    near 0 if one gene receives everything. Cells without a token are left out.
+    A row a cell: `genes` that receive any; `largest`, what the most attended of them receives, as a multiple of an even
+    share; and `effective_share`, the exponential of the entropy over the number of genes: 1 for an even spread, near 0
+    if one gene receives everything. Cells without a token are left out.
     """
     values = attention.to_numpy()
     values = values[values.any(1)]
@@ -168,22 +149,13 @@ def measure_focus(attention: pd.DataFrame) -> pd.DataFrame:
 def dense_attention(model: Classifier | ScBert, bins: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Form the attention matrices of one cell, by the definition, in float64: for a small model or few genes.
 
-    Parameters
-    ----------
-    model
-        A classifier or an encoder, with ``key_stabiliser="head"``.
-    bins
-        (genes + 1,) tokens of one cell, the last one 0.
+    Of a classifier or an encoder, and `bins`, (genes + 1,) tokens of the cell, the last one 0. A ValueError with
+    ``key_stabiliser="batch"``, by which a cell's attention depends on other cells.
 
     Returns
     -------
     (depth, heads, positions, positions), row i being what position i attends to, which sums to one; and the
     (positions,) columns of `bins` that enter the encoder, the trailing one included.
-
-    Raises
-    ------
-    ValueError
-        The model has ``key_stabiliser="batch"``, by which a cell's attention depends on other cells.
 
     Paper: Methods, "attention matrix"; Extended Data Fig. 1d.
     """
@@ -236,22 +208,13 @@ def _form_rows(q, k):
 def average_matrix(classifier: Classifier | ScBert, adata: anndata.AnnData, genes: Sequence[str]) -> pd.DataFrame:
     """Average the attention between chosen genes, as multiples of an even spread, over cells, heads and layers.
 
-    Parameters
-    ----------
-    classifier, adata
-        As in `gene_attention`; a few cells will do, each is on its own.
-    genes
-        Of the vocabulary; the rows of these alone are formed.
+    `classifier` and `adata` are as in `gene_attention`; a few cells will do, each is on its own. `genes` are of the
+    vocabulary, else a ValueError; the rows of these alone are formed.
 
     Returns
     -------
     Genes x genes: row i is what i attends to, over the cells in which both genes enter the encoder; NaN for two that
     never do so together. 1 is what each would receive if attention were spread evenly over what enters.
-
-    Raises
-    ------
-    ValueError
-        A gene is not in the vocabulary, or see `gene_attention` and `dense_attention`.
 
     Paper: Extended Data Fig. 1d, of all genes.
     """
@@ -279,11 +242,10 @@ def measure_distance(model: Classifier | ScBert, adata: anndata.AnnData) -> floa
     matrices some rows at a time are held.
     """
     encoder, worst = getattr(model, "encoder", model), 0.0
+    device = next(encoder.parameters()).device
     for _, bins in open_for(encoder, adata).in_order(1):
         positions, layers = _read_features(encoder, bins[0])
-        columns = encoder.attention_columns(bins.to(next(encoder.parameters()).device))[
-            0
-        ].cpu()  # (depth, heads, genes + 1)
+        columns = encoder.attention_columns(bins.to(device))[0].cpu()  # (depth, heads, genes + 1)
         for received, (q, k) in zip(columns[..., positions], layers, strict=True):
             dense = sum(_form_rows(part, k).sum(1) for part in q.split(ROWS_AT_ONCE, 1)) / len(positions)
             worst = max(worst, float((received - dense).abs().max()))
@@ -300,26 +262,19 @@ def contrast_types(
     attention
         Cells x genes, see `gene_attention`; or any other value of a gene in a cell.
     labels
-        (cells,), the type of each.
+        (cells,), the type of each; a ValueError if all are one type.
     n_permutations
-        Draws of labels permuted over cells; 0 leaves p and fdr out.
-    seed
-        Fixes them.
+        Draws of labels permuted over cells, fixed by `seed`; 0 leaves p and fdr out.
 
     Returns
     -------
     A row a type and gene: type, gene, cells (of the type), mean_in, mean_out, difference, z (the difference less its
-    mean over permutations, over their standard deviation), p, and fdr (Benjamini and Hochberg over all types and genes).
-    ``p = (1 + permutations with as large a difference, of either sign) / (1 + permutations)``; 1 for a gene that never
-    varies.
+    mean over permutations, over their standard deviation), p, and fdr (Benjamini and Hochberg over all types and
+    genes). ``p = (1 + permutations with as large a difference, of either sign) / (1 + permutations)``; 1 for a gene
+    that never varies.
 
-    No p is below 1 / (1 + permutations): with too few of them a single gene among many can't pass the correction.
-    Cells are permuted freely: p takes them for independent, which cells of one donor or run are not.
-
-    Raises
-    ------
-    ValueError
-        Labels of another number than cells, or one type only.
+    No p is below 1 / (1 + permutations): with too few of them a single gene among many can't pass the correction. Cells
+    are permuted freely: p takes them for independent, which cells of one donor or run are not.
 
     Paper: Fig. 5a, c: "compared to other cell types", without a definition or a test.
     """
@@ -371,15 +326,8 @@ def find_top(contrast: pd.DataFrame, n: int = 20) -> pd.DataFrame:
 def load_sets(name: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Return a collection of gene sets, and which of its sets are those of a cell type: label -> sets.
 
-    Parameters
-    ----------
-    name
-        "markers", a small table that comes with the package; or one of `scbert.pretraining.read_sets`, which is fetched.
-
-    Raises
-    ------
-    ValueError
-        Another name.
+    `name` is "markers", a small table that comes with the package; or one of `scbert.pretraining.read_sets`, which is
+    fetched, and raises a ValueError for another name.
     """
     own = yaml.safe_load(Path(__file__).with_name("markers.yaml").read_text(encoding="utf-8"))
     return own["markers"] if name == "markers" else read_sets(name), own["types"].get(name, {})
@@ -390,10 +338,7 @@ def mark_members(
 ) -> pd.DataFrame:
     """Add to the table of `find_top` the column `member`: whether a gene is in a set of its type; None without a set.
 
-    Parameters
-    ----------
-    sets, names
-        As `load_sets` returns them.
+    `sets` and `names` are as `load_sets` returns them.
     """
     members = {kind: {gene for name in own for gene in sets[name]} for kind, own in names.items()}
     pairs = zip(top["type"], top["gene"], strict=True)
@@ -419,10 +364,8 @@ def enrich(
 
     Parameters
     ----------
-    genes
-        Type -> its top genes.
-    sets
-        Set -> genes.
+    genes, sets
+        Type -> its top genes, and set -> genes.
     background
         All genes that could have come out on top: the model's own, and those that the cells express.
     names
@@ -436,10 +379,7 @@ def enrich(
     odds_ratio, p, fdr (Benjamini and Hochberg over all types and sets), rank (by p, within the type), own (whether it
     is a set of this type), genes (those in common). Sets without any are rows too, with p = 1.
 
-    Raises
-    ------
-    ValueError
-        gseapy is not installed, or no set has enough genes in the background.
+    A ValueError: gseapy is not installed, or no set has enough genes in the background.
 
     Paper: Fig. 5b, by Enrichr, whose background is about 20,000 genes, which a model of fewer has never seen.
     Differs from gseapy: it corrects over the sets that are hit only; here all tested sets count.
@@ -483,32 +423,21 @@ def enrich_all(
     collections: Mapping[str, tuple[Mapping, Mapping]],
     background: Sequence[str],
 ) -> pd.DataFrame:
-    """Enrich the top genes of several rankings in several collections: `enrich`, with the columns collection and ranking.
+    """Apply `enrich` to the top genes of several rankings in several collections (columns collection, ranking).
 
-    Parameters
-    ----------
-    rankings
-        Name -> type -> genes.
-    collections
-        Name -> what `load_sets` returns.
-    background
-        As in `enrich`; each collection is corrected on its own.
+    `rankings` is name -> type -> genes, `collections` name -> what `load_sets` returns; each is corrected on its own.
     """
     tables = {
         (name, ranking): enrich(genes, sets, background, names=names)
         for name, (sets, names) in collections.items()
         for ranking, genes in rankings.items()
     }
-    return (
-        pd.concat(tables, names=["collection", "ranking"]).reset_index(["collection", "ranking"]).reset_index(drop=True)
-    )
+    return pd.concat(tables, names=["collection", "ranking"]).reset_index([0, 1]).reset_index(drop=True)
 
 
 def count_first(enrichment: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
     """Count the types whose best set, with an FDR below `level`, is one of their own: the paper's "top-1".
 
-    Returns
-    -------
     A row a collection and ranking: `types` that have a set, `enriched`, those for which a set of their own has an FDR
     below the level, and `first`, those for which one also has the smallest p, alone or with others. Collections without
     sets of a type are left out.
@@ -529,23 +458,14 @@ def count_first(enrichment: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
 def measure_agreement(scores: Mapping[str, pd.DataFrame], n: int = 20) -> pd.DataFrame:
     """Compare scores of genes pairwise: between seeds, layers, or ways to rank.
 
-    Parameters
-    ----------
-    scores
-        Name -> types x genes; large is important.
-    n
-        Genes on top to compare.
+    `scores` is name -> types x genes, where large is important. A ValueError if there are fewer than two names, or
+    tables of other types or genes.
 
     Returns
     -------
     A row a pair and type: one, other, type, genes (that either gives another score than zero), spearman over those,
-    overlap (share of the `n` top genes of one that are among those of the other), and chance, the overlap of two
-    random choices among these genes.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two names, or tables of other types or genes.
+    overlap (share of the `n` top genes of one that are among those of the other), and chance, the overlap of two random
+    choices among these genes.
     """
     if len(scores) < 2:
         raise ValueError("Agreement needs two tables of scores or more.")
@@ -571,12 +491,9 @@ def measure_agreement(scores: Mapping[str, pd.DataFrame], n: int = 20) -> pd.Dat
 
 
 def compare_groups(groups: Mapping[str, Mapping[str, pd.DataFrame]], n: int = 20) -> pd.DataFrame:
-    """Measure agreement within each of several groups of scores: `measure_agreement`, with a column ``between``.
+    """Apply `measure_agreement` within each of several groups of scores, named in a column ``between``.
 
-    Parameters
-    ----------
-    groups
-        Group, such as "seeds", -> name -> types x genes; one of a single table is left out.
+    `groups` is group, such as "seeds", -> name -> types x genes; one of a single table is left out.
     """
     tables = {group: measure_agreement(scores, n) for group, scores in groups.items() if len(scores) > 1}
     return pd.concat(tables, names=["between"]).reset_index("between").reset_index(drop=True)
@@ -585,21 +502,11 @@ def compare_groups(groups: Mapping[str, Mapping[str, pd.DataFrame]], n: int = 20
 def embed_cells(
     adata: anndata.AnnData, encoder: ScBert, predict: Callable, regression: Callable, *, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return embeddings of cells, (cells, dim), by name.
+    """Return embeddings of tokenized cells, (cells, dim), by name; `encoder` is as before fine-tuning.
 
-    Parameters
-    ----------
-    adata
-        Tokenized cells.
-    encoder
-        Before fine-tuning.
-    predict, regression
-        What `fit_scbert` and `fit_logistic_regression` returned.
-
-    Returns
-    -------
-    "pca" of log-normalised counts; "scbert", the mean over expressed genes after fine-tuning, and "scbert:before" before
-    it; "scbert:logits" and "logistic_regression", the logits of either. The three of scBERT and "pca" as in Fig. 5d.
+    "pca" of log-normalised counts; "scbert", the mean over expressed genes after fine-tuning, and "scbert:before"
+    before it; "scbert:logits" and "logistic_regression", the logits of either. The three of scBERT and "pca" as in Fig.
+    5d.
     """
     logits, pooled = predict.read_out(adata)
     return {
@@ -614,14 +521,8 @@ def embed_cells(
 def say_focus(focus: pd.DataFrame, agreement: pd.DataFrame, firsts: pd.DataFrame) -> str:
     """Say in one sentence how near attention is to an even spread, and whether its top genes need more than that.
 
-    Parameters
-    ----------
-    focus
-        From `measure_focus`.
-    agreement
-        From `measure_agreement`, with the pair attention and even.
-    firsts
-        From `count_first`, of the rankings attention and even.
+    `focus` is from `measure_focus`, `agreement` from `measure_agreement`, with the pair attention and even, and
+    `firsts` from `count_first`, of these two rankings.
     """
     pair = agreement[(agreement["one"] == "attention") & (agreement["other"] == "even")]
     share, overlap = focus["effective_share"].mean(), pair["overlap"].mean()

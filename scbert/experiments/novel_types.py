@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 def count_parts(splits: Mapping[str, Sequence[Split]]) -> pd.DataFrame:
     """Return how many cells train, choose, are tested and are set aside, by data and training, of the first repeat.
 
-    Parameters
-    ----------
-    splits
-        Data -> splits.
+    `splits` is data -> splits.
     """
     sizes = {
         (data, split.protocol): [len(getattr(split, part)) for part in PARTS]
@@ -44,16 +41,13 @@ def gather_kept(jobs: Sequence[Job], run: "Run") -> dict[tuple, Kept]:
 def score_jobs(kept: Mapping[tuple, Kept]) -> pd.DataFrame:
     """Score how new the cells of all trainings look: what `scbert.novelty` and the other functions of this module read.
 
-    Parameters
-    ----------
-    kept
-        From `gather_kept`, protocols as in `scbert.protocols.hold_out_types`. The temperature of each is fitted on its
-        cells set aside or, where it has none, on test cells of known types.
+    `kept` is from `gather_kept`, protocols as in `scbert.protocols.hold_out_types`. The temperature of each training is
+    fitted on its cells set aside or, where it has none, on test cells of known types.
 
     Returns
     -------
-    A row a training and cell: data, purpose ("held_out" or "tuning"), level ("together" or a type), repeat, method, cell,
-    part, truth, predicted, seen, fitted (the temperature), and `scbert.novelty.SCORES`.
+    A row a training and cell: data, purpose ("held_out" or "tuning"), level ("together" or a type), repeat, method,
+    cell, part, truth, predicted, seen, fitted (the temperature), and `scbert.novelty.SCORES`.
     """
     tables = []
     for (data, protocol, repeat, method), one in kept.items():
@@ -71,12 +65,7 @@ def score_jobs(kept: Mapping[tuple, Kept]) -> pd.DataFrame:
 def measure_all(cells: pd.DataFrame, thresholds: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Apply `scbert.novelty.measure_novelty` to each data set, level and method.
 
-    Parameters
-    ----------
-    cells, thresholds
-        From `score_jobs` and `scbert.novelty.choose_thresholds`.
-    seed
-        Of the bootstrap.
+    `cells` are from `score_jobs`, `thresholds` from `scbert.novelty.choose_thresholds`.
     """
     own = dict(iter(thresholds.groupby(GROUP)))
     test = take_held_out(cells)
@@ -113,10 +102,7 @@ def note_novelty(run: "Run", measured: pd.DataFrame, calibrated: pd.DataFrame) -
 def tabulate_confidence(tested: pd.DataFrame) -> pd.DataFrame:
     """Return quartiles of the largest probability of the cells, by method, true type and whether it was seen.
 
-    Parameters
-    ----------
-    tested
-        Test cells of `score_jobs`, of one data set and level.
+    `tested` are test cells of `score_jobs`, of one data set and level.
     """
     novelty = tested.groupby(["method", "truth", "seen"])["max_probability"].describe()
     return (1 - novelty[["75%", "50%", "25%"]]).set_axis(["25%", "50%", "75%"], axis=1)
@@ -131,12 +117,7 @@ def sweep_methods(tested: pd.DataFrame) -> pd.DataFrame:
 def take_tuned(thresholds: pd.DataFrame, data: str) -> pd.Series:
     """Return method -> the probability below which a cell is unassigned, tuned for all types held out together.
 
-    Parameters
-    ----------
-    thresholds
-        From `scbert.novelty.choose_thresholds`, of which the mean over repeats is taken.
-    data
-        Of which data set.
+    The mean over repeats of a data set's thresholds, from `scbert.novelty.choose_thresholds`.
     """
     own = thresholds.query("data == @data and level == 'together' and score == 'max_probability' and rule == 'tuned'")
     return 1 - own.groupby("method")["threshold"].mean()
@@ -145,10 +126,7 @@ def take_tuned(thresholds: pd.DataFrame, data: str) -> pd.Series:
 def tabulate_tuning(together: pd.DataFrame) -> pd.DataFrame:
     """Return balanced accuracy at each rule's threshold, and what tuning costs, with its interval as text.
 
-    Parameters
-    ----------
-    together
-        From `measure_all`, of one level.
+    `together` is from `measure_all`, of one level.
     """
     balanced = together.xs("balanced_accuracy", level="metric")["value"].unstack("rule")
     cost = together.xs("cost_of_tuning", level="metric").droplevel("rule")
@@ -158,10 +136,7 @@ def tabulate_tuning(together: pd.DataFrame) -> pd.DataFrame:
 def tabulate_calibration(of_level: pd.DataFrame) -> pd.DataFrame:
     """Return calibration errors before and after scaling as text, what chance alone would give, and the temperature.
 
-    Parameters
-    ----------
-    of_level
-        From `scbert.calibration.calibrate_jobs`, of one level.
+    `of_level` is from `scbert.calibration.calibrate_jobs`, of one level.
     """
     errors = of_level.query("metric in ('calibration_error', 'calibration_error_scaled')")
     by_chance = errors["by_chance"].unstack("metric")["calibration_error"].round(3)
@@ -172,10 +147,7 @@ def tabulate_calibration(of_level: pd.DataFrame) -> pd.DataFrame:
 def tabulate_sets(of_level: pd.DataFrame) -> pd.DataFrame:
     """Return what prediction sets hold, as text, and where 95 % of draws of their coverage would fall.
 
-    Parameters
-    ----------
-    of_level
-        From `scbert.calibration.calibrate_jobs`, of one level.
+    `of_level` is from `scbert.calibration.calibrate_jobs`, of one level.
     """
     coverage = of_level.xs("coverage", level="metric")
     limits = zip(coverage["expected_low"], coverage["expected_high"], strict=True)
@@ -199,21 +171,12 @@ def read_held_out(
     ----------
     text
         Labels with commas between them; or "auto": with `train_on` the types that this study lacks, else every third
-        label by size, from the second on, of those with `minimum` cells.
+        label by size, from the second on, of those with `minimum` cells. A ValueError if there are none.
     alone
         "held_out": the same types; "last": the last of them; "all": all types with `minimum` cells; labels with commas
-        between them; empty, or with `train_on`: none.
-    adata
-        The cells.
+        between them; empty, or with `train_on`: none. A ValueError for another word.
     train_on
         The study of ``obs["study"]`` that trains while the others are tested; None: all cells are of one study.
-    label_key, minimum
-        Column of labels; and how many cells a type must have to be held out by "auto" or "all".
-
-    Raises
-    ------
-    ValueError
-        Another word, or "auto" finds no type.
     """
     labels = adata.obs[label_key].astype(str)
     sizes = labels.value_counts().sort_index().sort_values(ascending=False, kind="stable")

@@ -27,17 +27,13 @@ ATTENTIONS = ("scbert", "performer_pytorch", "softmax", "fused_softmax")
 def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) -> pd.DataFrame:
     """Count the floating-point operations of one cell's matrix multiplies, and the bytes that go in and out of them.
 
-    Parameters
-    ----------
-    config, tokens
-        The shape, and the length of the sequence.
-    recompute
-        Whether the backward pass computes chunks again, as it does from `scbert.attention.KEPT_CHUNKS` on.
+    `tokens` is the length of the sequence, and `recompute` whether the backward pass computes chunks again, as it does
+    from `scbert.attention.KEPT_CHUNKS` on.
 
     Returns
     -------
-    One row a part of the encoder, all layers together: GFLOP of a `forward` pass and of a `training` step, and MB
-    in and out of the part (`moved_mb`, float32, each number once).
+    One row a part of the encoder, all layers together: GFLOP of a `forward` pass and of a `training` step, and MB in
+    and out of the part (`moved_mb`, float32, each number once).
 
     Paper: not in it; Choromanski et al. 2021, section 2 (linear in the tokens).
     """
@@ -82,21 +78,16 @@ def estimate_memory(config: ScBertConfig, tokens: int, cells: int) -> float:
     two tensors of a chunk's features on top, for their gradients. Without weights and moments, torch allocated 63 to
     95 % of this on a CPU; what CUDA itself takes, and what an allocator leaves unused, is not in it.
     """
-    chunks, chunk = _count_chunks(config, tokens, cells)
+    groups = split_chunks((torch.empty(cells, tokens, 0, device="meta"),), config.heads, config.n_features)
+    chunk = groups[0][0][0].shape[:2].numel()  # positions of one chunk, over cells
     width, features, dim = config.heads * config.dim_head, config.heads * config.n_features, config.dim
     kept = 2 * features + 5 * width + 13 * dim  # numbers that autograd saves of a position in a layer
-    if chunks > KEPT_CHUNKS:
+    if sum(map(len, groups)) > KEPT_CHUNKS:
         activations = (config.depth + 1) * cells * tokens * dim + chunk * kept
     else:
         activations = config.depth * cells * tokens * kept
     weights, trainable = count_parameters(config)
     return 4e-9 * (weights + 3 * trainable + activations + 2 * chunk * features)
-
-
-def _count_chunks(config, tokens, cells):
-    """Return into how many chunks a GPU's layer cuts its input, and the positions of one, over cells."""
-    groups = split_chunks((torch.empty(cells, tokens, 0, device="meta"),), config.heads, config.n_features)
-    return sum(map(len, groups)), groups[0][0][0].shape[:2].numel()
 
 
 def estimate_pretraining(
@@ -121,9 +112,8 @@ def estimate_pretraining(
 
     Parameters
     ----------
-    config, n_cells, n_epochs
-        What is trained, on how many cells, how often. Neither the paper nor the script's maximum of 100 says how many
-        epochs were run.
+    n_epochs
+        Neither the paper nor the script's maximum of 100 says how many were run.
     devices
         Numbers of GPUs, alike, that share the cells of each optimiser step.
     cards
@@ -153,12 +143,8 @@ def estimate_pretraining(
     again, of a cell's training step; seconds an epoch of computing (`compute_s`) and of summing gradients
     (`synchronise_s`); `hours_per_epoch`; of all epochs `days` and `gpu_hours`; `efficiency`, one GPU's time / (W x
     that of W), and whether its `scaling` is "modelled" or "measured"; `memory_gb` of a GPU (`estimate_memory`); the
-    assumptions `n_cells`, `n_epochs`, `cells_per_step`; `basis`, always "estimate".
-
-    Raises
-    ------
-    ValueError
-        A number that cannot be, a share or efficiency outside (0, 1], fewer cells in a step than devices.
+    assumptions `n_cells`, `n_epochs`, `cells_per_step`; `basis`, always "estimate". A ValueError for a number that
+    cannot be, a share or efficiency outside (0, 1], or fewer cells in a step than devices.
 
     Paper: not in it; it has no timings.
     """
@@ -216,36 +202,21 @@ def estimate_pretraining(
                     "efficiency": alone / (n_devices * seconds),
                     "scaling": "modelled" if efficiency is None else "measured",
                     "memory_gb": estimate_memory(config, length, min(batch_size, own)),
-                    "n_cells": n_cells,
-                    "n_epochs": n_epochs,
-                    "cells_per_step": cells_per_step,
-                    "basis": "estimate",
                 }
             )
-    return pd.DataFrame(rows).set_index(["tokens", "card", "scenario", "devices"])
+    table = pd.DataFrame(rows).set_index(["tokens", "card", "scenario", "devices"])
+    return table.assign(n_cells=n_cells, n_epochs=n_epochs, cells_per_step=cells_per_step, basis="estimate")
 
 
 def estimate_days(config: ScBertConfig, claims: Mapping[str, tuple[int, int, Mapping]], **options) -> pd.DataFrame:
     """Estimate the days of trainings that others reported, to hold their timings against.
 
-    Parameters
-    ----------
-    config
-        What was trained.
-    claims
-        Name -> cells, number of GPUs, and options of `estimate_pretraining` that are this training's own: its one
-        card, its number of epochs.
-    options
-        Further ones, of all trainings.
+    `claims` is name -> cells, number of GPUs, and options of `estimate_pretraining` that are this training's own: its
+    one card, its number of epochs. Further `options` are of all trainings.
 
     Returns
     -------
     One row a claim and one column a scenario of `shares`: days, an estimate each.
-
-    Raises
-    ------
-    ValueError
-        See `estimate_pretraining`.
     """
     rows = {}
     for claim, (n_cells, n_devices, own) in claims.items():
@@ -259,10 +230,8 @@ def estimate_hours(
 ) -> pd.DataFrame:
     """Estimate hours of annotating and of fine-tuning from the seconds of one cell's forward pass and training step.
 
-    Returns
-    -------
-    One column a number of cells; rows: annotate; an epoch of all layers; and one of the fifth layer alone, which takes a
-    third of the training from the second epoch on, since the layers below it run once and are kept.
+    One column a number of cells; rows: annotate; an epoch of all layers; and one of the fifth layer alone, which takes
+    a third of the training from the second epoch on, since the layers below it run once and are kept.
     """
     seconds = {"annotate": annotating, "an epoch, all layers": training, "an epoch, fifth layer": training / 3}
     return pd.DataFrame({f"{n:,} cells": pd.Series(seconds) * n / 3600 for n in n_cells})
@@ -308,10 +277,8 @@ def make_step(model: ScBert, attention: str, step: str, bins: torch.Tensor, dtyp
         One of `ATTENTIONS`. All but ours run performer-pytorch's unmodified `Performer` layers.
     step
         ``"forward"``, which returns the encodings, or ``"training"``, which returns the gradient of each weight.
-    bins
-        (cells, tokens).
-    dtype
-        ``"float32"``, or ``"bfloat16"`` for autocast.
+    bins, dtype
+        (cells, tokens); and ``"float32"``, or ``"bfloat16"`` for autocast.
     """
     if attention not in ATTENTIONS or step not in ("forward", "training"):
         raise ValueError(
@@ -354,17 +321,8 @@ def _replace_attention(own, attention):
 def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> dict[str, float]:
     """Measure how far what is fast here lies from what it stands for: each the largest difference of any number.
 
-    Parameters
-    ----------
-    model
-        An encoder.
-    bins
-        (cells, tokens), of few cells.
-    seed
-        Draws the queries and keys of the third difference.
+    `bins`, (cells, tokens), are of few cells; `seed` draws the queries and keys of the third difference.
 
-    Returns
-    -------
     - `encodings`, to performer-pytorch's own attention with the same weights;
     - `gradients` of all weights, likewise, relative to the largest of them;
     - `attention columns`, the means of the attention matrix's columns as `scbert.attention.attention_columns` returns
@@ -395,9 +353,7 @@ def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> 
 def compare(runs: dict[str, Callable], n_pairs: int = 5, device: str = "cpu") -> pd.DataFrame:
     """Time functions in turn, `n_pairs` times each after one run to warm up, in one process.
 
-    Returns
-    -------
-    Seconds, one row a turn and one column a function.
+    Returns seconds, one row a turn and one column a function.
     """
     for run in runs.values():
         run()
@@ -407,8 +363,6 @@ def compare(runs: dict[str, Callable], n_pairs: int = 5, device: str = "cpu") ->
 def summarise_turns(times: pd.DataFrame, gflop: float, multiply_gflop: float) -> dict[str, float]:
     """Summarise turns of ours, performer-pytorch's attention and a square multiply, which did so many GFLOP.
 
-    Returns
-    -------
     Median seconds of both; how many times faster ours is, and the share of the multiply's rate that it reaches: each
     the median over turns, with the least and the most.
     """
@@ -436,10 +390,8 @@ def measure(
 ) -> dict:
     """Measure one case in this process: seconds (median), peak memory, matrix-multiply rate.
 
-    Returns
-    -------
-    The arguments, and `seconds`, `peak_mb` (above what the process and the weights took before), `gflop_per_s` of a
-    square multiply in `dtype`, and the `share` of it that the multiplies of the step reach, none of them counted
+    Returns the arguments, and `seconds`, `peak_mb` (above what the process and the weights took before), `gflop_per_s`
+    of a square multiply in `dtype`, and the `share` of it that the multiplies of the step reach, none of them counted
     twice (the softmax attentions have no share: their multiplies are others).
     """
     if threads:
@@ -462,8 +414,6 @@ def measure(
 def plan_sweep(config: dict, lengths: Sequence[int], softmax_tokens: int, device: str = "cpu") -> list[dict]:
     """Plan the cases of a sweep over sequence lengths, for `measure_afresh`.
 
-    Returns
-    -------
     A forward pass of each of `ATTENTIONS` and a training step of the first two, at each length; softmax attention up to
     `softmax_tokens` only, since its memory is quadratic where it is written out.
     """
@@ -506,8 +456,6 @@ def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 def fit_exponents(sweep: pd.DataFrame) -> pd.DataFrame:
     """Fit the exponents of seconds and memory in the tokens, where an attention was measured at three lengths or more.
 
-    Returns
-    -------
     Columns `seconds` and `peak_mb`; one row a step and attention.
     """
     rows = {

@@ -35,12 +35,8 @@ GENES_AT_ONCE = 1024
 def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Measure the model and its rivals on masked tokens, with 95 % intervals by bootstrap over cells.
 
-    Parameters
-    ----------
-    scores
-        As `scbert.masks.score_masks` returns them, in any order; cells without a masked token have no say.
-    seed
-        Fixes the resampling.
+    `scores` are from `scbert.masks.score_masks`, in any order. Cells without a masked token have no say; a ValueError
+    if there are no others.
 
     Returns
     -------
@@ -50,14 +46,9 @@ def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     - Methods: ``scbert``, and the rivals ``cell_tokens``, ``gene_tokens`` and ``gene_and_cell_tokens``, whose accuracy
       is that of always saying their commonest token (of the cell, of the gene, of both).
     - Metrics of each: ``masked_accuracy``, and ``cross_entropy`` in nats a token.
-    - Of ``scbert`` alone: ``masked_accuracy_minus_<rival>``, good if above 0, and ``cross_entropy_minus_<rival>``,
-      good if below, on the same masks, the interval being the difference's own; and ``predicted_mode_share``, the
-      share of masks at which the model says the commonest token that the cell shows.
-
-    Raises
-    ------
-    ValueError
-        No token was masked.
+    - Of ``scbert`` alone: ``masked_accuracy_minus_<rival>``, good if above 0, and ``cross_entropy_minus_<rival>``, good
+      if below, on the same masks, the interval being the difference's own; and ``predicted_mode_share``, the share of
+      masks at which the model says the commonest token that the cell shows.
     """
     cells = scores.groupby("cell").sum()
     cells = cells[cells["n_masked"] > 0]
@@ -99,22 +90,12 @@ def _prefixes(scores):
 def embed_genes(model: "ScBert", adata: "anndata.AnnData | CellStore", *, batch_size: int = 16) -> np.ndarray:
     """Return each gene's vector: what the encoder makes of it, averaged over the cells that express it.
 
-    Parameters
-    ----------
-    model, adata
-        An encoder, and tokenized cells of its vocabulary, or a store of them, read in one pass.
-    batch_size
-        Cells a forward pass.
+    `adata` are tokenized cells of the encoder's vocabulary, else a ValueError, or a store of them, read in one pass.
 
     Returns
     -------
     (genes, dim) float32, the mean of `ScBert.encode` over cells in which the gene has a non-zero token; zero for a gene
     that has none. The vectors that the model adds to each token are ``model.pos_emb.emb.weight[:-1]``.
-
-    Raises
-    ------
-    ValueError
-        Cells not tokenized or for another vocabulary.
     """
     cells, device = open_for(model, adata), next(model.parameters()).device
     sums, counts = np.zeros((len(cells.genes), model.config.dim)), np.zeros((len(cells.genes), 1))
@@ -129,19 +110,11 @@ def embed_genes(model: "ScBert", adata: "anndata.AnnData | CellStore", *, batch_
 def correlate_genes(adata: "anndata.AnnData | CellStore") -> np.ndarray:
     """Return Pearson correlations of the genes' tokens over cells: vectors of genes that need no network.
 
-    Parameters
-    ----------
-    adata
-        Tokenized cells, or a store of them, read in one pass.
+    `adata` are tokenized cells, else a ValueError, or a store of them, read in one pass.
 
     Returns
     -------
     (genes, genes) float32; a gene's row is its vector. Rows and columns of a gene that never changes are zero.
-
-    Raises
-    ------
-    ValueError
-        The cells are not tokenized.
     """
     cells = open_cells(adata)
     check_tokenized(cells)
@@ -160,17 +133,8 @@ def correlate_genes(adata: "anndata.AnnData | CellStore") -> np.ndarray:
 def read_sets(name: str) -> dict[str, list[str]]:
     """Return gene sets of the catalogue, fetched: set -> gene symbols.
 
-    Parameters
-    ----------
-    name
-        "reactome", pathways; or "panglaodb_markers", the human markers of each cell type.
-
-    Raises
-    ------
-    ValueError
-        Another name, or what `scbert.datasets.fetch` raises.
-
-    Symbols are those of the files (MSigDB of 2018, PanglaoDB of 2020): a gene renamed since is missed.
+    `name` is "reactome", pathways; or "panglaodb_markers", the human markers of each cell type; a ValueError for
+    others. Symbols are those of the files (MSigDB of 2018, PanglaoDB of 2020): a gene renamed since is missed.
     """
     if name == "reactome":
         with gzip.open(fetch(name)[0], "rt") as file:
@@ -196,24 +160,17 @@ def share_of_neighbours(
 ) -> pd.Series:
     """Measure how often genes whose vectors lie close belong to the same set, beside chance.
 
+    Vectors, (genes, dim), are compared by cosine; genes with a zero vector, or of no set of `minimum` to `maximum` members,
+    are left out, both from pairs and from chance. `sets` is set -> genes, see `read_sets`.
+
     Parameters
     ----------
-    vectors
-        (genes, dim); compared by cosine. Genes with a zero vector are left out, both from pairs and from chance.
-    genes
-        Their names.
-    sets
-        Set -> genes, see `read_sets`. Genes of no set that is kept are left out.
     levels
         How strongly each gene is expressed, such as its mean token, (genes,). Genes of one level lie close in many
         vectors, and share sets: ribosomal genes are the strongest, and all in one pathway. With levels, each pair's
         chance is the share among all pairs of the same two tenths by level, so that what is left is not the level's.
     n_neighbours
         Genes that lie closest to each, of those with a set. Of equally close ones, `seed` draws.
-    minimum, maximum
-        Sets with so many members among `genes` are kept: a large one says little.
-    seed
-        Fixes the resampling, too.
 
     Returns
     -------
@@ -222,12 +179,7 @@ def share_of_neighbours(
     `share_high`, `ratio_low` and `ratio_high`, over genes; `n_genes` and `n_sets`.
 
     The intervals take genes for independent, which members of one set are not: they are too narrow. Compare vectors
-    on the same genes (`n_genes`) only.
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not fit, NaN, no more genes with a set than neighbours, or no two genes in a common set.
+    on the same genes (`n_genes`) only. A ValueError if no two genes are in a common set, or shapes do not fit.
     """
     vectors = np.asarray(vectors, np.float64)
     if vectors.ndim != 2 or len(vectors) != len(genes) or (levels is not None and np.shape(levels) != (len(genes),)):
@@ -301,17 +253,8 @@ def _find_members(genes, sets, minimum, maximum):
 def load_sets(names: str, *, label_key: str | None = None, batch_key: str | None = None) -> dict[str, anndata.AnnData]:
     """Load the sets of a notebook's parameter `dataset`: one, or several with `` + `` between them.
 
-    Parameters
-    ----------
-    names
-        Catalogue names and paths, such as ``"pbmc_pool + zheng_facs"``.
-    label_key, batch_key
-        As in `scbert.datasets.load`; a set of the catalogue without labels needs none.
-
-    Raises
-    ------
-    ValueError
-        A set is named twice, or see `scbert.datasets.load`.
+    `names` are of the catalogue, or paths, such as ``"pbmc_pool + zheng_facs"``; a ValueError if one stands there
+    twice. The two keys are as in `scbert.datasets.load`; a set of the catalogue without labels needs none.
     """
     parts = [name.strip() for name in names.split(" + ")]
     if len(set(parts)) < len(parts):
@@ -344,12 +287,7 @@ def join_sets(
     ``obs["n_counts"]`` its total over all genes of its own set; labels are those of the sets that have any.
 
     Cells that are in a set named under ``shares_cells_with`` in the catalogue, or in an earlier one of `sets`, are
-    dropped, and how many is printed.
-
-    Raises
-    ------
-    ValueError
-        The sets share no gene, or a label has too few cells to be split.
+    dropped, and how many is printed. A ValueError if sets share no gene, or a label has too few cells to be split.
 
     Paper: Methods, "pretraining" holds no cells out that are named; the script's validation cells are a twentieth.
     """
@@ -404,7 +342,7 @@ def measure_company(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure for several vectors of genes, and several collections of gene sets, how often neighbours share a set.
+    """Apply `share_of_neighbours` to several vectors of genes and several collections of gene sets.
 
     Parameters
     ----------
@@ -414,17 +352,10 @@ def measure_company(
         The tokenized cells that the vectors were learnt from: a gene's level is its mean token in them.
     gene_sets
         Name of a collection -> what `read_sets` returns of it.
-    seed
-        Fixes the resampling, too.
 
     Returns
     -------
-    What `share_of_neighbours` measures with these levels: a row for each collection and name of vectors, the index.
-
-    Raises
-    ------
-    ValueError
-        See `share_of_neighbours`.
+    A row for each collection and name of vectors, the index.
     """
     levels = adata.layers["bins"].toarray().mean(0)
     rows = {

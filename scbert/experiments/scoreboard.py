@@ -19,10 +19,8 @@ COLUMNS = [
 def read_published(path: str | Path) -> pd.DataFrame:
     """Read a list of published numbers, such as ``tests/expected/paper.csv``: one row a number or a reproduction of it.
 
-    Parameters
-    ----------
-    path
-        From the current folder, or from the root of the project.
+    `path` is from the current folder, or from the root of the project. A ValueError if a column is missing, or the band
+    of a published number.
 
     Returns
     -------
@@ -33,11 +31,6 @@ def read_published(path: str | Path) -> pd.DataFrame:
     - `band`, how far from it a run may lie to have reproduced it, and `band_reason`;
     - `reproduction`, a value that others found, and `reproduction_source`;
     - `stand_in`, the metric of the demo that is nearest to it.
-
-    Raises
-    ------
-    ValueError
-        The file lacks a column, or judges a number without a band.
     """
     table = pd.read_csv(find_file(path))
     missing = [column for column in COLUMNS if column not in table]
@@ -52,12 +45,7 @@ def read_published(path: str | Path) -> pd.DataFrame:
 def list_runs(records: Mapping[str, dict], *, without: str = "") -> pd.DataFrame:
     """List records by notebook: where each is from, its seconds, and how many metrics it holds.
 
-    Parameters
-    ----------
-    records
-        As `scbert.report.read_records` returns them.
-    without
-        A notebook to leave out: the one that asks.
+    `records` are from `scbert.report.read_records`; `without` is a notebook to leave out, the one that asks.
     """
     rows = {
         name: {"source": record["source"], "seconds": record["seconds"], "metrics": len(record["metrics"])}
@@ -83,10 +71,8 @@ def fill_board(published: pd.DataFrame, metrics: Mapping[str, dict], profile: st
 
     Parameters
     ----------
-    published
-        As `read_published` returns it.
-    metrics
-        Name -> number of all records of the profile.
+    published, metrics
+        From `read_published`; and name -> number of all records of the profile.
     profile
         Only "paper" runs the paper's own quantities, and gets verdicts. In the others each row shows its stand-in, a
         quantity of other cells and another model, and says "not run".

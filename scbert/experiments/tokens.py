@@ -13,10 +13,7 @@ from ..data.preprocess import bin_counts
 def take_seen(counts: sparse.csr_matrix, bins: sparse.csr_matrix) -> np.ndarray:
     """Return the tokens of all values with at least one molecule, cell by cell and gene by gene, token 0 among them.
 
-    Parameters
-    ----------
-    counts, bins
-        (cells, genes), and the tokens of the same cells, which are stored where they are not 0.
+    `counts` and `bins` are (cells, genes); tokens are stored where they are not 0.
     """
     one_more = (counts.sign() + bins).tocsr()  # stored wherever at least one molecule was seen
     return one_more.sorted_indices().data.astype(int) - 1
@@ -48,12 +45,7 @@ def bin_one_molecule(depths: np.ndarray, n_bins: int = 5) -> np.ndarray:
 def measure_losses(counts: sparse.csr_matrix, ways: Mapping[str, sparse.csr_matrix], n_bins: int = 5) -> pd.DataFrame:
     """Measure what tokens lose of values with at least one molecule.
 
-    Parameters
-    ----------
-    counts
-        (cells, genes).
-    ways
-        Name -> tokens of the same counts, made in another way each, such as with another divisor.
+    `ways` is name -> tokens of the same counts, (cells, genes), made in another way each, such as with another divisor.
 
     Returns
     -------
@@ -70,13 +62,9 @@ def measure_losses(counts: sparse.csr_matrix, ways: Mapping[str, sparse.csr_matr
 def are_kept(before: anndata.AnnData, after: anndata.AnnData, found: pd.DataFrame) -> bool:
     """Say whether genes have the same tokens under their old names and under those of the model.
 
-    Parameters
-    ----------
-    before, after
-        The same cells, tokenized under the old names and, aligned to the model's genes, under the new ones.
-    found
-        What `scbert.genes.resolve` found for the names of `before`. Genes of several names are left out, since their
-        counts are summed; so are names of no gene of the model.
+    `before` and `after` are the same cells, tokenized under the old names and, aligned to the model's genes, under the
+    new ones. `found` is what `scbert.genes.resolve` found for the names of `before`. Genes of several names are left
+    out, since their counts are summed; so are names of no gene of the model.
     """
     alone = (found["gene"].notna() & ~found["gene"].duplicated(keep=False)).to_numpy()
     column = after.var_names.get_indexer(found["gene"][alone])

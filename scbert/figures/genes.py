@@ -1,4 +1,7 @@
-"""Figures of genes: what attention they receive, which sets they are in, and what becomes of cells without them."""
+"""Figures of genes: what attention they receive, which sets they are in, and what becomes of cells without them.
+
+Each function returns its axes.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -31,12 +34,8 @@ def style_rankings(rankings: Sequence[str]) -> dict[str, dict]:
 def attention_heatmap(means: pd.DataFrame, top: pd.DataFrame, *, n: int = 10, ax: Axes | None = None) -> Axes:
     """Draw what the top genes of each type receive in each type: a column a gene, scaled to its own largest value.
 
-    Parameters
-    ----------
-    means
-        Types x genes, mean attention in the cells of each type.
-    top
-        As `scbert.interpret.find_top` returns it; the first `n` genes of each type are shown, under their type.
+    `means`, types x genes, is mean attention in the cells of each type. The first `n` genes of each type in `top`, from
+    `scbert.interpret.find_top`, are shown under their type.
 
     Paper: Fig. 5a.
     """
@@ -62,14 +61,11 @@ def attention_heatmap(means: pd.DataFrame, top: pd.DataFrame, *, n: int = 10, ax
 def dot_plot(
     means: pd.DataFrame, shares: pd.DataFrame, top: pd.DataFrame, *, n: int = 3, ax: Axes | None = None
 ) -> Axes:
-    """Draw the top genes of each type as dots: size is the share of cells that express it, colour the z-score of attention.
+    """Draw the top genes of each type as dots: size is the share of cells that express it, colour its attention.
 
-    Parameters
-    ----------
-    means, shares
-        Types x genes: mean attention, z-scored over types for each gene; and the share of cells that express it.
-    top
-        As `scbert.interpret.find_top` returns it; the first `n` genes of each type, each once.
+    `means` and `shares` are types x genes: mean attention, whose z-scores over types are drawn for each gene; and the
+    share of cells that express it. The first `n` genes of each type in `top`, from `scbert.interpret.find_top`, are
+    shown, each once.
 
     Paper: Fig. 5c.
     """
@@ -103,10 +99,6 @@ def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 5, level: fl
         Sets shown of each type; its own one of the best rank is added if it is not among them.
     level
         FDR at which the dashed line stands.
-
-    Returns
-    -------
-    The axes, one a panel.
 
     Paper: Fig. 5b.
     """
@@ -158,18 +150,10 @@ def matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> A
 
 
 def deletion_curves(shares: pd.DataFrame, *, judge: str | None = None) -> np.ndarray:
-    """Draw what is left of the true type's probability against the number of genes: deletion, and insertion.
+    """Draw what is left of the true type's probability against the number of genes; return the axes, (judges, kinds).
 
-    Parameters
-    ----------
-    shares
-        As ``scbert.deletion.measure_areas(curves, by_number=True)`` returns it.
-    judge
-        Whose predictions; a row of panels for each if None.
-
-    Returns
-    -------
-    The axes, (judges, kinds).
+    `shares` are from ``scbert.deletion.measure_areas(curves, by_number=True)``. A row of panels for the predictions of
+    a `judge`, or for each if None.
     """
     judges = list(dict.fromkeys(shares["judge"])) if judge is None else [judge]
     kinds, numbers = list(dict.fromkeys(shares["kind"])), np.sort(shares["number"].unique()).astype(float)
@@ -203,14 +187,7 @@ def deletion_curves(shares: pd.DataFrame, *, judge: str | None = None) -> np.nda
 def areas(table: pd.DataFrame) -> np.ndarray:
     """Draw the area of each ranking with its interval: a panel a kind, a row a ranking, filled for the first judge.
 
-    Parameters
-    ----------
-    table
-        As `scbert.deletion.measure_areas` returns it.
-
-    Returns
-    -------
-    The axes, one a kind.
+    `table` is from `scbert.deletion.measure_areas`.
     """
     kinds, judges = (list(dict.fromkeys(table[column])) for column in ("kind", "judge"))
     names = list(dict.fromkeys(table["ranking"]))
@@ -241,16 +218,8 @@ def areas(table: pd.DataFrame) -> np.ndarray:
 def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
     """Draw agreement between scores of genes as triangles of numbers, the mean over types: a panel a comparison.
 
-    Parameters
-    ----------
-    table
-        What `scbert.interpret.measure_agreement` returns, with a column ``between`` that makes the panels.
-    value
-        "overlap", with the level of chance above it, or "spearman".
-
-    Returns
-    -------
-    The axes, one a panel.
+    `table` is from `scbert.interpret.measure_agreement`, with a column ``between`` that makes the panels. `value` is
+    "overlap", with the level of chance above it, or "spearman".
     """
     panels = dict(iter(table.groupby("between", sort=False)))
     names = {title: list(dict.fromkeys([*part["one"], *part["other"]])) for title, part in panels.items()}
@@ -276,10 +245,7 @@ def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
 def clusters(sweep: pd.DataFrame, value: str = "ari", *, ax: Axes | None = None) -> Axes:
     """Draw the agreement of clusters with types against the resolution: a line an embedding, with intervals.
 
-    Parameters
-    ----------
-    sweep
-        embedding, resolution, and value, value_low, value_high: ``ari`` and so on.
+    `sweep` has embedding, resolution, and value, value_low, value_high: ``ari`` and so on.
 
     Paper: Fig. 5d, at a resolution that is not stated.
     """
@@ -303,12 +269,7 @@ def clusters(sweep: pd.DataFrame, value: str = "ari", *, ax: Axes | None = None)
 
 
 def embeddings(adata: anndata.AnnData, bases: Sequence[str], label_key: str = "cell_type", seed: int = 0) -> np.ndarray:
-    """Scatter cells by type on a UMAP of each embedding, side by side; return the axes.
-
-    Parameters
-    ----------
-    adata
-        With each of `bases` in ``obsm``.
+    """Scatter cells by type on a UMAP of each of `bases`, names in ``obsm``, side by side; return the axes.
 
     Paper: Fig. 5d.
     """
@@ -322,20 +283,10 @@ def embeddings(adata: anndata.AnnData, bases: Sequence[str], label_key: str = "c
 
 
 def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> np.ndarray:
-    """Scatter cells coloured by the log-normalised counts of top genes, from none to the most: a panel a gene.
+    """Scatter cells coloured by the log-normalised counts of top genes, from none to the most; return an axes a gene.
 
-    Parameters
-    ----------
-    adata
-        With ``obsm["X_umap"]``, see `scbert.plot.place_cells`.
-    top
-        As `scbert.interpret.mark_members` returns it.
-    n
-        Genes that are in a set of their type (first row), and that are not (second row), each of another type.
-
-    Returns
-    -------
-    The axes, one a gene.
+    The first row has `n` genes that are in a set of their type, the second `n` that are not, each of another type.
+    Cells have ``obsm["X_umap"]``, see `scbert.plot.place_cells`; `top` is from `scbert.interpret.mark_members`.
 
     Paper: Extended Data Fig. 6a, b.
     """

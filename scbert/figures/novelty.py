@@ -1,4 +1,4 @@
-"""Figures of novel types: confidence, what novel cells are called, curves, thresholds, calibration."""
+"""Figures of novel types, each returned as its axes: confidence, what cells are called, thresholds, calibration."""
 
 import os
 import textwrap
@@ -13,31 +13,17 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 from ..evaluate.novelty import PAPER, count_calls
-from .plot import (
-    color_labels,
-    dodge,
-    legend_beside,
-    make_panels,
-    spell,
-    studies,
-    style_methods,
-)
+from .plot import color_labels, dodge, legend_beside, make_panels, spell, studies, style_methods
 
 KNOWN, NOVEL = "#9ecae1", "#d55e00"
 LINES = {"recall": ("#d55e00", "-"), "jaccard": ("#56308c", "--"), "known_accuracy": ("#029e73", "-.")}
 
 
 def confidence_by_type(cells: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
-    """Draw the largest probability of the cells of each true type, a panel a method; novel types in orange, below a line.
+    """Draw the largest probability of the cells of each true type, a panel a method; novel types in orange, below.
 
-    Parameters
-    ----------
-    cells
-        Test cells of `scbert.novel_types.score_jobs`, of one data set and level.
-
-    Returns
-    -------
-    The axes, one a panel. A box is the middle half of a type's cells, its whiskers are the 5th and 95th percentiles.
+    `cells` are test cells of `scbert.novel_types.score_jobs`, of one data set and level. A box is the middle half of a
+    type's cells, its whiskers are the 5th and 95th percentiles.
 
     Paper: Fig. 4b, left.
     """
@@ -68,16 +54,8 @@ def confidence_by_type(cells: pd.DataFrame, methods: Sequence[str]) -> np.ndarra
 def sankey(calls: pd.DataFrame, methods: Sequence[str], *, thin: float = 0.02) -> np.ndarray:
     """Draw what the cells of each true type are called, as bands from left to right, a panel a method.
 
-    Parameters
-    ----------
-    calls
-        From `scbert.novelty.count_calls`.
-    thin
-        Bands of fewer of their type's cells than this share are drawn as one, to "other types".
-
-    Returns
-    -------
-    The axes, one a panel. Bands of novel types are coloured, those of known ones pale grey.
+    `calls` are from `scbert.novelty.count_calls`. Bands of novel types are coloured, those of known ones pale grey.
+    Bands of fewer of their type's cells than the share `thin` are drawn as one, to "other types".
 
     Paper: Fig. 4b, right.
     """
@@ -123,18 +101,10 @@ def sankey(calls: pd.DataFrame, methods: Sequence[str], *, thin: float = 0.02) -
 def roc_and_pr(
     curves: pd.DataFrame, methods: Sequence[str], scores: Sequence[str] = ("max_probability", "distance")
 ) -> np.ndarray:
-    """Draw how novel cells are found at all thresholds: ROC, and precision against recall; a dot at the paper's threshold.
+    """Draw how novel cells are found at all thresholds: ROC, and precision against recall; return both axes.
 
-    Parameters
-    ----------
-    curves
-        From `scbert.novelty.trace_curves`.
-    scores
-        Up to three, each with a line style.
-
-    Returns
-    -------
-    Two axes.
+    A dot is at the paper's threshold. `curves` are from `scbert.novelty.trace_curves`; up to three `scores` have a line
+    style each.
     """
     axes = make_panels(2, width=3.95, height=3)
     styles = style_methods(methods)
@@ -170,12 +140,8 @@ def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str
     table
         By method, threshold and metric, of `scbert.novelty.sweep_thresholds`; bands are 95 % intervals.
     tuned
-        Method -> threshold of the largest probability, chosen on other types; drawn as a dotted line, the paper's as
-        a dashed one. A method without one has no such line.
-
-    Returns
-    -------
-    The axes, one a panel.
+        Method -> threshold of the largest probability, chosen on other types; drawn as a dotted line, the paper's as a
+        dashed one. A method without one has no such line.
     """
     rows = table.reset_index()
     axes = make_panels(len(methods), width=2.6, height=2.8, beside=1.8, sharey=True)
@@ -199,14 +165,7 @@ def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str
 def reliability(table: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
     """Draw accuracy against confidence in bins, before and after temperature scaling, a panel a method.
 
-    Parameters
-    ----------
-    table
-        By method, logits and bin, of `scbert.calibration.tabulate_jobs`; the area of a dot is the number of its cells.
-
-    Returns
-    -------
-    The axes, one a panel.
+    `table` is from `scbert.calibration.tabulate_jobs`; the area of a dot is the number of its cells.
     """
     rows = table.reset_index()
     axes = make_panels(len(methods), width=2.6, height=3.2, beside=1.6, sharey=True)
@@ -227,16 +186,10 @@ def reliability(table: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
 
 
 def novelty_accuracy(measured: pd.DataFrame, methods: Sequence[str], level: str = "together") -> np.ndarray:
-    """Draw Jaccard of novel types and accuracy on known ones, of the largest probability, at the paper's and the tuned threshold.
+    """Draw Jaccard of novel types and accuracy on known ones, at the paper's and the tuned threshold; return two axes.
 
-    Parameters
-    ----------
-    measured
-        From `scbert.novel_types.measure_all`.
-
-    Returns
-    -------
-    Two axes. A dotted line is the Jaccard of leaving all cells unassigned: the share of novel ones.
+    Both thresholds are of the largest probability; `measured` is from `scbert.novel_types.measure_all`. A dotted line
+    is the Jaccard of leaving all cells unassigned: the share of novel ones.
 
     Paper: Fig. 4a.
     """
@@ -266,19 +219,7 @@ def types_alone(
 ) -> np.ndarray:
     """Draw how well each type is told from the others when it alone was held out, with intervals, a panel a data set.
 
-    Parameters
-    ----------
-    measured
-        From `scbert.novel_types.measure_all`.
-
-    Returns
-    -------
-    The axes, one a panel.
-
-    Raises
-    ------
-    ValueError
-        No type was held out alone.
+    `measured` is from `scbert.novel_types.measure_all`; a ValueError if no type in it was held out alone.
     """
     rows = measured.reset_index()
     rows = rows[(rows["metric"] == metric) & (rows["score"] == score) & (rows["level"] != "together")]
@@ -315,15 +256,9 @@ def is_live() -> bool:
 def threshold_slider(cells: pd.DataFrame, methods: Sequence[str], threshold: float = PAPER) -> np.ndarray:
     """Draw the Sankey at a threshold, and under it, where somebody can move it, a slider over the threshold.
 
-    Parameters
-    ----------
-    cells
-        Test cells of `scbert.novel_types.score_jobs`, of one data set and level.
-
-    Returns
-    -------
-    The axes of the figure at the given threshold. The slider redraws another one; where a notebook is executed without
-    a browser, or ipywidgets is missing, the figure is all there is.
+    `cells` are test cells of `scbert.novel_types.score_jobs`, of one data set and level. Returns the axes of the figure
+    at the given threshold. The slider redraws another one; where a notebook is executed without a browser, or
+    ipywidgets is missing, the figure is all there is.
     """
 
     def draw(threshold):

@@ -47,9 +47,8 @@ def style_methods(methods: Sequence[str]) -> dict[str, dict]:
     names = list(dict.fromkeys(methods))
     others = [name for name in dict.fromkeys(name.split(":")[0] for name in names) if name not in STYLES]
     styles = STYLES | dict(zip(others, itertools.cycle(MORE_STYLES), strict=False))
-    variants = dict(
-        zip(sorted({name.partition(":")[2] for name in names} - {""}), itertools.cycle("<>^dvp"), strict=False)
-    )
+    suffixes = sorted({name.partition(":")[2] for name in names} - {""})
+    variants = dict(zip(suffixes, itertools.cycle("<>^dvp"), strict=False))
     chosen = {}
     for name in names:
         color, marker = styles[name.split(":")[0]]
@@ -69,16 +68,8 @@ def make_panels(
 ) -> np.ndarray:
     """Return the axes of `n` panels, row by row, in a figure that gives each a place of so many inches.
 
-    Parameters
-    ----------
-    n, n_columns
-        How many panels, and how many side by side: all if None.
-    width, height
-        Of a panel with its names, in inches.
-    beside, above
-        Inches of the whole figure for more names and a legend.
-    options
-        Of `matplotlib.pyplot.subplots`, such as ``sharey``.
+    `n_columns` stand side by side, all if None. A panel with its names is `width` wide and `height` high; `beside` and
+    `above` are inches of the whole figure for more names and a legend. `options` are of `matplotlib.pyplot.subplots`.
     """
     n_columns = min(n_columns or n, n)
     n_rows = -(-n // n_columns)
@@ -137,18 +128,8 @@ def place_cells(adata: anndata.AnnData, seed: int = 0, *, basis: str | None = No
 def embeddings(adata: anndata.AnnData, color: str, bases: Mapping[str, str | None], *, seed: int = 0) -> np.ndarray:
     """Scatter the same cells by UMAPs of several vectors side by side, coloured by label; cells without one are grey.
 
-    Parameters
-    ----------
-    adata, color
-        Counts of cells, and the column of `obs` with their labels.
-    bases
-        Title -> what is placed, as in `place_cells`: columns of ``obsm``, or principal components if None.
-    seed
-        Of UMAP.
-
-    Returns
-    -------
-    Axes, one a basis.
+    Labels are in the column `color` of `obs`. `bases` is title -> what is placed, as in `place_cells`: columns of
+    ``obsm``, or principal components of the counts if None.
 
     Paper: Fig. 2b.
     """
@@ -178,12 +159,8 @@ def embedding(
 ) -> Axes:
     """Scatter cells, coloured by a column of `obs`: labels with a legend, or numbers with a colour bar.
 
-    Parameters
-    ----------
-    background
-        (cells, 2), further points in pale grey behind.
-    palette
-        Label -> colour, to share between panels; the legend names all of it. `color_labels` of the column if None.
+    `background`, (cells, 2), are further points in pale grey behind. `palette` is label -> colour, to share between
+    panels; the legend names all of it. `color_labels` of the column if None.
 
     Paper: Fig. 2b.
     """
@@ -211,17 +188,8 @@ def embedding(
 def annotation(adata: anndata.AnnData, table: pd.DataFrame) -> np.ndarray:
     """Scatter annotated cells before all others in pale grey, a panel for each column of a table: labels and numbers.
 
-    Parameters
-    ----------
-    adata
-        All cells, with ``obsm["X_umap"]``, see `place_cells`.
-    table
-        A row an annotated cell, by name: columns of labels, in the same colours, and of numbers from 0 to 1; at least one
-        of labels.
-
-    Returns
-    -------
-    The axes, one a column.
+    `adata` are all cells, with ``obsm["X_umap"]``, see `place_cells`. `table` has a row an annotated cell, by name:
+    columns of labels, at least one, in the same colours, and of numbers from 0 to 1.
 
     Paper: Fig. 2b.
     """
@@ -249,21 +217,12 @@ def named_cells(
     Parameters
     ----------
     adata
-        With ``obsm["X_umap"]``, see `place_cells`.
+        With ``obsm["X_umap"]``, see `place_cells`; a panel of batches comes first if there is a `batch_key`.
     predictions
-        method, cell and predicted; of a cell that is tested more than once, the first row is shown. Cells that a
-        method did not name are pale grey.
+        method, cell and predicted; of a cell that is tested more than once, the first row is shown. Cells that a method
+        did not name are pale grey; a ValueError if it names none.
     methods
         A panel each.
-
-    Returns
-    -------
-    The axes, one a panel, those of batch (if there is a `batch_key`) and truth first.
-
-    Raises
-    ------
-    ValueError
-        None of the cells is named by a method.
 
     Paper: Fig. 2b, 3a, 3b, 3e, 3f.
     """
@@ -302,10 +261,7 @@ def confusion(
 ) -> Axes:
     """Draw what became of each true type: rows sum to one, the number of cells stands beside the name.
 
-    Parameters
-    ----------
-    labels
-        The columns, and the order of all; the labels that are true or predicted if None.
+    `labels` are the columns, and the order of all; those that are true or predicted if None.
 
     Paper: Fig. 2c.
     """
@@ -333,16 +289,7 @@ def confusion(
 def confusions(predictions: pd.DataFrame, methods: Sequence[str] | None = None) -> np.ndarray:
     """Draw a confusion matrix a method, side by side, on one colour scale and with the same labels.
 
-    Parameters
-    ----------
-    predictions
-        method, truth, predicted; all repeats and folds are pooled, and the numbers of cells are those of all.
-    methods
-        Which, and in which order; all if None.
-
-    Returns
-    -------
-    The axes, one a method.
+    Of `predictions` (method, truth, predicted) all repeats and folds are pooled. All methods if None.
 
     Paper: Fig. 2c, 2e.
     """
@@ -380,20 +327,10 @@ def scores(table: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Axes:
 
 
 def boxes(table: pd.DataFrame, metric: str, *, by: str = "data", order: Sequence[str] | None = None) -> np.ndarray:
-    """Draw what each training of each method reached: a box, and every point of it; a panel a data set.
+    """Draw what each training of each method reached: a box, and every point of it; a panel a data set (column `by`).
 
-    Parameters
-    ----------
-    table
-        A row a training and method, from `scbert.metrics.score_trainings`.
-    by
-        The column that makes the panels.
-    order
-        Methods from top to bottom; by median over all panels if None.
-
-    Returns
-    -------
-    The axes, one a panel.
+    `table` has a row a training and method, from `scbert.metrics.score_trainings`. `order` is that of the methods from
+    top to bottom; by median over all panels if None.
 
     Paper: Fig. 2a.
     """
@@ -447,15 +384,9 @@ def curve(
 ) -> Axes:
     """Draw a metric against the size of the reference: a line a method, with its interval at each size.
 
-    Parameters
-    ----------
-    table
-        value, low and high by `x`, method and metric, in the index or in columns:
-        ``pandas.concat({0.1: metrics.score(...), ...}, names=["fraction"])``.
-    x
-        The name of the sizes: a share of the cells, or a number a type with `logarithmic`.
-    methods
-        Which; all if None. The legend has them in the order of their last values.
+    `table` has value, low and high by `x`, method and metric, in the index or in columns, such as ``pandas.concat``
+    makes of size -> table of `scbert.metrics.score`. Sizes are a share of the cells, or a number a type with
+    `logarithmic`. All methods are drawn if None; the legend has them in the order of their last values.
 
     Paper: Fig. 2d.
     """
@@ -491,14 +422,8 @@ def studies(
 ) -> Axes:
     """Draw a metric of each method on each study that was held out, with intervals, the methods side by side.
 
-    Parameters
-    ----------
-    table
-        As in `curve`, by study, method and metric.
-    by
-        The name of the studies; their order is that of the table.
-    methods
-        Which, and in which order; all if None.
+    `table` is as in `curve`, by study (named `by`), method and metric; its order is that of the studies. `methods` are
+    drawn in their order; all if None.
 
     Paper: Fig. 3c, 3d.
     """
@@ -524,10 +449,7 @@ def studies(
 def take_metric(table: pd.DataFrame, metric: str, methods: Sequence[str] | None) -> pd.DataFrame:
     """Return the rows of one metric and of some methods, all if None, with what stands in the index as columns.
 
-    Raises
-    ------
-    ValueError
-        There are none.
+    A ValueError if there are none.
     """
     rows = table.reset_index() if any(table.index.names) else table
     rows = rows[rows["metric"] == metric] if "metric" in rows else rows
@@ -548,13 +470,8 @@ def draw_intervals(ax: Axes, x: np.ndarray, rows: pd.DataFrame, line: str, **sty
 def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw mean ranks on a line, best on the left, with a bar under methods that are not told apart.
 
-    Parameters
-    ----------
-    table
-        From `scbert.significance.rank_methods`. Two methods are told apart if their mean ranks differ by more than its critical
-        difference.
-
-    Demsar 2006, Journal of Machine Learning Research 7:1-30.
+    `table` is from `scbert.significance.rank_methods`. Two methods are told apart if their mean ranks differ by more
+    than its critical difference (Demsar 2006, Journal of Machine Learning Research 7:1-30).
     """
     found, means = table.attrs, table["mean_rank"]
     ax = ax or make_panels(1, width=6.4, height=1.5 + 0.16 * len(table))[0]
@@ -578,12 +495,7 @@ def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def gene_names(table: pd.DataFrame) -> np.ndarray:
-    """Draw how many genes have which status, and what share of the counts is theirs; of `scbert.genes.count_statuses`.
-
-    Returns
-    -------
-    Two axes.
-    """
+    """Draw how many genes have which status, and what share of the counts is theirs: `scbert.genes.count_statuses`."""
     _, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
     for ax, column, color, number in zip(axes, table, ["C0", "C1"], ["{:,}", "{:.1%}"], strict=True):
         bars = ax.barh(table.index, table[column], color=color)
@@ -630,23 +542,15 @@ def scale_logarithmically(ax: Axes, x_ticks: Sequence[int]) -> Axes:
 
 
 def costs(sweep: pd.DataFrame) -> np.ndarray:
-    """Draw seconds and peak memory against tokens, a column a step and a line an attention.
+    """Draw seconds and peak memory against tokens, a column a step and a line an attention; return axes (2, steps).
 
-    Parameters
-    ----------
-    sweep
-        From `scbert.performance.measure_afresh`: tokens, attention, step, seconds and peak_mb.
-
-    Returns
-    -------
-    The axes, (2, steps).
+    `sweep` is from `scbert.performance.measure_afresh`: tokens, attention, step, seconds and peak_mb.
     """
     lengths, steps = sorted(sweep["tokens"].unique()), sweep["step"].unique()
     colors = dict(zip(sweep["attention"].unique(), sns.color_palette("colorblind"), strict=False))
     _, axes = plt.subplots(2, len(steps), figsize=(9, 6.4), sharex=True, squeeze=False)
-    for row, (column, label) in zip(
-        axes, {"seconds": "seconds a cell", "peak_mb": "peak MB a cell"}.items(), strict=True
-    ):
+    labels = {"seconds": "seconds a cell", "peak_mb": "peak MB a cell"}
+    for row, (column, label) in zip(axes, labels.items(), strict=True):
         for ax, step in zip(row, steps, strict=True):
             lines = sweep[sweep["step"] == step].groupby("attention", sort=False)
             for marker, (name, part) in zip("osD^", lines, strict=False):

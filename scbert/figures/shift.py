@@ -1,4 +1,7 @@
-"""Figures of notebook 06: what depth, platform and study shift do to accuracy, to tokens and to embeddings."""
+"""Figures of notebook 06: what depth, platform and study shift do to accuracy, to tokens and to embeddings.
+
+Each function that draws returns its axes.
+"""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -53,25 +56,12 @@ MARKS = {  # of embeddings: those of the methods have their method's style
 def dose_response(
     table: pd.DataFrame, metric: str = "accuracy", *, methods: Sequence[str] | None = None, n_columns: int = 3
 ) -> np.ndarray:
-    """Draw a metric against the severity of each simulated effect: a panel an effect, a line a method with its intervals.
+    """Draw a metric against the severity of each simulated effect: a panel an effect, a line a method with intervals.
 
-    Parameters
-    ----------
-    table
-        value, low and high by level, method and metric, in the index or in columns. Levels are those of
-        `scbert.simulate.simulate_doses`: "none:0" stands at the left of every panel, "depth:1" in the panel of depth; those of
-        three parts are left out.
-    methods
-        Which, and in which order in the legend; all if None.
-
-    Returns
-    -------
-    The axes, one a panel; all share their scales.
-
-    Raises
-    ------
-    ValueError
-        The table has no such metric, or no effect but "none".
+    `table` has value, low and high by level, method and metric, in the index or in columns. Levels are those of
+    `scbert.simulate.simulate_doses`: "none:0" stands at the left of every panel, "depth:1" in the panel of depth; those
+    of three parts are left out. A ValueError without the metric, or without an effect but "none". The legend has
+    `methods` in their order; all if None.
     """
     rows = take_metric(table, metric, methods)
     methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
@@ -101,24 +91,19 @@ def dose_response(
 
 
 def mixing(table: pd.DataFrame, *, embeddings: Sequence[str] | None = None, title: str = "") -> np.ndarray:
-    """Draw metrics of several embeddings beside each other: what is kept of types on the left, how studies mix on the right.
+    """Draw metrics of several embeddings side by side: what is kept of types on the left, how studies mix on the right.
 
     Parameters
     ----------
     table
-        From `scbert.embeddings.measure_mixing` or `scbert.batch_effect.average_mixing`, value, low and high by embedding and metric, in the index or
-        in columns.
+        From `scbert.embeddings.measure_mixing` or `scbert.batch_effect.average_mixing`, value, low and high by
+        embedding and metric, in the index or in columns. A ValueError if none of these metrics and embeddings is there.
     embeddings
         Which, from top to bottom within a metric; all if None.
 
     Returns
     -------
     Two axes: of labels, and of batches. The dashed line is at 1, which batch_mixing may exceed.
-
-    Raises
-    ------
-    ValueError
-        The table has none of the metrics, or none of the embeddings.
 
     Paper: Fig. 3a, 3b, in numbers.
     """
@@ -128,7 +113,8 @@ def mixing(table: pd.DataFrame, *, embeddings: Sequence[str] | None = None, titl
     sides = [[metric for metric in part if metric in set(rows["metric"])] for part in (OF_LABELS, OF_BATCHES)]
     if not any(sides):
         raise ValueError("The table has no metric of these embeddings: see scbert.embeddings.measure_mixing.")
-    styles = _style_embeddings(embeddings)
+    styles = style_methods([name for name in embeddings if name not in MARKS])
+    styles |= {name: dict(zip(("color", "marker"), MARKS[name], strict=True)) for name in embeddings if name in MARKS}
     height = 1.1 + (0.2 + 0.08 * len(embeddings)) * max(map(len, sides))
     axes = make_panels(2, width=4.8, height=height)
     for ax, metrics, name in zip(axes, sides, ("types kept apart", "studies mixed"), strict=True):
@@ -156,24 +142,14 @@ def mixing(table: pd.DataFrame, *, embeddings: Sequence[str] | None = None, titl
     return axes
 
 
-def _style_embeddings(names):
-    """Return colour and marker of each embedding: of a method its own, of PCA and Harmony theirs."""
-    chosen = {name: {"color": MARKS[name][0], "marker": MARKS[name][1]} for name in names if name in MARKS}
-    return chosen | style_methods([name for name in names if name not in MARKS])
-
-
 def count_token_shares(
     worlds: Mapping[str, anndata.AnnData], genes: Sequence[str] | None = None, *, n_bins: int = 5
 ) -> pd.DataFrame:
     """Return the share of each token, 1 and up, among the expressed genes of each study's cells, and its median depth.
 
-    Parameters
-    ----------
-    worlds
-        Name -> cells with counts in ``X`` and ``obs["study"]``.
-    genes, n_bins
-        Of `scbert.preprocess.tokenize`. A gene of which molecules were seen, but too few for token 1, is not among the
-        expressed.
+    `worlds` is name -> cells with counts in ``X`` and ``obs["study"]``; `genes` and `n_bins` are of
+    `scbert.preprocess.tokenize`. A gene of which molecules were seen, but too few for token 1, is not among the
+    expressed.
 
     Returns
     -------
@@ -195,19 +171,8 @@ def count_token_shares(
 def depth_of_tokens(table: pd.DataFrame, *, n_columns: int = 2) -> np.ndarray:
     """Draw the share of each token among expressed genes, a bar a study: where depth differs, so do the tokens.
 
-    Parameters
-    ----------
-    table
-        From `count_token_shares`: a panel for each world, with median counts beside the bars.
-
-    Returns
-    -------
-    The axes, one a panel.
-
-    Raises
-    ------
-    ValueError
-        Shares of a study do not sum to one.
+    A panel for each world of `count_token_shares`, with median counts beside the bars. A ValueError if shares of a
+    study do not sum to one.
     """
     table, depths = table.drop(columns="median_counts"), table["median_counts"]
     if not np.allclose(table.sum(axis=1).to_numpy(), 1):
@@ -235,21 +200,8 @@ def depth_of_tokens(table: pd.DataFrame, *, n_columns: int = 2) -> np.ndarray:
 def embeddings(places: Mapping[str, np.ndarray], studies: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     """Scatter the same cells in several embeddings: by study in the top row, by type in the bottom row.
 
-    Parameters
-    ----------
-    places
-        Name -> (cells, 2), such as UMAP coordinates; a column each.
-    studies, labels
-        (cells,), of each cell.
-
-    Returns
-    -------
-    The axes, (2, embeddings).
-
-    Raises
-    ------
-    ValueError
-        No embedding, or one of another number of cells.
+    `places` is name -> (cells, 2), such as UMAP coordinates, a column each; `studies` and `labels` are (cells,).
+    Returns the axes, (2, embeddings). A ValueError if there is no embedding, or one of another number of cells.
 
     Paper: Fig. 3a, 3b.
     """

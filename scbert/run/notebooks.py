@@ -21,12 +21,9 @@ def choose_part(source: Path, given: str | None) -> tuple[int, int] | None:
         part = find_part()
     except ValueError as error:
         raise click.ClickException(f"{error} Nothing was run.") from None
-    if part is None:
-        return None
-
-    if not preflight.has_benchmark(source):
+    if part is not None and not preflight.has_benchmark(source):
         raise click.ClickException(f"{source.stem} has no benchmark to share out: leave out --part. Nothing was run.")
-    if count_processes() > 1:
+    if part is not None and count_processes() > 1:
         raise click.ClickException(
             "A part is a single process: start it without torchrun, or by srun --ntasks 1. Nothing was run."
         )
@@ -115,9 +112,8 @@ def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str
         except ValueError as error:
             raise click.ClickException(f"{error} Nothing was run.") from None
         if source.stem not in sections:
-            raise click.ClickException(
-                f"{source.stem} has no {profile} profile yet ({profile}.yaml has no section for it)."
-            )
+            why = f"({profile}.yaml has no section for it)"
+            raise click.ClickException(f"{source.stem} has no {profile} profile yet {why}.")
         chosen = {"profile": profile} | (sections[source.stem] or {})
     if "profile" in given:
         raise click.ClickException("The profile is chosen by --profile, not by -p.")
@@ -137,9 +133,8 @@ def parse_value(name: str, value, kind: str):
             return KINDS["bool"][str(value).lower()]
         return KINDS[kind](value)
     except (KeyError, ValueError):
-        raise click.ClickException(
-            f"Parameter {name} must be of type {kind}, not {value!r}. Nothing was run."
-        ) from None
+        what = f"Parameter {name} must be of type {kind}, not {value!r}. Nothing was run."
+        raise click.ClickException(what) from None
 
 
 def execute(source: Path, output: Path, parameters: dict, progress: bool = True) -> str | None:
@@ -161,13 +156,11 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
     except papermill.PapermillExecutionError as error:
         if not (error.ename == PartDone.__name__ and find_part()):
             kept = "" if find_rank() else f"\nAs far as it came: {output}"
-            raise click.ClickException(
-                f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}{kept}"
-            ) from None
+            what = f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}{kept}"
+            raise click.ClickException(what) from None
         message = error.evalue
-    notebook, _ = CoalesceStreamsPreprocessor().preprocess(
-        nbformat.read(output, as_version=4), {}
-    )  # finished bars only
+    executed = nbformat.read(output, as_version=4)
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(executed, {})  # finished bars only
     if message:  # papermill writes a warning above a cell that raised
         marked = "papermill-error-cell-tag"
         notebook.cells = [cell for cell in notebook.cells if marked not in cell.metadata.get("tags", ())]

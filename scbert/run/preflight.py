@@ -29,25 +29,15 @@ def list_needs(
     and for GPU memory and disk, they are as stated in ``notebooks/profiles/needs.yaml``. Downloads are the catalogue
     sets named by the notebook's parameters, and those under `data` in ``needs.yaml``, that are not here yet.
 
-    Parameters
-    ----------
-    profile
-        "demo" (all notebooks), or one with ``notebooks/profiles/<profile>.yaml`` (those with a section there).
-    notebooks
-        Stems or paths of some notebooks; all of the profile if None.
-    parameters
-        What was chosen on the command line, beyond the profile's section; for all notebooks alike.
+    Notebooks are given by stem or path; None is all of the profile: those with a section in
+    ``notebooks/profiles/<profile>.yaml``, and of "demo" all there are. `parameters` were chosen on the command line,
+    beyond the profile's section, for all notebooks alike. No such profile or notebook is a ValueError.
 
     Returns
     -------
     One row a notebook: minutes, memory_gb, gpu_memory_gb, disk_gb (GB of 10^9 bytes, NaN where nothing is known),
     basis (where these come from), files (a list of what has to be downloaded: url, bytes), by_hand (a list of sets
     that have to be downloaded by hand).
-
-    Raises
-    ------
-    ValueError
-        There is no such profile or notebook.
     """
     root = find_root()
     stated = _read_yaml(root / "notebooks" / "profiles" / "needs.yaml").get(profile) or {}
@@ -167,17 +157,11 @@ def _find_existing(folder):
 def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: int = 1) -> list[str]:
     """Say in a sentence each what `list_needs` asks for and this machine has not; what is not known is not counted.
 
-    Parameters
-    ----------
-    jobs
-        Notebooks that run at once: the memory of the largest is added up.
-    parts
-        Processes that the jobs of each benchmark are shared out over; each holds what the notebook needs.
+    `jobs` is how many notebooks run at once: the memory of the largest is added up. `parts` is how many processes share
+    the jobs of a benchmark: each holds what the notebook needs.
     """
-    wants_gpu = needs["gpu_memory_gb"].max() > 0
-    free = measure_resources(profile, gpu=wants_gpu)
-    found = []
-    folder = find_root() / "notebooks"
+    free = measure_resources(profile, gpu=needs["gpu_memory_gb"].max() > 0)
+    found, folder = [], find_root() / "notebooks"
     processes = [name for name in needs.index for _ in range(parts if has_benchmark(folder / f"{name}.ipynb") else 1)]
     remedies = {
         "memory_gb": ("memory", "close other programs, or take a larger machine or a smaller profile"),
@@ -193,20 +177,17 @@ def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: i
             found.append(f"{names} {verb} {largest.sum():.1f} GB of {what}, and {there}: {remedy}.")
     cache, runs = cache_directory(), run_directory(profile, "x").parent
     downloads, _ = sum_downloads(needs)
-    written = needs["disk_gb"].sum()
+    fetched, written = downloads / GB, needs["disk_gb"].sum()
     if free["one_disk"]:
-        places = [
-            (runs, downloads / GB + written, free["runs_gb"], "free some room, or set SCBERT_RUNS to another disk")
-        ]
-    else:
-        places = [
-            (cache, downloads / GB, free["cache_gb"], "free some room, or set SCBERT_CACHE to another disk"),
-            (runs, written, free["runs_gb"], "free some room, or set SCBERT_RUNS to another disk"),
-        ]
-    for folder, due, there, remedy in places:
+        fetched, written = 0, fetched + written
+    places = [(cache, fetched, free["cache_gb"], "SCBERT_CACHE"), (runs, written, free["runs_gb"], "SCBERT_RUNS")]
+    for folder, due, there, name in places:
         if due > there:
             due, there = format_bytes(int(due * GB)), format_bytes(int(there * GB))
-            found.append(f"{due} are to be written below {folder}, and {there} are free there: {remedy}.")
+            found.append(
+                f"{due} are to be written below {folder}, and {there} are free there: free some room, or set {name} to "
+                "another disk."
+            )
     for name in dict.fromkeys(name for names in needs["by_hand"] for name in names):
         found.append(f"{name} has to be downloaded by hand: scbert fetch {name} says from where.")
     return found
@@ -240,14 +221,3 @@ def describe_needs(needs: pd.DataFrame) -> str:
     untimed = needs["minutes"].isna().sum()
     total = f"{needs['minutes'].sum() / 60:.1f} hours" + (f" and {untimed} of unknown time" if untimed else "")
     return "\n".join([*lines, f"All: {len(needs)} notebooks, {total}, downloads: {say_downloads(needs)}."])
-
-
-def check_resources(
-    profile: str, notebooks: Sequence[str | Path] | None = None, parameters: dict | None = None, *, jobs: int = 1
-) -> pd.DataFrame:
-    """Return what `list_needs` lists, or raise a ValueError that says what this machine is short of."""
-    needs = list_needs(profile, notebooks, parameters)
-    shortages = find_shortages(needs, profile, jobs=jobs)
-    if shortages:
-        raise ValueError(" ".join(shortages))
-    return needs

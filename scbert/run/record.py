@@ -25,18 +25,11 @@ PACKAGES = ("scbert-companion", "torch", "performer-pytorch", "scanpy", "anndata
 
 
 class Run:
-    """One run of one notebook.
+    """One run of one notebook, named by its stem, such as "03_finetune_and_annotate".
 
-    Parameters
-    ----------
-    notebook
-        The notebook's stem, such as "03_finetune_and_annotate".
-    namespace
-        ``globals()`` of the notebook: its annotated names, ``name: type = value``, are the parameters. ``profile``
-        and ``seed`` must be among them.
-
-    It seeds Python, numpy and torch, and prints versions and device. In a part of a benchmark (`find_part`) it leaves
-    the record as it is, since other parts run at the same time.
+    The namespace is ``globals()`` of the notebook: its annotated names, ``name: type = value``, are the parameters,
+    ``profile`` and ``seed`` among them. A run seeds Python, numpy and torch, and prints versions and device. In a part of
+    a benchmark (`find_part`) it leaves the record as it is, since other parts run at the same time.
     """
 
     def __init__(self, notebook: str, namespace: dict):
@@ -57,9 +50,8 @@ class Run:
         random.seed(self.seed)
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
-        device = (
-            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-        )
+        cpu = f"CPU, {torch.get_num_threads()} threads"
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
         print(f"{notebook} | profile {self.profile} | seed {self.seed} | {device}")
         print(" | ".join(f"{name} {version}" for name, version in self.versions.items()))
 
@@ -103,12 +95,10 @@ class Run:
         lines += ["", "Parameters:", *(f"- {name}: {value}" for name, value in self.parameters.items())]
         lines += ["", "Training:", *(f"- {note}" for note in notes)] if notes else []
         lines += ["", "Metrics, each with its 95 % interval:"]
-        lines += [
-            f"- {k}: {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}], n = {m['n']}" for k, m in self.metrics.items()
-        ]
-        own = "the weights are those of whoever ran this; no published weights are in them."
-        theirs = f"{say_licence(licence)}."
-        return "\n".join([*lines, "", f"Licence: {theirs if licence else own}", ""])
+        form = "- {}: {value:.3f} [{low:.3f}, {high:.3f}], n = {n}"
+        lines += [form.format(name, **metric) for name, metric in self.metrics.items()]
+        own = "the weights are those of whoever ran this; no published weights are in them"
+        return "\n".join([*lines, "", f"Licence: {say_licence(licence) if licence else own}.", ""])
 
     def save_table(self, table: pd.DataFrame, name: str) -> None:
         """Save a table as ``<name>.csv``."""
@@ -125,21 +115,15 @@ class Run:
         self.save_table(table, name)
 
     def check(self, name: str, value: float | None = None, band: tuple[float, float] | None = None) -> None:
-        """Raise an AssertionError if a number is outside its band.
+        """Raise an AssertionError if a number, a metric on record if None, is outside its band (low, high), both allowed.
 
-        Parameters
-        ----------
-        name
-            What is checked; a metric on record if `value` is None.
-        band
-            (low, high), both allowed; if None, the one measured for this metric in
-            ``tests/expected/<notebook>.json``, which holds for the parameters named there and is skipped for others.
+        Without a band it is the one measured for this metric in ``tests/expected/<notebook>.json``, which holds for the
+        parameters named there and is skipped for others.
         """
         value = float(self.metrics[name]["value"] if value is None else value)
+        band = self._expected_band(name) if band is None else band
         if band is None:
-            band = self._expected_band(name)
-            if band is None:
-                return
+            return
         low, high = map(float, band)
         passed = low <= value <= high
         self.checks.append({"name": name, "value": value, "band": [low, high], "passed": passed})

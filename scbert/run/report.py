@@ -30,10 +30,7 @@ def read_records(profile: str) -> dict[str, dict]:
 def write_report(profile: str, output: Path) -> pd.DataFrame | None:
     """Turn the executed notebooks of a profile into HTML, with an index page, and return the scoreboard if there is one.
 
-    Raises
-    ------
-    ValueError
-        No notebook of the profile was run.
+    A ValueError says that no notebook of the profile was run.
     """
     from nbconvert import HTMLExporter
 

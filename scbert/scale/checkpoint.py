@@ -17,19 +17,9 @@ def find_before(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: str | Path | None, identity: str) -> tuple[Path | None, dict]:
-    """Read the newest sound checkpoint of the same call.
+    """Return the newest sound checkpoint of the same call, the file and its state on the CPU; None and {} without any.
 
-    Parameters
-    ----------
-    path
-        Of the newest; None if nothing is kept.
-    identity
-        What `write_checkpoint` was given: checkpoints of other calls are passed over.
-
-    Returns
-    -------
-    The file and its state, on the CPU; None and {} if there is none.
-
+    The path is that of the newest, None if nothing is kept; checkpoints whose state has another identity are passed over.
     A damaged file warns, and the one before it is read. ``torch.load`` verifies no checksum, so all are verified
     first; nothing in a file is run.
     """
@@ -51,15 +41,10 @@ def read_checkpoint(path: str | Path | None, identity: str) -> tuple[Path | None
 
 
 def write_checkpoint(path: str | Path | None, write: Callable[[Path], None]) -> None:
-    """Write a checkpoint in one step, and keep the one it takes the place of.
+    """Write a checkpoint in one step, nothing if the path is None, and keep the one it takes the place of.
 
-    Parameters
-    ----------
-    path
-        None to write nothing.
-    write
-        Called with the file to write. Where that fails, for want of disk say, the two checkpoints that are there stay,
-        and training goes on with a warning.
+    `write` is called with the file to write. Where that fails, for want of disk say, the two checkpoints that are there
+    stay, and training goes on with a warning.
     """
     if not path:
         return

@@ -21,23 +21,10 @@ SPARE_DISK = 2**30
 class FrozenPrefix:
     """What the first layers make of each cell, computed once, without gradients, in the order of the cells.
 
-    It is kept in memory if all cells fit into `memory`, else in an unnamed file that `close`, or the end of the
-    process, removes. Cells that the disk has no room for are computed whenever they are asked for.
-
-    Parameters
-    ----------
-    encoder
-        Its first `n_layers` must not change while this is in use.
-    cells
-        The cells, by number.
-    n_layers
-        Layers to run; with 0 there is nothing to keep, and `batch` returns tokens.
-    precision
-        ``"float32"``, or ``"float16"`` for half the bytes.
-    memory
-        Bytes that may be taken in memory.
-    folder
-        Where the file goes; the system's temporary folder if None.
+    It is kept in memory if all cells fit into `memory` bytes, else in an unnamed file in `folder` (the system's temporary
+    one, if None) that `close`, or the end of the process, removes. Cells that the disk has no room for are computed
+    whenever they are asked for. The encoder's first `n_layers` must not change while this is in use; with 0 there is
+    nothing to keep, and `batch` returns tokens. Precision "float16" takes half the bytes of "float32".
 
     Paper: not in it. Differs from the published code: that runs all layers for every cell in every epoch.
     """
@@ -123,9 +110,8 @@ class FrozenPrefix:
                 with np.errstate(over="ignore"):
                     rows = self._compute(bins).float().cpu().numpy().astype(self.dtype)
                 if not np.isfinite(rows).all():
-                    raise ValueError(
-                        f"What the frozen layers yield is not finite in {self.dtype}: set cache='float32'."
-                    )
+                    why = f"not finite in {self.dtype}: set cache='float32'."
+                    raise ValueError(f"What the frozen layers yield is {why}")
                 try:
                     self._write(start, rows)
                 except OSError as error:  # a full disk must not end the training

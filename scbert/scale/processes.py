@@ -25,12 +25,7 @@ def check_devices(devices: int, nodes: int, strategy: str) -> None:
         raise ValueError(f"devices and nodes must be at least 1, not {devices} and {nodes}.")
     launched = count_processes()
     # A notebook knows the devices of a machine, and leaves it to torchrun and srun how many machines there are.
-    if (
-        launched > 1
-        and (devices, nodes) != (1, 1)
-        and devices * nodes != launched
-        and (devices, nodes) != (_local(), 1)
-    ):
+    if launched > 1 and devices * nodes != launched and (devices, nodes) not in ((1, 1), (_local(), 1)):
         raise ValueError(
             f"{launched} processes were started, but devices={devices} and nodes={nodes} ask for {devices * nodes}: "
             "leave them out under torchrun and srun."
@@ -42,9 +37,8 @@ def check_devices(devices: int, nodes: int, strategy: str) -> None:
         )
     found = torch.cuda.device_count()
     if launched == 1 and 0 < found < devices:
-        raise ValueError(
-            f"devices={devices}, but this machine has {found} GPUs: ask for {found}, or accelerator='cpu'."
-        )
+        remedy = f"ask for {found}, or accelerator='cpu'"
+        raise ValueError(f"devices={devices}, but this machine has {found} GPUs: {remedy}.")
 
 
 def make_fabric(accelerator: str, strategy: str, precision: str) -> Fabric:
@@ -60,13 +54,11 @@ def make_fabric(accelerator: str, strategy: str, precision: str) -> Fabric:
         return Fabric(accelerator=accelerator, devices=1, precision=precision)
     if strategy == "fsdp" and not torch.cuda.is_available():
         raise ValueError("strategy='fsdp' needs GPUs: use strategy='ddp' on CPUs.")
-    local = _local()
     chosen = FSDPStrategy(state_dict_type="full") if strategy == "fsdp" else DDPStrategy()
     # The processes are there: Fabric has none to start, and would refuse to in the kernel of a notebook.
     chosen._configure_launcher = lambda: None
-    fabric = Fabric(
-        accelerator=accelerator, devices=local, num_nodes=n_processes // local, strategy=chosen, precision=precision
-    )
+    machines = {"devices": _local(), "num_nodes": n_processes // _local()}
+    fabric = Fabric(accelerator=accelerator, strategy=chosen, precision=precision, **machines)
     fabric.launch()
     return fabric
 

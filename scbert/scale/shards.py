@@ -68,12 +68,6 @@ def write_store(
         As in `tokenize`; a model's vocabulary is ``genes=model.genes``.
     shard_cells
         Most cells a shard; a shard holds cells of one source.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    The store, see `scbert.stream.open_store`.
 
     Writes
     ------
@@ -113,14 +107,11 @@ def write_store(
             columns = [name for name in sample.obs if columns is None or name in columns]
             names = names.append(sample.obs_names)
         check_unique(names, "Cell names, among the first of each source,")
-        store = {
-            **{"format": FORMAT, "genes_sha256": hash_genes(genes), "n_bins": n_bins, "library": library},
-            **{"shard_cells": shard_cells, "sources": [part.identity for part in parts]},
-        }
+        store = {"format": FORMAT, "genes_sha256": hash_genes(genes), "n_bins": n_bins, "library": library}
+        store |= {"shard_cells": shard_cells, "sources": [part.identity for part in parts]}
         done = _find_shards(path, store)
-        plan = [
-            (part, i, min(i + shard_cells, part.n_cells)) for part in parts for i in range(0, part.n_cells, shard_cells)
-        ]
+        starts = [(part, first) for part in parts for first in range(0, part.n_cells, shard_cells)]
+        plan = [(part, first, min(first + shard_cells, part.n_cells)) for part, first in starts]
         plan = {f"shard-{number:05d}.h5ad": shard for number, shard in enumerate(plan)}
         if set(plan) != set(done) or not (path / STORE).exists():
             n_cells, n_done = sum(part.n_cells for part in parts), sum(shard["cells"] for shard in done.values())

@@ -29,17 +29,9 @@ CELLS_A_RUN = 16  # neighbours that an epoch reads together: fewer mix better, m
 
 
 def open_store(path: str | Path) -> "CellStore":
-    """Open a store of tokenized cells.
+    """Open a folder of tokenized cells that `write_store` wrote.
 
-    Parameters
-    ----------
-    path
-        A folder that `write_store` wrote.
-
-    Raises
-    ------
-    ValueError
-        It is no store or an unfinished one, or a shard is missing or is not as long as it was.
+    A ValueError says that it is no store or an unfinished one, or that a shard is missing or not as long as it was.
     """
     path = find_file(path)
     if not (path / STORE).is_file():
@@ -142,12 +134,8 @@ class CellStore:
 
         Runs of 16 neighbours are put in random order, and cells mixed within each 8,192 that are read in one go.
         ``"epoch"`` visits each cell once, ``"bootstrap"`` draws with replacement. `skip` and `part` as in
-        `CellDataset.epoch`: each process reads its own cells only.
-
-        Raises
-        ------
-        ModuleNotFoundError
-            scDataset, which does this, is not installed.
+        `CellDataset.epoch`: each process reads its own cells only. Without scDataset, which does this, it raises a
+        ModuleNotFoundError.
         """
         try:
             from scdataset import BlockShuffling, BlockWeightedSampling, scDataset
@@ -184,6 +172,13 @@ class CellStore:
                 yield indices, to_tokens(bins[start : start + len(indices)])
                 start += len(indices)
             n_batches = batches_a_fetch
+
+    def genes_seen(self) -> np.ndarray:
+        """Return which genes have a token in some cell, (genes,) bool; read in one pass."""
+        seen = np.zeros(len(self.genes), bool)
+        for start in range(0, len(self), CELLS_A_FETCH):
+            seen |= self.read(np.arange(start, min(start + CELLS_A_FETCH, len(self)))).getnnz(axis=0) > 0
+        return seen
 
     def identity(self) -> Iterator[bytes]:
         """Yield what tells these cells from others."""

@@ -1,5 +1,6 @@
 """Cells by name or by path: always counts in `X`, and labels and batches where they are asked for."""
 
+import re
 from pathlib import Path
 
 import anndata
@@ -19,7 +20,12 @@ CATALOGUE: dict[str, dict] = yaml.safe_load((Path(__file__).parent / "catalogue.
 
 
 def load(
-    name: str | Path, *, label_key: str | None = None, batch_key: str | None = None, backed: bool = False
+    name: str | Path,
+    *,
+    label_key: str | None = None,
+    batch_key: str | None = None,
+    backed: bool = False,
+    round_counts: bool = False,
 ) -> anndata.AnnData:
     """Load a data set of the catalogue, or one's own file, as counts.
 
@@ -34,6 +40,9 @@ def load(
         "cell_type_broad", a coarser name that several sets share.
     backed
         Leave the matrix on disk (``.h5ad`` files only).
+    round_counts
+        Round the fractional counts of one's own file, estimated or corrected, to whole numbers; what is within rounding
+        of a whole number always is.
 
     Returns
     -------
@@ -49,7 +58,7 @@ def load(
 
     Paper: Reporting Summary, "Data". Labels are merged by the tables in ``scbert/sources/labels``.
     """
-    adata = read(name, backed=backed)
+    adata = read(name, backed=backed, round_counts=round_counts)
     check_counts(adata, str(name))
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
@@ -59,21 +68,20 @@ def load(
     return adata
 
 
-def read(name: str | Path, *, backed: bool = False) -> anndata.AnnData:
+def read(name: str | Path, *, backed: bool = False, round_counts: bool = False) -> anndata.AnnData:
     """Read a data set as `load` does, its matrix unchecked: for what passes over it anyway, such as `scbert.annotate`.
 
-    Raises
-    ------
-    ValueError
-        No such set or file, or another format.
+    A ValueError says: no such set or file, or another format.
     """
     if str(name) in CATALOGUE:
         return _read_catalogued(str(name))
-    path = find_file(name)
+    if re.match(r"\w{2,}:/", str(name)):
+        raise ValueError(f"{name} is an address: download the file, and give its path.")
+    path = find_file(Path(name).expanduser())
     if not path.exists():
         known = ", ".join(key for key, entry in CATALOGUE.items() if entry["kind"] == "cells")
         raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
-    return readers.read_cells(path, backed)
+    return readers.read_cells(path, backed, round_counts=round_counts)
 
 
 def _read_catalogued(name):
@@ -125,11 +133,8 @@ def read_labels(name: str) -> pd.DataFrame:
 def fetch(name: str, *, progress: bool = True) -> list[Path]:
     """Return the files of a catalogue entry, each with the pinned hash, downloading what is not here yet.
 
-    Raises
-    ------
-    ValueError
-        No such entry; a file that has to be downloaded by hand is not there (the message says which, from where, and
-        where to put it); or what `scbert.download.fetch_file` raises.
+    A ValueError says: no such entry; a file that has to be downloaded by hand is not there (which, from where, and where
+    to put it); or what `scbert.download.fetch_file` says.
     """
     if name not in CATALOGUE:
         raise ValueError(f"{name} is not in the catalogue. It has: {', '.join(CATALOGUE)}.")
@@ -162,20 +167,14 @@ def missing_files(name: str) -> list[dict]:
 
 
 def list_names(profile: str | None = None) -> list[str]:
-    """Return the names of the entries that a profile uses: `list_catalogue` without a look at the disk."""
+    """Return the names of the entries that a profile uses: those of demo, also those of small, or all (paper, None)."""
     order = ("demo", "small", "paper")
     last = order.index(profile) if profile else len(order)
     return [name for name, entry in CATALOGUE.items() if order.index(entry["profile"]) <= last]
 
 
 def list_catalogue(profile: str | None = None) -> pd.DataFrame:
-    """Return what can be fetched, one row an entry: kind, title, size, licence, profile, and whether it is here.
-
-    Parameters
-    ----------
-    profile
-        Entries that this profile uses: those of ``demo``, also those of ``small``, or all (``paper``, None).
-    """
+    """Return what a profile uses (all, if None), one row an entry: kind, title, size, licence, profile, and whether it is here."""
     rows = {}
     for name in list_names(profile):
         entry = CATALOGUE[name]

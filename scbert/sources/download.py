@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,20 +33,14 @@ def cache_directory() -> Path:
 def fetch_file(entry: dict, *, progress: bool = True) -> Path:
     """Return the path of a file that has the pinned hash, downloading it if need be.
 
-    Parameters
-    ----------
-    entry
-        `url`, `bytes` (None if not known) and `sha256` or `git_blob`.
-    progress
-        Show a bar with the rate while downloading.
+    An entry has `url`, `bytes` (None if not known) and `sha256` or `git_blob`. Several processes may ask for one file at
+    once: one downloads it, the others wait for it.
 
     Raises
     ------
     ValueError
         The mirror's copy has another hash; the address cannot be reached, answers with an error, or yields another
         file; the disk is full. The cache is left without the file, never with a part of it.
-
-    Several processes may ask for one file at once: one downloads it, the others wait for it.
     """
     import filelock
 
@@ -63,9 +56,8 @@ def fetch_file(entry: dict, *, progress: bool = True) -> Path:
             found = find_copy(entry)  # another process may have fetched it in the meantime
             return found if found is not None else _download(entry, path, progress)
     except OSError as error:
-        raise ValueError(
-            f"Nothing can be kept in the cache {cache_directory()} ({_say(error)}): {ELSEWHERE}."
-        ) from None
+        why = error.strerror or type(error).__name__
+        raise ValueError(f"Nothing can be kept in the cache {cache_directory()} ({why}): {ELSEWHERE}.") from None
 
 
 ELSEWHERE = "free some room, or set SCBERT_CACHE to another folder"
@@ -74,10 +66,7 @@ ELSEWHERE = "free some room, or set SCBERT_CACHE to another folder"
 def find_copy(entry: dict) -> Path | None:
     """Return the path of the file in the mirror or in the cache, None if it has to be downloaded.
 
-    Raises
-    ------
-    ValueError
-        The mirror's copy has another hash. A damaged copy in the cache is downloaded again instead.
+    A mirror's copy with another hash is a ValueError; a damaged copy in the cache is downloaded again instead.
     """
     mirror = os.environ.get("SCBERT_MIRROR", "")
     if mirror and not _is_web(mirror):
@@ -95,14 +84,11 @@ def find_copy(entry: dict) -> Path | None:
 
 def has_hash(path: Path, entry: dict) -> bool:
     """Return whether a file has the pinned sha256 or, where only that is known, the pinned git blob id."""
-    if entry.get("sha256"):
-        digest, expected = hashlib.sha256(), entry["sha256"]
-    else:
-        digest, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size), entry["git_blob"]
+    known = bool(entry.get("sha256"))
+    digest = hashlib.sha256() if known else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest() == expected
+        hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest() == entry["sha256" if known else "git_blob"]
 
 
 def _download(entry, path, progress):
@@ -119,7 +105,8 @@ def _download(entry, path, progress):
     for left in path.parent.glob(f".{name}.*.part"):  # by a process that was killed: no other holds the lock
         if left != temporary:
             left.unlink()
-    with _removed_at_the_end(temporary):
+    with contextlib.ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(PAUSE * 2 ** (attempt - 1))
@@ -135,32 +122,21 @@ def _download(entry, path, progress):
             except requests.RequestException as error:
                 reason = f"the connection broke or could not be made ({type(error).__name__})"
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise ValueError(
-                        f"The disk is full: {name} could not be kept in {path.parent}; {ELSEWHERE}."
-                    ) from None
-                raise
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                why = f"The disk is full: {name} could not be kept in {path.parent}; {ELSEWHERE}."
+                raise ValueError(why) from None
             else:
                 if has_hash(temporary, entry):
                     os.replace(temporary, path)
                     return path
-                size = temporary.stat().st_size
-                reason = (
-                    f"what came, {size:,} bytes, has another hash than the pinned file: damaged on the way, or changed"
-                )
+                came = f"what came, {temporary.stat().st_size:,} bytes"
+                reason = f"{came}, has another hash than the pinned file: damaged on the way, or changed"
     tries = "" if attempt == 0 else f" in {attempt + 1} attempts"
     raise ValueError(
         f"{name} could not be fetched from {url}{tries}: {reason}. Nothing was kept; try again later, or put the file "
         f"below a folder as {_path_of(entry['url'])} and set SCBERT_MIRROR to that folder."
     )
-
-
-@contextlib.contextmanager
-def _removed_at_the_end(path: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _is_web(address):
@@ -175,10 +151,6 @@ def _path_of(url):
 def _address_of(url):
     mirror = os.environ.get("SCBERT_MIRROR", "")
     return f"{mirror.rstrip('/')}/{_path_of(url)}" if _is_web(mirror) else url
-
-
-def _say(error):
-    return error.strerror or type(error).__name__
 
 
 def format_bytes(n: int | None) -> str:

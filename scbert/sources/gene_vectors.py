@@ -92,25 +92,12 @@ def train_gene2vec(
     Each gene is paired with the genes whose log-normalised expression correlates best with its own over these cells.
     Give training cells only.
 
-    Parameters
-    ----------
-    adata
-        Cells with counts in ``X``.
-    dim
-        Of the vectors.
-    n_partners
-        Partners of each gene; only positive correlations count.
-    n_epochs, seed
-        Passes over the pairs; same seed, same vectors (one thread).
+    Each gene has at most `n_partners`, of positive correlation; the same seed gives the same vectors (one thread).
 
     Returns
     -------
-    (genes, dim) float32, zero for a gene that is expressed in no cell or constant.
-
-    Raises
-    ------
-    ValueError
-        gensim is missing, or no two genes vary together.
+    (genes, dim) float32, zero for a gene that is expressed in no cell or constant. A ValueError if gensim is missing, or
+    no two genes vary together.
 
     Paper: Methods, "gene embedding"; after Du et al. 2019, which took pairs from 984 bulk data sets, by a threshold.
     """

@@ -30,15 +30,13 @@ def simulate_studies(
 ) -> anndata.AnnData:
     """Deal real cells to several studies, and give each study its own depth, capture, ambient RNA and label shares.
 
-    The cells are dealt first, each to exactly one study and label by label; only then are counts changed, so no cell
-    is in two studies. What is left of a cell's counts is real; what differs between the studies is known.
+    The cells, with whole counts, are dealt first, each to exactly one study and label by label; only then are counts
+    changed, so no cell is in two studies. What is left of a cell's counts is real; what differs between the studies is
+    known. The seed fixes everything: an effect's factors are the same alone and beside others, and at each severity point
+    the same way.
 
     Parameters
     ----------
-    adata
-        Cells with whole counts in ``X``.
-    n_studies
-        At least 2.
     severity
         0: nothing but the partition, all counts as they were. Every effect grows with it, and beyond 5 hardly a count is
         left. At 1, depth spans a factor of 3, and a gene's log ratio between two studies spreads by 0.7. For comparison:
@@ -53,11 +51,6 @@ def simulate_studies(
         "ambient": a share of a cell's counts, 2 to 15 % x severity by study and at most 90 %, gives way to as many
         draws from the study's pooled profile;
         "labels": the odds of a label's cells to land in a study are log-normal with 0.7 x severity.
-    label_key
-        Column of ``obs`` by which the cells are dealt.
-    seed
-        Fixes everything. An effect's factors are the same alone and beside others, and at each severity point the
-        same way.
 
     Returns
     -------
@@ -68,11 +61,7 @@ def simulate_studies(
     ``uns["scbert"]["simulate_studies"]``, those of capture in ``varm["capture"]``, (genes, studies). Layers, ``.raw``
     and embeddings belong to the old counts and are left out.
 
-    Raises
-    ------
-    ValueError
-        No whole counts, a missing or incomplete label column, an unknown effect, fewer cells than studies, fewer than two
-        studies, a negative severity, or a seed that is none.
+    A ValueError if counts are not whole, the label column is missing or incomplete, or there are fewer cells than studies.
     """
     effects = [effects] if isinstance(effects, str) else list(effects)
     unknown = [effect for effect in effects if effect not in EFFECTS]
@@ -82,14 +71,7 @@ def simulate_studies(
         raise ValueError(f"n_studies must be from 2 to the number of cells, {adata.n_obs}, not {n_studies}.")
     if not 0 <= severity < np.inf:
         raise ValueError(f"severity must be 0 or a positive number, not {severity}.")
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be a whole number, 0 or more, not {seed}.")
-    if adata.isbacked:
-        adata = adata.to_memory()
-    check_counts(adata, "adata")
-    check_column(adata, label_key, "adata", constant_is_fine=True)
-    before = sparse.csr_matrix(adata.X, copy=True)
-    before.sum_duplicates()
+    adata, before = _read_counts(adata, label_key, seed)
     if not is_whole(before):
         raise ValueError("X of adata holds estimated, fractional counts: only whole counts can be thinned.")
     totals = library_size(adata)  # before anything: it checks n_counts
@@ -163,20 +145,16 @@ def simulate_doses(
 
     Returns
     -------
-    (level, repeat) -> cells, see `simulate_studies`. Levels are "none:0", "<effect>:<severity>", and for "depth" and "all" at
-    the largest severity "<effect>:<severity>:equalised", see `equalize_depth`.
-
-    Raises
-    ------
-    ValueError
-        No effect or severity, one named twice, or see `simulate_studies`.
+    (level, repeat) -> cells, see `simulate_studies`. Levels are "none:0", "<effect>:<severity>", and for "depth" and "all"
+    at the largest severity "<effect>:<severity>:equalised", see `equalize_depth`. No effect or severity, or one named
+    twice, is a ValueError.
     """
     effects, doses = list(effects), sorted(float(severity) for severity in severities)
     for what, values in (("effects", effects), ("severities", doses)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{what} must be one or more, each once, not {values}.")
-    levels = [(effect, dose) for effect in effects for dose in doses if dose]
-    levels = [("none", dose) for dose in doses if not dose] + levels
+    levels = [("none", dose) for dose in doses if not dose]
+    levels += [(effect, dose) for effect in effects for dose in doses if dose]
     worlds = {}
     for repeat in range(n_repeats):
         for effect, dose in levels:
@@ -195,15 +173,9 @@ def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: in
     same probability, the shallowest study's median library size over that of the cell's own study (both of all measured
     genes, `scbert.preprocess.library_size`), so a cell stays deeper or shallower than others of its study.
 
-    Parameters
-    ----------
-    adata
-        Cells with whole counts in ``X``. Estimated, fractional ones, which ``uns["scbert"]["fractional_counts"]`` admits,
-        are rounded first, and how many counts that leaves is printed.
-    batch_key
-        Column of ``obs`` that says which study.
-    seed
-        Fixes the draws.
+    Estimated, fractional counts, which ``uns["scbert"]["fractional_counts"]`` admits, are rounded first, and how many
+    counts that leaves is printed. No counts, a missing or incomplete column of studies, or a seed that is none, are a
+    ValueError.
 
     Returns
     -------
@@ -212,22 +184,11 @@ def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: in
     rounded. The probabilities are in ``uns["scbert"]["equalize_depth"]``, study -> share kept. Layers, ``.raw`` and
     embeddings belong to the old counts and are left out.
 
-    Raises
-    ------
-    ValueError
-        No counts, a missing or incomplete column of studies, or a seed that is none.
-
     Differs from the published code: that has no such step; dividing by the library size there is meant to make depths
     comparable, but tokens still depend on it.
     """
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be a whole number, 0 or more, not {seed}.")
-    if adata.isbacked:
-        adata = adata.to_memory()
-    check_counts(adata, "adata")
-    check_column(adata, batch_key, "adata", constant_is_fine=True)
-    totals, before = library_size(adata), sparse.csr_matrix(adata.X, copy=True)
-    before.sum_duplicates()
+    adata, before = _read_counts(adata, batch_key, seed)
+    totals = library_size(adata)
     rest = totals - np.asarray(before.sum(1), np.float64).ravel()  # what n_counts has beyond X
     if not is_whole(before):
         before = _round(before)
@@ -251,6 +212,19 @@ def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: in
     return result
 
 
+def _read_counts(adata, key, seed):
+    """Return the cells, in memory, and a copy of their counts, once counts, a column of ``obs`` and the seed are in order."""
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a whole number, 0 or more, not {seed}.")
+    if adata.isbacked:
+        adata = adata.to_memory()
+    check_counts(adata, "adata")
+    check_column(adata, key, "adata", constant_is_fine=True)
+    counts = sparse.csr_matrix(adata.X, copy=True)
+    counts.sum_duplicates()
+    return adata, counts
+
+
 def _round(counts):
     """Round counts to whole numbers; a cell that would be empty keeps one, of the gene that had most."""
     rounded = counts.copy()
@@ -266,16 +240,11 @@ def simulate_old_names(genes: Sequence[str], *, seed: int = 0) -> tuple[np.ndarr
     """Give a third of some genes other names, as between studies of different years, and make a table that knows most.
 
     Of the genes, 18 % go by a name that the table traces back, 5 % by one that it has for two genes, 10 % by one that
-    it lacks.
-
-    Returns
-    -------
-    The names, one a gene, and a table such as `scbert.genes.read_gene_table` reads: name, gene_id, how.
+    it lacks. Returned are the names, one a gene, and a table such as `scbert.genes.read_gene_table` reads: name, gene_id,
+    how.
     """
-    genes = np.asarray(genes, dtype=object)
-    fates = np.random.default_rng(seed).choice(
-        ["same", "traced", "shared", "lost"], len(genes), p=[0.67, 0.18, 0.05, 0.1]
-    )
+    genes, fates = np.asarray(genes, dtype=object), ["same", "traced", "shared", "lost"]
+    fates = np.random.default_rng(seed).choice(fates, len(genes), p=[0.67, 0.18, 0.05, 0.1])
     names = np.where(fates == "same", genes, [f"old-{i}" for i in range(len(genes))])
     rows = [(gene, i, "symbol") for i, gene in enumerate(genes)]
     rows += [(names[i], i, "synonym") for i in np.flatnonzero((fates == "traced") | (fates == "shared"))]
