@@ -1,6 +1,7 @@
 """The command line: run a notebook, fetch data, annotate a file, make the report. Nothing that a notebook could not do."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import click
@@ -72,51 +73,88 @@ def preflight(profile, jobs, parts, anyway):
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Bundle directory of a classifier.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The annotated .h5ad to write.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="What to write: .h5ad, or .csv.")
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Also write the names as a table.")
+@click.option("--umap", type=click.Path(path_type=Path), help="Also draw the named cells, as .png or .pdf.")
 @click.option(
     "--unassigned-below", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Less probable: Unassigned."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Cells a forward pass.")
 @click.option("--rename-genes", is_flag=True, help="Trace old symbols and Ensembl identifiers to the model's genes.")
-def annotate(source, model, output, unassigned_below, batch_size, rename_genes):
+@click.option(
+    "--round-counts", is_flag=True, help="Round counts with fractions (estimated, corrected) to whole numbers."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
+def annotate(source, model, output, table, umap, unassigned_below, batch_size, rename_genes, round_counts, overwrite):
     """Annotate the raw counts of a file with a fine-tuned model."""
-    if not output.parent.is_dir():
-        raise click.ClickException(f"There is no folder {output.parent} to write {output.name} into.")
+    from .run.annotated import check_output, summarise, write_annotated
+
+    try:
+        for file in filter(None, (output, table)):
+            check_output(source, file, overwrite)
+        if table is not None and table.suffix != ".csv":
+            raise ValueError(f"--csv {table} must end in .csv.")
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
     import scbert
 
     try:
-        adata = scbert.datasets.read(source)
         classifier = scbert.load(model)
         if not isinstance(classifier, scbert.Classifier):
             raise ValueError(f"{model} is an encoder without labels: fine-tune it first (notebook 03).")
-        read = scbert.genes.rename_genes(adata, classifier.genes) if rename_genes else adata
-        scbert.annotate(
-            read, classifier, unassigned_below=unassigned_below, batch_size=batch_size, progress=True, name=str(source)
-        )
-        if rename_genes:  # what is written keeps the file's own names
-            adata.obs, adata.uns = read.obs, read.uns
-            adata.obsm.update(read.obsm)
+        adata = scbert.datasets.read(source, round_counts=round_counts)
+        rename = scbert.genes.rename_genes if rename_genes else scbert.genes.tidy_names
+        read = rename(adata, classifier.genes)
+        options = {"unassigned_below": unassigned_below, "batch_size": batch_size}
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always", UserWarning)
+            scbert.annotate(read, classifier, progress=True, name=str(source), **options)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    if read is not adata:  # what is written keeps the file's own names
+        adata.obs, adata.uns = read.obs, read.uns
+        adata.obsm.update(read.obsm)
+    say_annotated(adata, classifier, heard)
+    click.echo(summarise(adata).to_string())
+    try:
+        for file in filter(None, (output, table)):
+            write_annotated(adata, file)
+            click.echo(f"Wrote {file}")
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if umap is not None:
+        draw_umap(adata, umap)
+        click.echo(f"Wrote {umap}")
+
+
+def say_annotated(adata, classifier, heard):
+    """Print how many genes were found, how well the model did on validation cells, and each warning on a line."""
+    from .train.companions import list_scores
+
     report = adata.uns["scbert"]["annotate"]
     click.echo(
         f"Genes: {report['genes_matched']:,} of the model's {report['genes_in_vocabulary']:,} found "
-        f"({report['matched_share']:.1%}), {report['cells_without_tokens']:,} cells without any of them."
+        f"({report['matched_share']:.1%}), {report['cells_without_tokens']:,} cells without any of them; "
+        f"{report['genes_ignored']:,} that training never saw are ignored."
     )
-    if report["genes_matched"] < 0.1 * min(report["genes_in_data"], report["genes_in_vocabulary"]):
-        click.echo(
-            "Warning: so few genes in common (another species, or other identifiers?) that these names mean little.",
-            err=True,
-        )
-    click.echo(adata.obs["scbert_cell_type"].value_counts().to_string(header=False))
-    temporary = output.with_name(f"{output.name}.tmp")
-    try:
-        adata.write_h5ad(temporary)
-        temporary.replace(output)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise click.ClickException(f"{output} could not be written: {error}.") from None
-    click.echo(f"Wrote {output}")
+    for line in list_scores(classifier.memory):
+        click.echo(line)
+    for warning in heard:
+        click.echo(f"Warning: {warning.message}", err=True)
+
+
+def draw_umap(adata, path):
+    """Draw the cells in two dimensions, by label and by confidence."""
+    import matplotlib.pyplot as plt
+
+    from .figures import plot
+
+    plot.place_cells(adata)
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[1, 1.15])
+    for ax, column in zip(axes, ["scbert_cell_type", "scbert_confidence"], strict=True):
+        plot.embedding(adata, column, ax=ax)
+    fig.tight_layout()
+    fig.savefig(path, bbox_inches="tight", dpi=150)
 
 
 @main.command()

@@ -4,6 +4,7 @@ Torch and anndata are imported inside the functions: `scbert.annotate` is a func
 imported, and the command line should not wait for them to say that a parameter is unknown.
 """
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,57 +40,85 @@ def annotate(
         A cell whose largest probability is below this is ``Unassigned``, and so is one without a token.
     batch_size
         Cells a forward pass; changes speed and memory, never the result (but see ``key_stabiliser="batch"``).
-    progress
-        Show a progress bar.
     name
-        What error messages call the cells.
+        What messages call the cells.
 
     Writes
     ------
     ``obs["scbert_cell_type"]``, ``obs["scbert_confidence"]`` (largest probability), ``obsm["scbert_probabilities"]``
-    (cells x labels; "/" in a label is "|" in its column, since h5ad allows none), ``obsm["X_scbert"]`` (cells x dim,
-    see `embed`), and in ``uns["scbert"]`` the report of `tokenize` and the threshold.
+    (cells x labels, see `name_columns`), ``obsm["X_scbert"]`` (cells x dim, see `embed`), a report in
+    ``uns["scbert"]["annotate"]``; with companions their labels, a consensus, distances and flags in ``obs`` too, see
+    `scbert.companions.vote`, and a warning for each way in which the query is unlike the training cells.
 
     Returns
     -------
     Of a store, which stays as it is: the two columns of ``obs``, one row a cell, under the names of the cells.
 
-    Raises
-    ------
-    ValueError
-        `X` holds no raw counts, no gene is shared with the classifier's vocabulary, or gene names are duplicated; or
-        the store is one of another vocabulary.
+    A ValueError if `X` holds no raw counts, no gene is in the vocabulary, or the store is of another vocabulary.
 
     Paper: Methods, "novel cell type detection" (threshold 0.5); Fig. 4.
     Differs from the published code: batched, with probabilities; labels and genes come with the model.
     """
     import anndata
 
-    tokens, is_store = _tokenize_for(classifier, adata, name), not isinstance(adata, anndata.AnnData)
-    batches = []
+    from .data.counts import read_notes
+    from .train.companions import compare_query, vote
+
+    if not 0 <= unassigned_below <= 1:
+        raise ValueError(f"unassigned_below must be a probability between 0 and 1, not {unassigned_below}.")
+    is_store = not isinstance(adata, anndata.AnnData)
+    notes = {} if is_store else read_notes(adata)
+    tokens, batches = _tokenize_for(classifier, adata, name), []
     for logits, embedding, has_tokens in _run(classifier.encoder, tokens, batch_size, progress, head=classifier.head):
         probabilities = _softmax(logits)
         assigned = (probabilities.max(1) >= unassigned_below) & has_tokens
         best = np.where(assigned, probabilities.argmax(1), -1)  # the last of the names below
         batches.append((best, probabilities.max(1)) + (() if is_store else (probabilities, embedding)))
     best, confidence, *rest = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-    cell_type = np.array([*classifier.labels, "Unassigned"], dtype=object)[best]
-    columns = {
-        "scbert_cell_type": pd.Categorical(cell_type, categories=[*dict.fromkeys([*classifier.labels, "Unassigned"])]),
-        "scbert_confidence": confidence,
-    }
+    columns = {"scbert_cell_type": _name(best, classifier.labels), "scbert_confidence": confidence}
     if is_store:
         return pd.DataFrame(columns, index=adata.obs_names)
-    for name, column in columns.items():
-        adata.obs[name] = column
-    labels = [label.replace("/", "|") for label in classifier.labels]
+    off = []
+    if "scores" in classifier.memory:
+        cells, off = compare_query(
+            classifier.memory, tokens, rest[0].argmax(1), np.isin(classifier.genes, adata.var_names)
+        )
+        columns |= vote(cells, rest[0].argmax(1), classifier.memory, classifier.labels)
+    for column, values in columns.items():
+        adata.obs[column] = values
+    for sentence in off:
+        warnings.warn(f"{name} is unlike what the model was trained on: {sentence}.", stacklevel=2)
+    labels = name_columns(classifier.labels)
     adata.obsm["scbert_probabilities"] = pd.DataFrame(rest[0], index=adata.obs_names, columns=labels)
     adata.obsm["X_scbert"] = rest[1]
-    report = tokens.uns["scbert"]["tokenize"]
-    adata.uns["scbert"] = dict(adata.uns.get("scbert", {})) | {
-        "annotate": {**report, "unassigned_below": unassigned_below, "unassigned": int((best < 0).sum())}
+    report = read_notes(tokens)["tokenize"] | _count_unseen(classifier, tokens)
+    report |= {
+        "unassigned_below": unassigned_below,
+        "unassigned": int((best < 0).sum()),
+        "unlike_training": "; ".join(off),
     }
+    adata.uns["scbert"] = notes | {"annotate": report}
     return None
+
+
+def _name(numbers, labels):
+    """Return the labels of these numbers, -1 being Unassigned, as a categorical column."""
+    names = np.array([*labels, "Unassigned"], dtype=object)[numbers]
+    return pd.Categorical(names, categories=[*dict.fromkeys([*labels, "Unassigned"])])
+
+
+def name_columns(labels: list[str]) -> list[str]:
+    """Return the labels as names of columns that h5ad can hold: no "/", none empty, no two alike."""
+    names = [label.replace("/", "|").strip() for label in labels]
+    names = [f"label {name}".strip() if name in ("", ".", "..", "_index") else name for name in names]
+    return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
+
+
+def _count_unseen(classifier, tokens):
+    """Return how many genes the query expresses that no training cell did, and which are therefore ignored."""
+    seen = classifier.encoder.genes_seen
+    expressed = tokens.layers["bins"].getnnz(0) > 0
+    return {"genes_ignored": 0 if seen is None else int((expressed & ~seen[:-1].cpu().numpy()).sum())}
 
 
 def predict_proba(
@@ -140,15 +169,17 @@ def _tokenize_for(model, adata, name="adata"):
     """Return the cells as tokens of the model's vocabulary, without touching `adata`: one pass over its matrix."""
     import anndata
 
-    from .data.checks import check_cells
+    from .data.checks import check_cells, fit_tokens
+    from .data.counts import read_notes
     from .data.preprocess import bin_cells
 
     if not isinstance(adata, anndata.AnnData):  # a store
         check_cells(model, adata)
         return adata
-    n_bins = adata.uns.get("scbert", {}).get("tokenize", {}).get("n_bins")
+    n_bins = read_notes(adata).get("tokenize", {}).get("n_bins")
     # Names, not the hash in the report: the genes may have been reordered since, and their tokens with them.
-    if "bins" in adata.layers and n_bins == model.config.n_bins and list(adata.var_names) == list(model.genes):
+    is_tokenized = "bins" in adata.layers and n_bins == model.config.n_bins
+    if is_tokenized and list(adata.var_names) == list(model.genes) and fit_tokens(adata):
         return adata
     genes = pd.Index(model.genes)
     bins, counts, totals, report = bin_cells(adata, genes, model.config.n_bins, name=name)
@@ -172,7 +203,7 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
     with bar:
         for _, bins in cells.in_order(batch_size):
             with torch.inference_mode():  # left before the caller goes on
-                bins = bins.to(device)
+                bins = encoder.hide_unseen(bins.to(device))
                 hidden = encoder.encode(bins)  # (cells, genes + 1, dim)
                 has_tokens = (bins > 0).any(1).cpu().numpy()
                 weight = (bins > 0) if pool == "expressed" else torch.ones_like(bins, dtype=torch.bool)

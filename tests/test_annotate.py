@@ -7,6 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import scbert
 from scbert import annotate, embed, predict_proba
@@ -106,7 +107,9 @@ def test_counts_layers_and_columns_are_left_as_they_were(make_cells, classifier,
     assert list(adata.layers) == list(before.layers)
     assert all((adata.layers[name] != before.layers[name]).nnz == 0 for name in before.layers)
     assert adata.obs[before.obs.columns.tolist()].equals(before.obs)
-    assert set(adata.obs) - set(before.obs) == {"scbert_cell_type", "scbert_confidence"}
+    columns = ["cell_type", "confidence", "logistic_regression", "nearest_centroid", "consensus", "agreement"]
+    columns += ["distance", "unlike_training"]
+    assert set(adata.obs) - set(before.obs) == {f"scbert_{name}" for name in columns}
     assert adata.var.equals(before.var)
     assert adata.uns["scbert"].get("tokenize") == before.uns.get("scbert", {}).get("tokenize")
 
@@ -233,3 +236,84 @@ def test_logits_are_what_the_model_says(cells, classifier):
     logits, _ = read_out(classifier, cells)
     assert logits.to_numpy() == pytest.approx(classifier(bins).detach().numpy(), abs=1e-5)
     assert np.ptp(logits.to_numpy()) > 0.1
+
+
+# What the model remembers of its training cells
+
+
+def test_genes_that_training_never_saw_change_nothing_and_are_counted(make_cells, config):
+    train = make_cells(seed=2)
+    train.X = train.X.toarray()
+    train.X[:, [3, 7]] = 0
+    model = scbert.ScBert(config)
+    classifier = scbert.finetune(model, tokenize(train), n_epochs=1, accelerator="cpu", progress=False)
+    query = make_cells()
+    cut = query[:, [gene not in ("gene3", "gene7") for gene in query.var_names]].copy()
+    assert predict_proba(classifier, query).equals(predict_proba(classifier, cut))
+    assert (embed(classifier, query) == embed(classifier, cut)).all()
+    annotate(query, classifier)
+    annotate(cut, classifier)
+    assert query.uns["scbert"]["annotate"]["genes_ignored"] == 2
+    assert cut.uns["scbert"]["annotate"]["genes_ignored"] == 0
+
+
+def test_a_bundle_remembers_which_genes_training_saw(make_cells, classifier, tmp_path):
+    classifier.remember({"genes_seen": classifier.memory["genes_seen"] & (torch.arange(24) != 5)})
+    classifier.save(tmp_path / "bundle")
+    back = scbert.load(tmp_path / "bundle")
+    assert back.encoder.genes_seen.tolist() == [i != 5 for i in range(25)]
+    adata = make_cells()
+    assert predict_proba(back, adata).equals(predict_proba(classifier, adata))
+
+
+@pytest.mark.parametrize("change", ["reversed", "thinned", "a token too high", "a token of nothing"])
+def test_tokens_of_other_counts_are_not_used(make_cells, classifier, change):
+    adata = tokenize(make_cells())
+    if change == "reversed":
+        adata.X = adata.X[::-1].copy()
+    elif change == "thinned":
+        adata.X = adata.X.multiply(np.arange(24) % 2).tocsr()
+        adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
+    elif change == "a token too high":
+        adata.layers["bins"].data[5] = 9
+    else:
+        bins = adata.layers["bins"].tolil()
+        bins[0, np.flatnonzero(adata.X[0].toarray()[0] == 0)[0]] = 1
+        adata.layers["bins"] = bins.tocsr()
+    fresh = make_cells()[: adata.n_obs].copy()
+    fresh.X, fresh.obs = adata.X.copy(), adata.obs[["n_counts"]].copy()
+    assert predict_proba(classifier, adata).equals(predict_proba(classifier, fresh))
+    with pytest.raises(ValueError, match="not those of the counts in X"):
+        scbert.finetune(classifier.encoder, adata, n_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("threshold", [50, -0.1, float("nan")])
+def test_a_threshold_that_is_no_probability_is_refused(make_cells, classifier, threshold):
+    with pytest.raises(ValueError, match="must be a probability between 0 and 1"):
+        annotate(make_cells(), classifier, unassigned_below=threshold)
+
+
+def test_uns_of_another_program_is_left_alone_in_a_sentence(make_cells, classifier):
+    adata = make_cells()
+    adata.uns["scbert"] = "mine"
+    with pytest.raises(ValueError, match=r"uns\['scbert'\] holds something of another program \(str\)"):
+        annotate(adata, classifier)
+    assert adata.uns["scbert"] == "mine"
+
+
+def test_labels_become_columns_that_a_file_can_hold(make_cells, classifier, tmp_path):
+    classifier.labels = ["a/b", "a|b", ""]
+    adata = make_cells()
+    annotate(adata, classifier)
+    assert adata.obsm["scbert_probabilities"].columns.tolist() == ["a|b", "a|b (2)", "label"]
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    back = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    assert back.obsm["scbert_probabilities"].equals(adata.obsm["scbert_probabilities"])
+
+
+def test_a_refusal_says_which_layer_may_hold_the_counts(make_cells, classifier):
+    adata = make_cells()
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X.toarray() - 1.5
+    with pytest.raises(ValueError, match=r"negative values .*; layers\['counts'\] may hold them"):
+        scbert.annotate(adata, classifier)

@@ -346,9 +346,10 @@ def test_raw_counts_with_shuffled_and_missing_genes_are_annotated(scbert_cli, tm
         files.obs["scbert_confidence"].to_numpy(), abs=1e-6
     )
     assert back.obs["batch"].tolist() == files.obs["batch"].tolist()
-    assert "Genes: 18 of the model's 24 found (75.0%), 0 cells without any of them." in output
+    assert "Genes: 18 of the model's 24 found (75.0%), 0 cells without any of them; 0 that training" in output
     for name, number in files.obs["scbert_cell_type"].value_counts().items():
-        assert any(line.split() == [name, str(number)] for line in output.splitlines())
+        assert any(line.split()[:2] == [name, str(number)] for line in output.splitlines())
+    assert "On 7 validation cells of its training set, by macro-F1:" in output
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -389,7 +390,7 @@ def test_bad_cells_are_refused_in_one_sentence(scbert_cli, tmp_path, files, chan
         (["mine.h5ad", "--model", "nowhere", "-o", "out.h5ad"], "nowhere is not a model bundle"),
         (["mine.h5ad", "--model", "mine.h5ad", "-o", "out.h5ad"], "mine.h5ad is not a model bundle"),
         (["mine.h5ad", "--model", "model", "-o", "no/out.h5ad"], "There is no folder no to write out.h5ad into"),
-        (["mine.h5ad", "--model", "model", "-o", "notebooks"], "notebooks could not be written"),
+        (["mine.h5ad", "--model", "model", "-o", "notebooks"], "notebooks must end in .h5ad"),
         (["mine.h5ad", "--model", "model"], "Missing option '-o'"),
         (["mine.h5ad", "--model", "model", "-o", "out.h5ad", "--batch-size", "0"], "--batch-size"),
         (["mine.h5ad", "--model", "model", "-o", "out.h5ad", "--unassigned-below", "50"], "--unassigned-below"),
@@ -401,6 +402,18 @@ def test_bad_words_are_refused_in_one_sentence(scbert_cli, tmp_path, files, word
     assert message in output
     assert not (tmp_path / "out.h5ad").exists()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_counts_with_fractions_are_rounded_if_asked(scbert_cli, tmp_path, files):
+    files.X = files.X * 1.0019583
+    rounded = files.X.rint()
+    files.write_h5ad("mine.h5ad")
+    words = ["annotate", "mine.h5ad", "--model", "model", "-o", "out.h5ad"]
+    code, output = scbert_cli(*words)
+    assert (code != 0, "--round-counts" in output) == (True, True)
+    code, output = scbert_cli(*words, "--round-counts")
+    assert (code, "counts had fractions" in output) == (0, True)
+    assert (rounded != anndata.read_h5ad(tmp_path / "out.h5ad").X).nnz == 0
 
 
 def test_old_gene_names_are_traced_if_asked_and_stay_in_the_file(scbert_cli, tmp_path, files, monkeypatch):
@@ -416,12 +429,61 @@ def test_old_gene_names_are_traced_if_asked_and_stay_in_the_file(scbert_cli, tmp
     assert "scbert annotate --rename-genes, traces old symbols and Ensembl identifiers" in output
     assert scbert_cli("annotate", "mine.h5ad", *words)[0] == 0
     expected = anndata.read_h5ad(tmp_path / "out.h5ad")
-    code, output = scbert_cli("annotate", "old.h5ad", *words, "--rename-genes")
+    code, output = scbert_cli("annotate", "old.h5ad", *words, "--rename-genes", "--overwrite")
     assert code == 0, output
     back = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert list(back.var_names) == list(renamed.var_names)
     assert back.obs["scbert_cell_type"].tolist() == expected.obs["scbert_cell_type"].tolist()
     assert back.obsm["X_scbert"].shape == expected.obsm["X_scbert"].shape
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-o", "mine.h5ad"], "mine.h5ad is the input itself"),
+        (["-o", "mine.h5ad", "--overwrite"], "mine.h5ad is the input itself"),
+        (["-o", "other.h5ad"], "other.h5ad is there already: give another name, or say --overwrite"),
+        (["-o", "other.h5ad", "--overwrite"], "other.h5ad is no h5ad file, whatever its name: it is left alone"),
+        (["-o", "names.txt"], "names.txt must end in .h5ad"),
+        (["-o", "out.h5ad", "--csv", "names.h5ad"], "--csv names.h5ad must end in .csv"),
+        (["-o", "folder.h5ad"], "folder.h5ad is a folder"),
+    ],
+)
+def test_what_would_be_lost_is_refused_before_any_work(scbert_cli, tmp_path, files, words, message):
+    (tmp_path / "other.h5ad").write_text("my notes")
+    (tmp_path / "folder.h5ad").mkdir()
+    before = (tmp_path / "mine.h5ad").read_bytes()
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", *words)
+    assert code == 1
+    assert message in output
+    assert "annotate: " not in output  # no cell was annotated
+    assert (tmp_path / "mine.h5ad").read_bytes() == before
+    assert (tmp_path / "other.h5ad").read_text() == "my notes"
+
+
+def test_names_come_as_a_table_too_and_a_picture_is_drawn(scbert_cli, tmp_path, files):
+    words = ("--csv", "names.csv", "--umap", "cells.png")
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "out.h5ad", *words)
+    assert code == 0, output
+    table = pd.read_csv(tmp_path / "names.csv", index_col="cell")
+    back = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert table["scbert_cell_type"].tolist() == back.obs["scbert_cell_type"].tolist()
+    assert list(table) == [f"scbert_{name}" for name in scbert.annotated.COLUMNS]
+    assert (tmp_path / "cells.png").stat().st_size > 1000
+
+
+def test_strings_of_a_newer_anndata_are_written_back(scbert_cli, tmp_path, files):
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        files.obs_names = files.obs_names.astype("string")
+        files.obs["barcode"] = pd.array([f"b{i}" for i in range(60)], dtype="string")
+        files.obs.loc[files.obs_names[0], "barcode"] = pd.NA
+        files.write_h5ad(tmp_path / "newer.h5ad")
+    code, output = scbert_cli("annotate", "newer.h5ad", "--model", "model", "-o", "out.h5ad")
+    assert code == 0, output
+    back = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert back.obs_names.tolist() == files.obs_names.tolist()
+    assert back.obs["barcode"].tolist()[1:3] == ["b1", "b2"]
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_an_encoder_annotates_nothing(scbert_cli, tmp_path, files, classifier):
@@ -533,7 +595,7 @@ def test_few_genes_in_common_are_warned_of(scbert_cli, tmp_path, files):
     adata.write_h5ad(tmp_path / "mouse.h5ad")
     code, output = scbert_cli("annotate", "mouse.h5ad", "--model", "model", "-o", "out.h5ad")
     assert code == 0
-    assert "Warning: so few genes in common (another species, or other identifiers?)" in output
+    assert "Warning: mouse.h5ad is unlike what the model was trained on: it lacks genes that hold" in output
 
 
 def test_convert_refuses_what_is_no_checkpoint_in_one_sentence(scbert_cli, tmp_path):

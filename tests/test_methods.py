@@ -480,8 +480,8 @@ def test_the_softmax_of_what_is_read_out_are_the_methods_probabilities(make_cell
     for adata in parts:  # hard to tell apart, so that probabilities are of all sizes
         adata.X = np.random.default_rng(0).binomial(adata.X.toarray().astype(int), 0.3).astype(np.float32)
         adata.X[:, 0] += 1
-    train, validation, test = parts
-    test.X[3] = 0  # a cell without counts
+    parts[2].X[3] = 0  # a cell without counts
+    train, validation, test = map(scbert.preprocess.tokenize, parts)
     fit = partial(READ_OUT[name], encoder=config) if name == "scbert" else READ_OUT[name]
     predict = fit(train[2:].copy(), validation, label_key="cell_type")
     logits, vectors = methods.read_out(predict, test)

@@ -499,7 +499,9 @@ def test_a_classifier_comes_back_from_its_bundle(tmp_path, bins, classifier):
     assert torch.equal(back(bins), classifier(bins))
     assert not back.training
     files = {path.name for path in (tmp_path / "deeper" / "classifier").iterdir()}
-    assert files == {"model.safetensors", "config.json", "genes.txt", "labels.json", "README.md"}
+    assert files == {
+        *("model.safetensors", "memory.safetensors", "config.json", "genes.txt", "labels.json", "README.md")
+    }
     assert (tmp_path / "deeper" / "classifier" / "README.md").read_text() == "# Mine\n"
     assert [path.name for path in (tmp_path / "deeper").iterdir()] == ["classifier"]
 

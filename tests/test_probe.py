@@ -29,10 +29,15 @@ from scbert.train.masks import count_tokens, score_masks
 COUNTS = ["n_masked", "correct", "predicted_mode", "cell_correct", "gene_correct", "both_correct"]
 
 
+def to_counts(tokens):
+    """Return the least counts of cells of 10,000 that have these tokens."""
+    return sparse.csr_matrix(2.0 ** np.asarray(tokens) - 1, dtype=np.float32)
+
+
 def from_tokens(rows):
     """Return tokenized cells of these tokens, (cells, genes)."""
     bins = sparse.csr_matrix(np.array(rows, np.uint8))
-    adata = anndata.AnnData(sparse.csr_matrix(bins.shape, dtype=np.float32), layers={"bins": bins})
+    adata = anndata.AnnData(to_counts(bins.toarray()), layers={"bins": bins})
     adata.obs_names = [f"cell{i}" for i in range(adata.n_obs)]
     adata.uns["scbert"] = {"tokenize": {"n_bins": 5}}
     return adata
@@ -337,6 +342,7 @@ def test_by_token_has_no_accuracy_for_a_token_without_masks(tiny):
 
 def test_a_genes_vector_is_the_mean_over_the_cells_that_express_it(encoder, cells):
     cells.layers["bins"] = sparse.csr_matrix(cells.layers["bins"].toarray() * (np.arange(24) != 7))
+    cells.X = to_counts(cells.layers["bins"].toarray())
     tokens = CellDataset(cells).batch(range(60))[0]
     with torch.no_grad():
         hidden = encoder.encode(tokens).numpy()
@@ -365,7 +371,7 @@ def test_correlations_are_those_of_numpy_and_zero_for_a_constant_gene(cells, mon
     monkeypatch.setattr("scbert.train.masks.CELLS_AT_ONCE", 7)
     tokens = cells.layers["bins"].toarray()
     tokens[:, 3] = 2
-    cells.layers["bins"] = sparse.csr_matrix(tokens)
+    cells.layers["bins"], cells.X = sparse.csr_matrix(tokens), to_counts(tokens)
     others = np.arange(24) != 3
     correlation = correlate_genes(cells)
     assert correlation[np.ix_(others, others)] == pytest.approx(np.corrcoef(tokens[:, others].T), abs=1e-6)

@@ -355,7 +355,7 @@ def test_frozen_layers_can_be_kept(write, config, where):
 
 def test_a_store_is_annotated_as_the_same_cells_are_in_memory(write, counts, classifier):
     store = write(genes=classifier.genes)
-    for threshold in (0.5, 0.9, 1.1):
+    for threshold in (0.5, 0.9, 1.0):
         result = scbert.annotate(store, classifier, unassigned_below=threshold)
         scbert.annotate(counts, classifier, unassigned_below=threshold)
         pd.testing.assert_frame_equal(result, counts.obs[["scbert_cell_type", "scbert_confidence"]])

@@ -9,7 +9,8 @@ import torch
 from scipy import sparse
 from torch.utils.data import Dataset
 
-from .checks import NOT_TOKENIZED, check_cells
+from .checks import NOT_TOKENIZED, check_cells, check_tokens
+from .counts import read_notes
 
 if TYPE_CHECKING:
     from ..model.classifier import Classifier
@@ -43,7 +44,7 @@ class CellDataset(Dataset):
             raise ValueError(NOT_TOKENIZED)
         self.bins = adata.layers["bins"].tocsr()
         self.genes, self.obs_names = list(adata.var_names), adata.obs_names
-        self.n_bins = adata.uns.get("scbert", {}).get("tokenize", {}).get("n_bins")
+        self.n_bins = read_notes(adata).get("tokenize", {}).get("n_bins")
         self.targets = np.zeros(adata.n_obs, dtype=np.int64) if targets is None else np.asarray(targets, np.int64)
 
     def __len__(self) -> int:
@@ -82,6 +83,10 @@ class CellDataset(Dataset):
             indices = take_share(order[start : start + batch_size], part)
             yield indices, self.batch(indices)[0]
 
+    def genes_seen(self) -> np.ndarray:
+        """Return which genes have a token in some cell, (genes,) bool."""
+        return self.bins.getnnz(axis=0) > 0
+
     def identity(self) -> Iterator[bytes]:
         """Yield what tells these cells from others."""
         for array in (self.bins.indptr, self.bins.indices, self.bins.data):
@@ -96,10 +101,12 @@ def open_cells(
     Raises
     ------
     ValueError
-        The cells are not tokenized.
+        The cells are not tokenized, or their tokens are not those of their counts.
     """
     if isinstance(adata, anndata.AnnData):
-        return CellDataset(adata, targets)
+        cells = CellDataset(adata, targets)
+        check_tokens(adata)
+        return cells
     return adata if targets is None else adata.with_targets(targets)
 
 

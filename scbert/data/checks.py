@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .counts import iterate_rows
+from .counts import iterate_rows, read_notes
 
 if TYPE_CHECKING:
     from ..model.classifier import Classifier
@@ -33,7 +33,7 @@ def check_names(adata: anndata.AnnData, name: str) -> None:
     if not adata.n_obs or not adata.n_vars:
         raise ValueError(f"{name} has {adata.n_obs} cells and {adata.n_vars} genes: there is nothing to work on.")
     if adata.X is None:
-        raise ValueError(f"{name} has no X: put the raw counts there.")
+        raise ValueError(f"{name} has no X: put the raw counts there{_say_where_counts_are(adata)}.")
     check_unique(adata.obs_names, f"Cell names of {name}")
     check_unique(adata.var_names, f"Gene names of {name}")
 
@@ -47,16 +47,15 @@ def check_rows(adata: anndata.AnnData, rows: sparse.csr_matrix, name: str) -> np
     if not np.isfinite(values).all():
         raise ValueError(f"X of {name} holds NaN or infinite values: scBERT needs raw counts.")
     if (values < 0).any():
-        raise ValueError(f"X of {name} holds negative values (scaled data?): scBERT needs raw counts.")
+        where = _say_where_counts_are(adata)
+        raise ValueError(f"X of {name} holds negative values (scaled data?): scBERT needs raw counts{where}.")
     fractional = values[values != np.rint(values)]
-    if len(fractional) and not adata.uns.get("scbert", {}).get("fractional_counts"):
-        where = [f"layers[{key!r}]" for key in adata.layers if not _is_fractional(adata.layers[key])]
-        if adata.raw is not None and not _is_fractional(adata.raw.X):
-            where.append(".raw")
-        hint = f"; {' and '.join(where)} may hold them" if where else ""
+    if len(fractional) and not read_notes(adata).get("fractional_counts"):
+        example = fractional[np.abs(fractional - np.rint(fractional)).argmax()]
         raise ValueError(
-            f"X of {name} holds fractional values such as {fractional[0]:.3g} (log-normalised?): "
-            f"put the raw counts into X{hint}. Estimated counts pass if uns['scbert']['fractional_counts'] says why."
+            f"X of {name} holds fractional values such as {example!s} (log-normalised?): put the raw counts into "
+            f"X{_say_where_counts_are(adata)}. Estimated or corrected counts pass if uns['scbert']['fractional_counts'] says "
+            "why, and are rounded by round_counts=True (scbert annotate --round-counts)."
         )
     return np.asarray(rows.sum(1), np.float64).ravel()
 
@@ -71,10 +70,18 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, name: str) -> None:
         )
 
 
-def _is_fractional(matrix):
+def _say_where_counts_are(adata):
+    """Return "; layers['counts'] may hold them" where values of that kind are, else nothing."""
+    where = [f"layers[{key!r}]" for key in adata.layers if _may_be_counts(adata.layers[key])]
+    if adata.raw is not None and _may_be_counts(adata.raw.X):
+        where.append(".raw")
+    return f"; {' and '.join(where)} may hold them" if where else ""
+
+
+def _may_be_counts(matrix):
     values = matrix[:100]
     values = values.data if sparse.issparse(values) else np.asarray(values)
-    return not np.array_equal(values, np.rint(values))
+    return np.array_equal(values, np.rint(values)) and not (values < 0).any()
 
 
 def check_counts(adata: anndata.AnnData, name: str) -> None:
@@ -119,6 +126,47 @@ def check_tokenized(cells: "CellDataset | CellStore") -> None:
     """Raise a ValueError unless it is known into how many bins the cells are tokenized."""
     if cells.n_bins is None:
         raise ValueError(NOT_TOKENIZED)
+
+
+def check_tokens(adata: anndata.AnnData) -> None:
+    """Raise a ValueError unless ``layers["bins"]`` are tokens of the counts in `X`: the counts may have changed since."""
+    if adata.X is not None and not fit_tokens(adata):
+        raise ValueError(
+            "The tokens in layers['bins'] are not those of the counts in X: X was changed after tokenizing. Put the raw "
+            "counts into X and call scbert.preprocess.tokenize(adata) again."
+        )
+
+
+def fit_tokens(adata: anndata.AnnData) -> bool:
+    """Return whether, in each cell, some library size makes its tokens out of its counts; one pass over both.
+
+    A count x has token b if (2^b - 1) T <= 10,000 x < (2^(b + 1) - 1) T, T being the library size: so each count bounds
+    T from both sides, and of a cell's own tokens these bounds leave a T.
+    """
+    n_bins = read_notes(adata).get("tokenize", {}).get("n_bins") or 5
+    for start, counts in iterate_rows(adata):
+        bins = sparse.csr_matrix(adata.layers["bins"][start : start + counts.shape[0]])
+        if bins.nnz and bins.data.max() > n_bins:
+            return False
+        rows = _number_rows(counts)
+        at_counts = rows * counts.shape[1] + counts.indices  # increasing, since the block is canonical
+        at_bins = _number_rows(bins) * bins.shape[1] + bins.indices
+        if not np.isin(at_bins, at_counts).all():
+            return False
+        tokens = np.zeros(counts.nnz, np.int64)
+        tokens[np.searchsorted(at_counts, at_bins)] = bins.data
+        scaled, low, high = counts.data * 10_000.0, np.zeros(counts.shape[0]), np.full(counts.shape[0], np.inf)
+        has_token, is_open = tokens > 0, tokens < n_bins
+        np.minimum.at(high, rows[has_token], scaled[has_token] / (2.0 ** tokens[has_token] - 1))
+        np.maximum.at(low, rows[is_open], scaled[is_open] / (2.0 ** (tokens[is_open] + 1) - 1))
+        if ((high <= 0) | (low > high * (1 + 1e-6))).any():
+            return False
+    return True
+
+
+def _number_rows(matrix):
+    """Return the row of each entry of a CSR matrix."""
+    return np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
 
 
 def check_cells(model: "ScBert | Classifier", cells: "CellDataset | CellStore") -> None:

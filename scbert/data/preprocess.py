@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from .checks import check_names, check_not_empty, check_rows, check_totals, check_unique
-from .counts import iterate_rows
+from .counts import iterate_rows, read_notes
 
 
 def hash_genes(genes: Sequence[str]) -> str:
@@ -113,7 +113,7 @@ def tokenize(
     Differs from the published code: the library size counts all measured genes unless ``library="aligned"``;
     duplicated genes are refused, not dropped; losses are reported; vectorised.
     """
-    vocabulary = pd.Index(adata.var_names) if genes is None else pd.Index(genes)
+    notes, vocabulary = read_notes(adata), pd.Index(adata.var_names) if genes is None else pd.Index(genes)
     bins, counts, totals, report = bin_cells(adata, vocabulary, n_bins, library, name)
     if not vocabulary.equals(pd.Index(adata.var_names)):
         var = pd.DataFrame({"matched": vocabulary.isin(adata.var_names)}, index=vocabulary)
@@ -122,7 +122,7 @@ def tokenize(
         if library == "all":
             adata.obs["n_counts"] = totals  # the matrix no longer holds all measured genes
     adata.layers["bins"] = bins
-    adata.uns["scbert"] = dict(adata.uns.get("scbert", {})) | {"tokenize": report}
+    adata.uns["scbert"] = notes | {"tokenize": report}
     return adata
 
 
@@ -161,7 +161,7 @@ def bin_cells(
         aligned = rows if is_same else align(rows, names, vocabulary)
         size = sums if library == "all" else np.asarray(aligned.sum(1)).ravel()
         blocks.append(bin_counts(aligned, size, n_bins))
-        counts += [] if is_same and not adata.isbacked else [aligned]
+        counts.append(aligned)
         totals.append(sums)
     bins = sparse.vstack(blocks, format="csr")
     report = {
@@ -174,5 +174,5 @@ def bin_cells(
         "matched_share": float(matched.sum() / len(vocabulary)),
         "cells_without_tokens": int((bins.getnnz(axis=1) == 0).sum()),
     }
-    counts = sparse.vstack(counts, format="csr") if counts else sparse.csr_matrix(adata.X)
+    counts = sparse.vstack(counts, format="csr") if len(counts) > 1 else counts[0]
     return bins, counts, np.concatenate(totals), report

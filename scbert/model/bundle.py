@@ -25,6 +25,8 @@ class Bundle(NamedTuple):
     """Of a classifier; None of an encoder."""
     licence: str
     """Of the weights, where it is not the trainer's to choose."""
+    memory: dict[str, torch.Tensor]
+    """Of a classifier what it remembers of its training cells, see `scbert.train.companions`; empty of others."""
 
 
 def write_bundle(
@@ -35,6 +37,7 @@ def write_bundle(
     labels: Sequence[str] | None = None,
     *,
     licence: str = "",
+    memory: Mapping[str, torch.Tensor] | None = None,
     card: str = "",
 ) -> None:
     """Write everything into a temporary sibling, then put it in place in one step.
@@ -55,6 +58,8 @@ def write_bundle(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({k: v.detach().contiguous() for k, v in weights.items()}, temporary / "model.safetensors")
+    if memory:
+        save_file({k: v.detach().contiguous() for k, v in memory.items()}, temporary / "memory.safetensors")
     about = {"format": 1, "genes_sha256": hash_genes(genes), **asdict(config)}
     about |= {} if labels is None else {"labels_sha256": hash_genes(labels)}
     about |= {"licence": licence} if licence else {}
@@ -98,6 +103,8 @@ def read_bundle(path: str | Path) -> Bundle:
         labels_file = path / "labels.json"
         labels = json.loads(labels_file.read_text()) if labels_file.exists() else None
         weights = load_file(path / "model.safetensors")
+        memory_file = path / "memory.safetensors"
+        memory = load_file(memory_file) if memory_file.exists() else {}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"The bundle {path} is damaged, copy or train it again ({error}).") from None
     genes_hash, labels_hash = about.pop("genes_sha256", None), about.pop("labels_sha256", None)
@@ -111,4 +118,6 @@ def read_bundle(path: str | Path) -> Bundle:
     config = ScBertConfig(**about)
     if len(genes) != config.n_genes:
         raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")
-    return Bundle(config, weights, genes, labels, licence)
+    if "genes_seen" in memory and len(memory["genes_seen"]) != config.n_genes:
+        raise ValueError(f"memory.safetensors of the bundle {path} is of another list of genes.")
+    return Bundle(config, weights, genes, labels, licence, memory)

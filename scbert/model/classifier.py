@@ -42,6 +42,16 @@ class Classifier(nn.Module):
         self.head = AnnotationHead(encoder.config, len(labels), seed)
         self.labels = list(labels)
         self.history = pd.DataFrame()
+        self.memory: dict[str, torch.Tensor] = {}  # of its training cells, see `remember`
+
+    def remember(self, memory: dict[str, torch.Tensor]) -> None:
+        """Keep what training saw, arrays by name; genes that it did not see are hidden from now on.
+
+        ``genes_seen`` is one boolean a gene; the others are those of `scbert.train.companions`.
+        """
+        self.memory = memory
+        seen = memory.get("genes_seen")
+        self.encoder.genes_seen = None if seen is None else torch.cat([seen.bool(), torch.ones(1, dtype=torch.bool)])
 
     @property
     def config(self) -> ScBertConfig:
@@ -69,7 +79,14 @@ class Classifier(nn.Module):
         """Write the classifier as a bundle directory, see `load`."""
         encoder = self.encoder
         write_bundle(
-            path, self.state_dict(), encoder.config, encoder.genes, self.labels, licence=encoder.licence, card=card
+            path,
+            self.state_dict(),
+            encoder.config,
+            encoder.genes,
+            self.labels,
+            licence=encoder.licence,
+            memory=self.memory,
+            card=card,
         )
 
 
@@ -88,7 +105,7 @@ def load(path: str | Path) -> ScBert | Classifier:
 
     Differs from the published code: no pickle is read, and labels and genes travel with the weights.
     """
-    config, weights, genes, labels, licence = read_bundle(path)
+    config, weights, genes, labels, licence, memory = read_bundle(path)
     vectors = torch.zeros(config.n_genes, config.dim) if config.gene_embedding == "frozen" else None
     encoder = ScBert(config, vectors, genes)
     encoder.licence = licence
@@ -102,4 +119,6 @@ def load(path: str | Path) -> ScBert | Classifier:
             f"expected {expected.get(name, 'none')} (another number of bins, genes or labels?)."
         )
     module.load_state_dict(weights)
+    if labels is not None:
+        module.remember(memory)
     return module.eval()

@@ -85,6 +85,7 @@ class ScBert(nn.Module):
             raise ValueError(f"The config is for {config.n_genes} genes, but {len(genes)} names were given.")
         self.config = config
         self.genes = None if genes is None else list(genes)
+        self.register_buffer("genes_seen", None, persistent=False)  # (genes + 1,) see `hide_unseen`; None: all
         self.licence = ""  # of the weights, where it is not the trainer's to choose; travels with bundles
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -205,7 +206,7 @@ class ScBert(nn.Module):
     def _encode_expressed(self, bins):
         """Encode the positions that `find_expressed` finds; return (cells, longest, dim), and what it returns."""
         self._check_shape(bins)
-        positions, present = find_expressed(bins)
+        positions, present = find_expressed(self.hide_unseen(bins))
         return self.norm(self.run_layers(self.embed(bins, positions), present=present)), positions, present
 
     def run_layers(
@@ -225,10 +226,19 @@ class ScBert(nn.Module):
         With `positions`, (cells, some number) of columns of `bins`, of those alone.
         """
         self._check_shape(bins)
+        bins = self.hide_unseen(bins)
         if positions is not None:
             return self.token_emb(bins.gather(1, positions)) + self.pos_emb.emb(positions)
         x = self.token_emb(bins)  # (cells, genes + 1, dim)
         return x if self.config.gene_embedding == "none" else x + self.pos_emb.emb.weight
+
+    def hide_unseen(self, bins: torch.Tensor) -> torch.Tensor:
+        """Return tokens (cells, genes + 1) with 0 at genes that no cell of fine-tuning expressed, as it was in training.
+
+        An encoder may know more genes than the file it was fine-tuned on. A query that has them would otherwise show the
+        head what it never learnt to read. Differs from the published code: that reads them.
+        """
+        return bins if self.genes_seen is None else bins * self.genes_seen
 
     def _check_shape(self, bins):
         if bins.ndim != 2 or bins.shape[1] != self.config.n_genes + 1:
@@ -256,6 +266,7 @@ class ScBert(nn.Module):
         Paper: Methods, "attention matrix"; Fig. 5. See `scbert.attention.attention_columns`.
         """
         self._check_shape(bins)
+        bins = self.hide_unseen(bins)
         attending = bins > 0 if expressed_only else torch.ones_like(bins)
         positions = present = None
         if self.config.expressed_only:

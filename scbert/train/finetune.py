@@ -23,6 +23,7 @@ from ..scale.checkpoint import read_checkpoint, write_checkpoint
 from ..scale.prefix import FrozenPrefix
 from ..scale.stream import CellStore
 from . import steps
+from .companions import remember
 from .recipe import Recipe, learning_rate_at, make_optimizer
 
 
@@ -45,14 +46,13 @@ def finetune(
     precision: str = "32-true",
     cache: str | None = "float32",
     cache_memory: int = 2 * 2**30,
+    companions: bool = True,
     progress: bool = True,
 ) -> Classifier:
     """Train an annotator on labelled cells, starting from an encoder, which is left as it was.
 
     Parameters
     ----------
-    model
-        The encoder, pretrained or not; a copy of it is trained.
     adata
         Tokenized cells with ``obs[label_key]``, or a store of them (`scbert.stream`).
     validation
@@ -62,8 +62,6 @@ def finetune(
         Most passes over the cells, and how many without a better validation score end the training.
     batch_size, accumulate, learning_rate
         Cells a forward pass, forward passes an optimiser step, peak rate of AdamW.
-    recipe
-        See `Recipe`.
     checkpoint, log, accelerator, precision
         As in `pretrain`.
     cache
@@ -73,16 +71,17 @@ def finetune(
     cache_memory
         Bytes to keep in memory; more goes to a file beside the checkpoint, else to the temporary folder. A full
         disk costs time, not the training; with a store far larger than the disk, pass ``cache=None``.
+    companions
+        Remember the training cells, see `scbert.train.companions`: which genes they express, since all others are to be
+        ignored in a query, and (but of a store, which holds no counts) logistic regression and nearest centroid of the
+        same cells, depths and distances, with which `scbert.annotate` compares.
 
     Returns
     -------
     The classifier of the best epoch; ``.history`` has one row an epoch.
 
-    Raises
-    ------
-    ValueError
-        Cells not tokenized or for another vocabulary, no such label column, one label only, or a label
-        with too few cells to leave any for validation.
+    A ValueError if cells are not tokenized for the model, or have no such column, one label only, or too few of a label to
+    leave any for validation.
 
     Paper: Methods, "fine-tuning". Optimiser, rate, batch and stopping are not in the paper.
     Differs from the published code: the cells that choose the epoch are neither training nor test cells; random
@@ -176,6 +175,10 @@ def finetune(
             steps.write_log(log, history)
     classifier.load_state_dict(best["model"])
     classifier.history = pd.DataFrame(history).assign(best=lambda rows: rows["epoch"] == best["epoch"])
+    if companions and isinstance(adata, anndata.AnnData):
+        remember(classifier, adata, validation, label_key, seed)
+    elif companions:
+        classifier.remember({"genes_seen": torch.from_numpy(cells.genes_seen())})
     return classifier.eval()
 
 

@@ -63,18 +63,14 @@ def score_masks(
 
     Parameters
     ----------
-    model, adata
-        An encoder, and tokenized cells of its vocabulary, which no rival has counted: test or validation cells.
+    adata
+        Tokenized cells of the model's vocabulary, which no rival has counted: test or validation cells.
     table
         `count_tokens` of training cells; without it the cell is the only rival.
     module
         What to call in place of the model: the model as Lightning Fabric wrapped it.
-    seed
-        Fixes the masks, cell by cell: neither batches nor parts change them.
-    mask_share
-        As in `pretrain`; every masked token is hidden, since one that stayed visible could be copied.
-    batch_size
-        Cells a forward pass.
+    seed, mask_share
+        Fix the masks, cell by cell. Every masked token is hidden, since one that stayed visible could be copied.
     part
         (rank, number of processes): batches number rank, rank + processes, ... are scored, and all processes call the
         module equally often, as sharded weights need. The frames of all parts, concatenated, are the whole.
@@ -88,16 +84,11 @@ def score_masks(
 
     - `cell`: the shares of the non-zero tokens that the cell shows, one count added to each token. It says the
       commonest, the lowest of several, and 1 for a cell that shows none.
-    - `gene`: the shares of the gene's tokens in the table, with one more, which is spread as the tokens of all genes
-      are. It says the commonest; a gene that the table never saw has the shares of all genes. (The shares of all
-      genes have one count added to each token.)
-    - `both`: p(token | gene) p(token | cell) / p(token), normalised, of the three shares above. It is what gene and
-      cell say apart; genes that tell of each other, or a finer use of the cell's depth, are what can go beyond it.
+    - `gene`: the shares of the gene's tokens in the table, with one more, spread as the tokens of all genes are.
+    - `both`: p(token | gene) p(token | cell) / p(token), normalised: what gene and cell say apart. Genes that tell of
+      each other, or a finer use of the cell's depth, can go beyond it.
 
-    Raises
-    ------
-    ValueError
-        Cells not tokenized or for another vocabulary, a table of another shape, or a part that does not exist.
+    A ValueError if cells are not tokenized for this vocabulary, the table has another shape, or the part does not exist.
 
     Paper: Methods, "pretraining"; the rivals are not in it. Boiarsky et al. 2023 measured the commonest bin.
     Differs from the published code: all cells count, where the script's validation accuracy is that of cell 0; every

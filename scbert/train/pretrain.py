@@ -65,14 +65,11 @@ def pretrain(
         Tokenized cells, or a store of them (`scbert.stream`); labels are not read.
     validation
         Tokenized cells to measure on after each epoch, under masks that never change.
-    n_epochs
-        Passes over the cells.
     batch_size, accumulate
         Cells a forward pass, shared out over all devices, so that their number changes the time and not the result;
         and forward passes an optimiser step, between which gradients are not synchronised.
     learning_rate, clip_norm
-        Peak rate of the optimiser, and the largest norm of the gradient of the mean loss over a step's masks; None
-        not to clip.
+        Peak rate, and the largest norm of the gradient of the mean loss over a step's masks; None not to clip.
     mask_share
         Share of each cell's non-zero tokens to predict.
     redraw_every
@@ -84,13 +81,11 @@ def pretrain(
         an interruption, on any number of devices. The one before is kept beside it, and read if the newest is damaged.
     log
         A CSV file for the history.
-    accelerator, precision
-        Handed to Lightning Fabric: "32-true" or "bf16-mixed".
+    precision
+        "32-true" or "bf16-mixed", handed to Lightning Fabric as is `accelerator`.
     devices, nodes, strategy
         GPUs, or processes of a CPU, on each of so many machines. Several on one machine are started here; under
         torchrun and srun leave these out: what they started is used. "auto" is "ddp"; "fsdp" needs GPUs.
-    progress
-        Show a progress bar.
 
     Returns
     -------
@@ -99,11 +94,7 @@ def pretrain(
     `scbert.masks.score_masks`). ``.attrs["seconds"]`` and ``.attrs["validation_seconds"]`` say how long training and
     measuring took, interruptions left out, ``.attrs["earlier_seconds"]`` how much of both was before the last one.
 
-    Raises
-    ------
-    ValueError
-        Cells not tokenized, for another vocabulary, or with other bins than the model's; more devices than there are;
-        a loss that is no number.
+    A ValueError if cells are not tokenized for this model, there are fewer devices, or the loss is no number.
 
     Paper: Methods, "pretraining"; Fig. 1a. Optimiser, rate, batch and masks are not in the paper.
     Differs from the published code: each cell once an epoch, a step on what is left over, a schedule per step, AdamW

@@ -1,0 +1,90 @@
+"""What `scbert annotate` leaves: a file of annotated cells or a table of their names, never over what was good."""
+
+import os
+from pathlib import Path
+
+import anndata
+import pandas as pd
+
+COLUMNS = ("cell_type", "confidence", "consensus", "agreement", "logistic_regression", "nearest_centroid",
+           "distance", "unlike_training")  # fmt: skip
+"""Of ``obs`` that `scbert.annotate` writes, each after ``scbert_``, in the order of the table."""
+
+
+def check_output(source: Path, output: Path, overwrite: bool) -> None:
+    """Raise a ValueError, before any work, if the output can't be written, or would replace something else.
+
+    A name that ends in .h5ad is the annotated file, one in .csv a table. A file that is there is replaced only if
+    `overwrite` says so and it is of the same kind; the input is never replaced.
+    """
+    if output.suffix not in (".h5ad", ".csv"):
+        raise ValueError(f"{output} must end in .h5ad (all cells, annotated) or .csv (a table of their names).")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name a file in it.")
+    if not output.parent.is_dir():
+        raise ValueError(f"There is no folder {output.parent} to write {output.name} into.")
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"The folder {output.parent} can't be written to: name another.")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"{output} is the input itself: give the annotated file another name.")
+    if not output.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{output} is there already: give another name, or say --overwrite.")
+    if output.suffix == ".h5ad" and output.read_bytes()[:8] != b"\x89HDF\r\n\x1a\n":
+        raise ValueError(f"{output} is no h5ad file, whatever its name: it is left alone. Give another name.")
+
+
+def write_annotated(adata: anndata.AnnData, output: Path) -> None:
+    """Write cells as ``.h5ad``, or their columns of `COLUMNS` as ``.csv``, in one step; nothing is left of a failure.
+
+    Raises
+    ------
+    ValueError
+        The file can't be written, in a sentence.
+    """
+    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    try:
+        if output.suffix == ".csv":
+            take_columns(adata).to_csv(temporary, encoding="utf-8")
+        else:
+            make_plain(adata).write_h5ad(temporary)
+        temporary.replace(output)
+    except Exception as error:  # h5py and anndata raise errors of many types
+        temporary.unlink(missing_ok=True)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{output} could not be written ({reason}). The names are not lost for good: the same command with "
+            f"-o {output.with_suffix('.csv').name} writes them as a table."
+        ) from None
+
+
+def take_columns(adata: anndata.AnnData) -> pd.DataFrame:
+    """Return the columns that `scbert.annotate` wrote, under the names of the cells."""
+    names = [f"scbert_{name}" for name in COLUMNS if f"scbert_{name}" in adata.obs]
+    return adata.obs[names].rename_axis("cell")
+
+
+def make_plain(adata: anndata.AnnData) -> anndata.AnnData:
+    """Turn the nullable strings of newer anndata into plain ones, in place, since this anndata refuses to write them."""
+    adata.obs_names = pd.Index(adata.obs_names.astype(object), name=adata.obs_names.name)  # those of obsm's tables too
+    adata.var_names = pd.Index(adata.var_names.astype(object), name=adata.var_names.name)
+    for table in (adata.obs, adata.var):
+        for name in table.columns:
+            if isinstance(table[name].dtype, pd.StringDtype):
+                table[name] = table[name].astype(object).where(table[name].notna(), "")
+            elif isinstance(table[name].dtype, pd.CategoricalDtype) and isinstance(
+                table[name].cat.categories.dtype, pd.StringDtype
+            ):
+                table[name] = table[name].cat.rename_categories(table[name].cat.categories.astype(object))
+    return adata
+
+
+def summarise(adata: anndata.AnnData) -> pd.DataFrame:
+    """Return a row a label: cells, their median confidence and, with companions, how many of them all methods agree on."""
+    groups = adata.obs.groupby("scbert_cell_type", observed=False)
+    table = groups["scbert_confidence"].agg(cells="size", confidence="median")
+    if "scbert_agreement" in adata.obs:
+        table["all_agree"] = groups["scbert_agreement"].agg(lambda shares: (shares == 1).mean())
+        table["unlike_training"] = groups["scbert_unlike_training"].mean()
+    return table.sort_values("cells", ascending=False).round(2)
