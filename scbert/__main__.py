@@ -115,7 +115,7 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
         adata.obs, adata.uns = read.obs, read.uns
         adata.obsm.update(read.obsm)
     say_annotated(adata, classifier, heard)
-    click.echo(summarise(adata).to_string())
+    click.echo(summarise(adata).to_string(na_rep=""))
     try:
         for file in filter(None, (output, table)):
             write_annotated(adata, file)
