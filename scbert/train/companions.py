@@ -286,8 +286,8 @@ def say_what_is_off(found: dict[str, float]) -> list[str]:
         said.append(f"it lacks genes that hold {found['lacking']:.0%} of what such cells express")
     if found["profile"] < PROFILE:
         said.append(
-            f"its genes are expressed otherwise than in training (correlation {found['profile']:.2f}): another species, "
-            "another tissue, or genes in another order?"
+            f"its genes are expressed otherwise than in training (correlation {found['profile']:.2f}), as in another "
+            "species or tissue, or with genes in another order"
         )
     if found["unlike"] > UNLIKE or (found["unlike"] > BOTH[0] and found["profile"] < BOTH[1]):
         said.append(f"{found['unlike']:.0%} of its cells lie further from all types than 99 % of validation cells did")
