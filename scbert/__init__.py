@@ -1,7 +1,7 @@
 """scBERT's reproducible companion: the model, its data and its experiments, for notebooks and scripts.
 
-Nine rooms, and data flows down the list: `paths`, `data`, `model`, `sources`, `scale`, `train`, `annotate`, `evaluate`,
-`run`, `experiments`, `figures`. A room imports only from those above it. What *is* scBERT is in `data`, `model`, `train`
+Rooms, and data flows down the list: `paths`, `data`, `model`, `sources`, `scale`, `train`, `annotate`, `evaluate`,
+`run`, `experiments`, `figures`. A room imports only from those before it in this list. What *is* scBERT is in `data`, `model`, `train`
 and `annotate`. CONTRIBUTING.md has the map.
 """
 

@@ -64,6 +64,8 @@ def annotate(
     from .data.counts import read_notes
     from .train.companions import compare_query, vote
 
+    if not hasattr(classifier, "labels"):
+        raise ValueError("This model is an encoder without labels: fine-tune it first, see scbert.finetune.")
     if not 0 <= unassigned_below <= 1:
         raise ValueError(f"unassigned_below must be a probability between 0 and 1, not {unassigned_below}.")
     is_store = not isinstance(adata, anndata.AnnData)

@@ -134,14 +134,20 @@ def test_genes_that_the_query_lacks_are_weighed_by_what_training_expressed(memor
 
 def test_one_label_for_all_is_told_only_where_the_companions_disagree(memory, cells):
     _, said = compare(memory, cells[2], np.zeros(120, int))
-    assert any("100% of its cells get one label" in sentence for sentence in said)
+    assert any("one type most probable in 100% of its cells" in sentence for sentence in said)
     _, said = compare(memory, cells[2][::3], np.zeros(40, int))  # they are of one label
     assert said == []
 
 
 def test_the_consensus_is_the_majority_and_else_that_of_the_best_method(memory):
     cells = pd.DataFrame(
-        {"distance": 1.0, "unlike_training": False, "logistic_regression": [1, 1, 0], "nearest_centroid": [1, 2, 0]}
+        {
+            "distance": 1.0,
+            "unlike_training": False,
+            "logistic_regression": [1, 1, 0],
+            "nearest_centroid": [1, 2, 0],
+            "blank": False,
+        }
     )
     columns = companions.vote(
         cells, np.array([0, 0, 0]), memory | {"scores": torch.tensor([[0, 0.1], [0, 0.9], [0, 0.2]])}, LABELS

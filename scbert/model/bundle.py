@@ -50,6 +50,8 @@ def write_bundle(
     if genes is None:
         raise ValueError("The model has no gene names yet: give ScBert(config, genes=...), or train it on cells.")
     path = Path(path)
+    if path.is_file():
+        raise ValueError(f"{path} is a file, and a bundle is a folder: give another name.")
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
         raise ValueError(
             f"{path} is no model bundle, and a bundle would replace all that is in it: give another folder."
@@ -67,6 +69,8 @@ def write_bundle(
     (temporary / "genes.txt").write_text("\n".join(genes) + "\n")
     if labels is not None:
         (temporary / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n")
+    for file in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
+        shutil.copymode(temporary / "config.json", file)
     (temporary / "README.md").write_text(card or _write_card(config, labels, licence))
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)

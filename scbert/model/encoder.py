@@ -132,18 +132,12 @@ class ScBert(nn.Module):
         n_bins
             Highest expression token, checked; if None whatever the weights have (5 as published).
         key_stabiliser
-            "head": a cell's result does not depend on its batch; "batch": as the weights were trained, so what is
-            published about them was computed so.
+            "batch" is how the published weights were trained.
 
         Returns
         -------
-        The encoder in evaluation mode, its gene embedding frozen, or "none" if the weights have no gene vectors.
-
-        Raises
-        ------
-        ValueError
-            A file that is missing, damaged, or of other things than tensors; weights of another model, or with NaN
-            or infinity; another number of bins; other genes.
+        The encoder in evaluation mode, its gene embedding frozen, or "none" if the weights have no gene vectors. A
+        ValueError if a file is missing, damaged or no weights, or if bins or genes are others.
 
         Differs from the published code: nothing in the file is run, the vocabulary is checked, and gene vectors are
         in float32.

@@ -101,10 +101,7 @@ def read_weights(path_or_state_dict: str | Path | Mapping) -> dict[str, torch.Te
     -------
     name -> float32 tensor, on the CPU.
 
-    Raises
-    ------
-    ValueError
-        No such file, none of PyTorch, damaged, with other things than tensors in it, or without weights.
+    A ValueError if there is no such file, or it is damaged, holds other things than tensors, or no weights.
     """
     source = _describe(path_or_state_dict)
     is_mapping = isinstance(path_or_state_dict, Mapping)

@@ -71,6 +71,8 @@ def _write_card(model, source):
 
 
 def _read_published(path, genes=None):
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}: give the path of a published checkpoint.")
     return ScBert.from_published(path, load_vocabulary() if genes is None else genes)
 
 

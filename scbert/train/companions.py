@@ -219,7 +219,8 @@ def compare_query(
     arrays = {name: tensor.numpy() for name, tensor in memory.items()}
     x = lognormalize(query)
     cells = pd.DataFrame({"distance": measure_distance(arrays, x, measured)}, index=query.obs_names)
-    cells["unlike_training"] = cells["distance"] > arrays["distances"][99]
+    cells["blank"] = query.layers["bins"][:, arrays["genes_seen"].astype(bool)].getnnz(1) == 0  # nothing to go by
+    cells["unlike_training"] = (cells["distance"] > arrays["distances"][99]) | cells["blank"]
     for name, predict in PREDICT.items():
         cells[name] = predict(arrays, x).argmax(1)
     found = describe_query(arrays, sparse.csr_matrix(query.X), x, library_size(query), cells, predicted, measured)
@@ -232,7 +233,7 @@ def vote(
     """Return the columns of ``obs`` that `scbert.annotate` adds: distance, flag, companions, consensus and agreement.
 
     The consensus is the label that two or three of the methods give; where all three differ, that of the method whose
-    macro-F1 on validation cells is best. The agreement is the share of the three that give it.
+    macro-F1 on validation cells is best; of a cell without a token none. The agreement is the share of the three.
     """
     votes = np.stack(
         [predicted, *(cells[name] for name in PREDICT)], axis=1
@@ -243,7 +244,7 @@ def vote(
     consensus = votes[np.arange(len(votes)), chosen]
     columns = {f"scbert_{name}": pd.Categorical.from_codes(cells[name], labels) for name in PREDICT}
     return columns | {
-        "scbert_consensus": pd.Categorical.from_codes(consensus, labels),
+        "scbert_consensus": pd.Categorical.from_codes(np.where(cells["blank"], -1, consensus), labels),
         "scbert_agreement": (votes == consensus[:, None]).mean(1),
         "scbert_distance": cells["distance"].to_numpy(),
         "scbert_unlike_training": cells["unlike_training"].to_numpy(),
@@ -293,7 +294,7 @@ def say_what_is_off(found: dict[str, float]) -> list[str]:
         said.append(f"{found['unlike']:.0%} of its cells lie further from all types than 99 % of validation cells did")
     if found["largest_share"] > ONE_LABEL and found["agreement"] < AGREEMENT:
         said.append(
-            f"{found['largest_share']:.0%} of its cells get one label, to which logistic regression and nearest centroid "
+            f"scBERT finds one type most probable in {found['largest_share']:.0%} of its cells, to which logistic regression and nearest centroid "
             f"agree in {found['agreement']:.0%}"
         )
     if found["same_cells"] > SAME:
