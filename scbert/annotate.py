@@ -198,9 +198,10 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
     import torch
     from tqdm import tqdm
 
-    from .data.cells import open_cells
+    from .data.cells import CellDataset
 
-    cells, device = open_cells(tokens), next(encoder.parameters()).device
+    cells = tokens if hasattr(tokens, "in_order") else CellDataset(tokens)  # held to their counts before
+    device = next(encoder.parameters()).device
     bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
     with bar:
         for _, bins in cells.in_order(batch_size):

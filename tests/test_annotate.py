@@ -266,6 +266,12 @@ def test_a_bundle_remembers_which_genes_training_saw(make_cells, classifier, tmp
     assert predict_proba(back, adata).equals(predict_proba(classifier, adata))
 
 
+def test_what_training_saw_is_remembered_on_the_device_of_the_weights(classifier):
+    classifier.to("meta")  # as after training on a GPU
+    classifier.remember(classifier.memory)
+    assert classifier.encoder.genes_seen.device.type == "meta"
+
+
 @pytest.mark.parametrize("change", ["reversed", "thinned", "a token too high", "a token of nothing"])
 def test_tokens_of_other_counts_are_not_used(make_cells, classifier, change):
     adata = tokenize(make_cells())

@@ -51,7 +51,9 @@ class Classifier(nn.Module):
         """
         self.memory = memory
         seen = memory.get("genes_seen")
-        self.encoder.genes_seen = None if seen is None else torch.cat([seen.bool(), torch.ones(1, dtype=torch.bool)])
+        if seen is not None:  # and the trailing token; on the device of the weights, which training may have moved
+            seen = torch.cat([seen.bool(), torch.ones(1, dtype=torch.bool)]).to(self.head.conv.weight.device)
+        self.encoder.genes_seen = seen
 
     @property
     def config(self) -> ScBertConfig:

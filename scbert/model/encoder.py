@@ -229,8 +229,7 @@ class ScBert(nn.Module):
     def hide_unseen(self, bins: torch.Tensor) -> torch.Tensor:
         """Return tokens (cells, genes + 1) with 0 at genes that no cell of fine-tuning expressed, as it was in training.
 
-        An encoder may know more genes than the file it was fine-tuned on. A query that has them would otherwise show the
-        head what it never learnt to read. Differs from the published code: that reads them.
+        An encoder may know more genes than the file it was fine-tuned on: its head never learnt to read those of a query.
         """
         return bins if self.genes_seen is None else bins * self.genes_seen
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import anndata
+import h5py
 import pandas as pd
 
 COLUMNS = ("cell_type", "confidence", "consensus", "agreement", "logistic_regression", "nearest_centroid",
@@ -31,7 +32,7 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"{output} is there already: give another name, or say --overwrite.")
-    if output.suffix == ".h5ad" and output.read_bytes()[:8] != b"\x89HDF\r\n\x1a\n":
+    if output.suffix == ".h5ad" and not h5py.is_hdf5(output):
         raise ValueError(f"{output} is no h5ad file, whatever its name: it is left alone. Give another name.")
 
 
