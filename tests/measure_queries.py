@@ -27,6 +27,11 @@ OTHERS = {
     "kang_stimulated": "clean",
     "heart_1k": "bad",
 }  # files of the mirror, see `read_others`
+KANG = {
+    "CD14 Mono": "Monocyte", "CD16 Mono": "Monocyte", "CD4 Naive T": "CD4 T cell", "CD4 Memory T": "CD4 T cell",
+    "CD8 T": "CD8 T cell", "B": "B cell", "activated B": "B cell", "NK": "NK cell", "DC": "Dendritic cell",
+    "pDC": "Dendritic cell", "MK": "Megakaryocyte or platelet",
+}  # "activated T" is neither CD4 nor CD8, and left out  # fmt: skip
 BLOOD = ("zheng_facs", "pbmc68k_reduced", "pbmc3k", "pbmc_3tech")
 
 
@@ -115,6 +120,19 @@ def read_others() -> dict[str, anndata.AnnData]:
             cells = anndata.read_h5ad(file)
             found[name] = cells[np.random.default_rng(0).permutation(cells.n_obs)[:2000]].copy()
     return found
+
+
+def read_kang(condition: str) -> anndata.AnnData:
+    """Return 3,000 labelled cells of the Kang study, "ctrl" or "stim", with ``obs["broad"]``, from files of the mirror."""
+    mirror = Path(os.environ["SCBERT_MIRROR"])
+    cells = anndata.read_h5ad(next(mirror.glob(f"wheels/*/*/datasets/pbmc_{condition}.h5ad")))
+    table = pd.read_csv(next(mirror.glob("bioinfoDZ/RISC/*/RISC_Supplementary/GSE96583/Anno0.tsv")), sep="\t")
+    table = table[table["Set"] == {"ctrl": "IFN-", "stim": "IFN+"}[condition]].set_index("scBarcode")["Type0"]
+    cells.obs["type"] = table.reindex(cells.obs_names.str.replace(".", "-", regex=False)).to_numpy()
+    cells.obs["type"] = cells.obs["type"].str.replace(r"^IFN[+-] ", "", regex=True)
+    cells.obs["broad"] = cells.obs["type"].map(KANG)
+    cells = cells[cells.obs["broad"].notna()]
+    return cells[np.sort(np.random.default_rng(0).permutation(cells.n_obs)[:3000])].copy()
 
 
 def main():
