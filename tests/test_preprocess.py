@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scbert.data.preprocess import align, bin_counts, hash_genes, library_size, tokenize
+from scbert.data.preprocess import align, bin_counts, hash_genes, library_size, thin_counts, tokenize
 
 
 def define_bin(count, total, n_bins=5):
@@ -138,6 +138,17 @@ def test_dense_sparse_and_backed_counts_give_the_same_tokens(make_cells, tmp_pat
         backed = anndata.read_h5ad(tmp_path / f"{name}.h5ad", backed="r")
         assert (tokenize(backed, genes=vocabulary).layers["bins"].toarray() == expected).all(), f"{name}, backed"
         backed.file.close()
+
+
+def test_thinned_cells_keep_the_share_of_counts_that_their_totals_say():
+    counts = sparse.csr_matrix(np.full((400, 50), 40.0))
+    kept, totals = thin_counts(counts, np.full(400, 4000.0), 0.2, np.random.default_rng(0))
+    shares = totals / 4000
+    assert 0.2 <= shares.min() < 0.25 and 0.95 < shares.max() <= 1
+    assert np.median(shares) == pytest.approx(0.2**0.5, abs=0.05)  # even in the logarithm
+    found = np.asarray(kept.sum(1)).ravel() / 2000
+    assert found == pytest.approx(shares, abs=0.05)  # binomial, of 2,000 counts
+    assert counts.data.min() == 40  # the cells themselves are left as they are
 
 
 def test_the_library_size_is_n_counts_where_the_matrix_is_a_selection_of_the_genes(make_cells):

@@ -23,10 +23,10 @@ def test_a_recipe_refuses_what_it_does_not_know(name, value):
         Recipe(**{name: value})
 
 
-def test_sound_is_the_default_and_published_differs_in_each_switch_but_class_weight():
+def test_sound_is_the_default_and_published_differs_in_each_switch_but_two():
     assert Recipe() == Recipe.sound()
     sound, published = vars(Recipe.sound()), vars(Recipe.published())
-    assert {name for name in sound if sound[name] == published[name]} == {"class_weight"}
+    assert {name for name in sound if sound[name] == published[name]} == {"class_weight", "thin"}
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,8 @@ def kill_after(monkeypatch):
 @both
 @pytest.mark.parametrize(
     "recipe",
-    [Recipe(), Recipe.published(), Recipe(trainable_layers="last")],
-    ids=["sound", "published", "frozen layers kept"],
+    [Recipe(), Recipe.published(), Recipe(trainable_layers="last"), Recipe(thin=0.5)],
+    ids=["sound", "published", "frozen layers kept", "thinned"],
 )
 def test_interrupted_and_continued_equals_uninterrupted(
     run, recipe, model, cells, more_cells, tmp_path, kill_after, monkeypatch
@@ -421,6 +421,36 @@ def test_the_key_stabiliser_of_the_recipe_is_the_models(model, cells, key_stabil
 def has_new_features(before, after):
     names = [name for name in before if "projection_matrix" in name]
     return [not torch.equal(before[name], after[name]) for name in names]
+
+
+def test_thinned_cells_enter_with_other_tokens_in_each_epoch(model, cells, more_cells, monkeypatch):
+    seen = []
+    forward = scbert.Classifier.forward
+
+    def watch(self, bins, n_layers_done=0):
+        if torch.is_grad_enabled():  # not of validation cells
+            seen.append(bins.clone())
+        return forward(self, bins, n_layers_done)
+
+    monkeypatch.setattr(scbert.Classifier, "forward", watch)
+    options = {"validation": more_cells, "n_epochs": 2, "batch_size": len(cells), **QUIET}
+    finetune(model(), cells, recipe=Recipe(thin=0.2), **options)
+    thinned = [int((bins > 0).sum()) for bins in seen]
+    seen.clear()
+    finetune(model(), cells, **options)
+    whole = [int((bins > 0).sum()) for bins in seen]
+    assert whole[0] == whole[1] == cells.layers["bins"].nnz
+    assert thinned[0] != thinned[1]
+    assert max(thinned) < 0.9 * whole[0]
+
+
+def test_thinning_needs_counts_and_a_share(model, cells):
+    with pytest.raises(ValueError, match="Recipe.thin must be a share above 0 and up to 1, not 0"):
+        Recipe(thin=0)
+    tokens = cells.copy()
+    del tokens.X
+    with pytest.raises(ValueError, match="Recipe.thin needs the counts of the training cells"):
+        finetune(model(), tokens, recipe=Recipe(thin=0.5), **QUIET)
 
 
 def test_pretraining_redraws_the_random_features_on_schedule(model, cells):

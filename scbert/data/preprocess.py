@@ -71,6 +71,19 @@ def bin_counts(counts: sparse.csr_matrix, totals: np.ndarray, n_bins: int = 5) -
     return result
 
 
+def thin_counts(
+    counts: sparse.csr_matrix, totals: np.ndarray, least: float, random: np.random.Generator
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Return counts (cells, genes) and totals (cells,) as if the cells had been sequenced less deeply.
+
+    Each cell keeps a share of its counts, drawn between `least` and 1, evenly in its logarithm. Not in the paper.
+    """
+    share = np.exp(random.uniform(np.log(least), 0, len(totals)))
+    kept = counts.tocsr().copy()
+    kept.data = random.binomial(np.rint(kept.data).astype(np.int64), np.repeat(share, np.diff(kept.indptr)))
+    return kept, totals * share
+
+
 def tokenize(
     adata: anndata.AnnData,
     genes: Sequence[str] | None = None,

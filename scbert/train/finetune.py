@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from scipy import sparse
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
-from ..data.cells import open_cells
+from ..data.cells import open_cells, to_tokens
 from ..data.checks import check_cells, check_column, check_known
+from ..data.preprocess import bin_counts, library_size, thin_counts
 from ..model.classifier import Classifier
 from ..model.encoder import ScBert
 from ..scale.checkpoint import read_checkpoint, write_checkpoint
@@ -67,7 +69,7 @@ def finetune(
     cache
         With frozen first layers, run them once for each cell and keep what they yield, as ``"float32"`` or
         ``"float16"``; None to run them in every epoch. Nothing is kept where that would change the training:
-        random features redrawn, or ``key_stabiliser="batch"``.
+        random features redrawn, cells thinned, or ``key_stabiliser="batch"``.
     cache_memory
         Bytes to keep in memory; more goes to a file beside the checkpoint, else to the temporary folder. A full
         disk costs time, not the training; with a store far larger than the disk, pass ``cache=None``.
@@ -103,6 +105,12 @@ def finetune(
     held_out = open_cells(validation)
     check_cells(model, cells)
     truth = _encode_labels(validation, label_key, labels)
+    if recipe.thin < 1:
+        if getattr(adata, "X", None) is None:
+            raise ValueError(
+                "Recipe.thin needs the counts of the training cells, which these do not have: set it to 1."
+            )
+        counts, totals = sparse.csr_matrix(adata.X), library_size(adata)
     weight = None
     if recipe.class_weight == "balanced":
         classes = np.arange(len(labels))
@@ -138,9 +146,12 @@ def finetune(
         for epoch in range(len(history), n_epochs):
             if best and epoch - best["epoch"] >= patience:
                 break
-            loss_sum = correct = 0
+            loss_sum, correct, random = 0, 0, np.random.default_rng([seed, epoch, 1])
             for _, indices, bins, is_step in steps.draw_batches(cells, batch_size, accumulate, seed, epoch, recipe):
                 target = torch.from_numpy(cells.targets[indices]).to(fabric.device)
+                if recipe.thin < 1:
+                    thinned = thin_counts(counts[indices], totals[indices], recipe.thin, random)
+                    bins = to_tokens(bin_counts(*thinned, model.config.n_bins))
                 logits = module(inputs.batch(indices, bins), n_frozen)  # (cells, classes)
                 loss = F.cross_entropy(logits, target, weight)
                 fabric.backward(loss / accumulate if recipe.scale_loss_by_accumulation else loss)
@@ -221,7 +232,8 @@ def _choose_trainable(classifier, layers):
 def _count_frozen(classifier, recipe):
     """Count the first layers that never change and whose result is the cell's own: these can be kept."""
     encoder = classifier.encoder
-    if encoder.token_emb.weight.requires_grad or recipe.redraw_features or recipe.key_stabiliser == "batch":
+    changes = recipe.redraw_features or recipe.key_stabiliser == "batch" or recipe.thin < 1
+    if encoder.token_emb.weight.requires_grad or changes:
         return 0
     frozen = [not any(p.requires_grad for p in layer.parameters()) for layer in encoder.performer.net.layers]
     return [*frozen, False].index(False)

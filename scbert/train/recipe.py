@@ -31,6 +31,8 @@ class Recipe:
     """"test": cells that chose nothing; "validation": the cells that chose the epoch (published)."""
     class_weight: str | None = None
     """None, or "balanced"."""
+    thin: float = 1.0
+    """Fine-tuning: least share of its counts that a cell keeps, drawn anew in each epoch; 1: all, always (published)."""
     scale_loss_by_accumulation: bool = True
     """Divide the loss by the number of accumulated batches (published: in pretraining only)."""
 
@@ -52,6 +54,9 @@ class Recipe:
             raise ValueError(
                 f"Recipe.trainable_layers must be 'all', 'last', 'head' or layer numbers, not {self.trainable_layers!r}."
             )
+
+        if not 0 < self.thin <= 1:
+            raise ValueError(f"Recipe.thin must be a share above 0 and up to 1, not {self.thin!r}.")
 
     @classmethod
     def sound(cls) -> "Recipe":
