@@ -34,16 +34,18 @@ CHOOSE = [
     ("pbmc_3tech:3pv2", "pbmc_3tech:5p"),
 ]
 REPORT = [(one, f"kang:{other}") for one in ("zheng_facs", "pbmc68k_reduced") for other in ("ctrl", "stim")]
-# arm: encoder ("" for random weights), genes chosen on training cells, genes that enter, epochs at most, thinning
+# arm: encoder ("" for random weights), genes chosen on training cells, genes that enter, epochs at most, thinning, epochs of
+# pretraining on the training cells
 ARMS = {
-    "pbmc-small": ("pbmc-small", "", "all", 6, 1.0),
-    "pbmc-small, thin": ("pbmc-small", "", "all", 6, 0.2),
-    "pbmc-small, expressed, thin": ("pbmc-small", "", "expressed", 6, 0.2),
-    "scratch 1000, expressed": ("", "1000", "expressed", 6, 1.0),
-    "scratch 1000, expressed, thin": ("", "1000", "expressed", 6, 0.2),
-    "pbmc-small, expressed, thin, 12": ("pbmc-small", "", "expressed", 12, 0.2),
-    "scratch 1000, expressed, thin, 12": ("", "1000", "expressed", 12, 0.2),
-    "pbmc-small, thin, 12": ("pbmc-small", "", "all", 12, 0.2),
+    "pbmc-small": ("pbmc-small", "", "all", 6, 1.0, 0),
+    "pbmc-small, thin": ("pbmc-small", "", "all", 6, 0.2, 0),
+    "pbmc-small, expressed, thin": ("pbmc-small", "", "expressed", 6, 0.2, 0),
+    "scratch 1000, expressed": ("", "1000", "expressed", 6, 1.0, 0),
+    "scratch 1000, expressed, thin": ("", "1000", "expressed", 6, 0.2, 0),
+    "pbmc-small, expressed, thin, 12": ("pbmc-small", "", "expressed", 12, 0.2, 0),
+    "scratch 1000, expressed, thin, 12": ("", "1000", "expressed", 12, 0.2, 0),
+    "own 1000, expressed, thin, 12": ("", "1000", "expressed", 12, 0.2, 6),
+    "pbmc-small, thin, 12": ("pbmc-small", "", "all", 12, 0.2, 0),
 }
 SEEDS = range(2)
 EXTRA = {"Haematopoietic stem cell": "Progenitor"}  # named otherwise in another set
@@ -66,7 +68,7 @@ def train(reference: str, arm: str, seed: int):
 
     Where scBERT's training cells are thinned, logistic regression learns from three thinned copies of them beside the cells.
     """
-    encoder, genes, enter, n_epochs, thin = ARMS[arm]
+    encoder, genes, enter, n_epochs, thin, pretrain_epochs = ARMS[arm]
     cells = scbert.protocols.drop_rare(read(reference), label_key="type", minimum=8)
     split = scbert.protocols.split_cells(
         cells, reference if reference == "zheng_facs" else "", label_key="type", seed=seed
@@ -81,6 +83,8 @@ def train(reference: str, arm: str, seed: int):
         model = scbert.ScBert(replace(config, expressed_only=enter == "expressed"), seed=seed)
     model.set_expressed_only(enter == "expressed")
     learn, choose = (scbert.preprocess.tokenize(part, genes=vocabulary) for part in (learn, choose))
+    if pretrain_epochs:
+        scbert.pretrain(model, learn, n_epochs=pretrain_epochs, learning_rate=3e-3, seed=seed, progress=False)
     options = {"label_key": "type", "n_epochs": n_epochs, "seed": seed, "progress": False}
     classifier = scbert.finetune(model, learn, validation=choose, recipe=scbert.Recipe(thin=thin), **options)
     random, copies = np.random.default_rng(seed), [learn]
@@ -126,8 +130,8 @@ def main():
     path, arms = Path(sys.argv[1]), sys.argv[2:] or list(ARMS)
     done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["reference", "arm", "seed"])
     pairs = pd.DataFrame(CHOOSE + REPORT, columns=["reference", "query"])
-    for arm in arms:
-        for seed in SEEDS:
+    for seed in SEEDS:
+        for arm in arms:
             for reference, queries in pairs.groupby("reference", sort=False)["query"]:
                 if ((done["reference"] == reference) & (done["arm"] == arm) & (done["seed"] == seed)).any():
                     continue
