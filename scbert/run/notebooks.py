@@ -103,7 +103,7 @@ def read_parameters(source: Path) -> dict[str, tuple[str, str, str]]:
 def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str, str]) -> dict:
     """Return what to inject: the profile's section for this notebook, overridden by what was given, all checked.
 
-    "labels", a table of labels for a file without, is given to notebooks that have no such parameter with the dataset.
+    "labels", a table of labels for a file without (in notebook 05 they are "any" or "shared"), is given with the dataset.
     """
     chosen = {}
     if profile != "demo":  # the demo is the defaults of the notebooks
@@ -120,7 +120,7 @@ def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str
     if "profile" in given:
         raise click.ClickException("The profile is chosen by --profile, not by -p.")
     chosen, written = chosen | given, preflight.read_defaults(source)
-    if "labels" in chosen and "labels" not in offered and "dataset" in offered:
+    if "dataset" in offered and chosen.get("labels", "any") not in ("any", "shared"):
         chosen["dataset"] = f"{(written | chosen)['dataset']} with {chosen.pop('labels')}"
     unknown = sorted(set(chosen) - set(offered))
     if unknown:

@@ -67,7 +67,7 @@ def load(
     name, *table = part_names(str(name), " with ")
     adata = read(name, backed=backed, round_counts=round_counts)
     if labels or table:
-        adata = _join_table(adata, find_file(Path(labels or table[0]).expanduser()), name, label_key, batch_key)
+        adata = _join_table(adata, find_cells(labels or table[0]), name, label_key, batch_key)
     check_counts(adata, str(name))
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
@@ -113,16 +113,12 @@ def name_sets(text: str) -> list[str]:
 
 def _join_table(adata, path, name, label_key, batch_key):
     """Return the cells that have a label in a table, with its columns."""
-
-    def read_table(separator, **options):
-        table = pd.read_csv(path, sep=separator, dtype=str, **options)
-        is_named = not isinstance(table.index, pd.RangeIndex)  # R's header lacks the column of names
-        return table.rename_axis("cell").reset_index() if is_named else table
-
     try:
-        table = read_table(max(",\t;", key=lambda separator: read_table(separator, nrows=1).shape[1]))
+        table = pd.read_csv(path, sep="," if ".csv" in path.name.lower() else "\t", dtype=str)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a table of labels ({first_line(error)}).") from None
+    if not isinstance(table.index, pd.RangeIndex):  # R's header lacks the column of names
+        table = table.rename_axis("cell").reset_index()
     if label_key not in table:
         raise ValueError(f"{path} has no column {label_key!r} for label_key; it has: {', '.join(table)}.")
     keys = [key for key in dict.fromkeys([label_key, batch_key]) if key in table]
