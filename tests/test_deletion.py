@@ -441,7 +441,7 @@ def test_rankings_are_compared_between_trainings_layers_and_each_other(rankings,
     pd.testing.assert_frame_equal(found, interpret.measure_agreement(by_layer, 6))
 
 
-def test_each_training_is_judged_on_its_own_rankings_and_on_random_ones(rankings, cells, more_cells):
+def test_each_training_is_judged_on_its_own_rankings_and_on_random_ones(rankings, cells, more_cells, capsys):
     trained, _, _, scores, _ = rankings
     regression = methods.fit_logistic_regression(cells, more_cells, label_key="cell_type", strengths=[0.1])
     few = more_cells[:6].copy()
@@ -454,6 +454,9 @@ def test_each_training_is_judged_on_its_own_rankings_and_on_random_ones(rankings
     np.testing.assert_array_equal(found["probability"], expected["probability"])
     areas = deletion.measure_areas(curves)
     assert set(areas["seeds"]) == {2}
+    beyond = deletion.judge_trainings(trained, regression, scores, cells, few, [1, 3, cells.n_vars // 2 + 1])
+    pd.testing.assert_frame_equal(beyond, curves)
+    assert f"Numbers beyond half of the {cells.n_vars} genes are left out." in capsys.readouterr().out
 
 
 def test_the_verdict_is_a_sentence_on_chance_and_on_each_rival():
