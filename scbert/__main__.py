@@ -42,6 +42,8 @@ def run(context, notebook, pairs, profile, anyway, part, wants_help):
             if name == "profile":  # chosen by --profile
                 continue
             click.echo(f"  -p {name} {kind.upper()}".ljust(34) + f"{text}  [{default}]")
+        if "dataset" in offered:
+            click.echo("  -p labels STR".ljust(34) + 'table of labels; also as dataset "matrix.mtx with labels.csv"')
         return
     parameters = notebooks.choose_parameters(source, offered, profile, dict(pairs))
     share = notebooks.choose_part(source, part)

@@ -3,21 +3,29 @@
 import os
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 
 def find_root() -> Path:
-    """Return the folder that holds ``notebooks/`` and ``Snakefile``: up from here, else beside the package, else here."""
+    """Return the clone that the package lies in, else the one around the current folder, else the current folder."""
     here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
-        if (folder / "notebooks").is_dir() and (folder / "Snakefile").is_file():
-            return folder
-    return here
+    return next(filter(is_clone, (Path(__file__).resolve().parent.parent, here, *here.parents)), here)
+
+
+def is_clone(folder: Path) -> bool:
+    """Say whether a folder is a clone of this project, by what it is: others have a Snakefile and notebooks too."""
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+        return project.get("name") == "scbert-companion" and (folder / "notebooks").is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def find_file(path: str | Path) -> Path:
     """Return a path as given from the current folder or, if nothing is there, from the root: notebooks start elsewhere."""
-    return Path(path) if Path(path).exists() or not (find_root() / path).exists() else find_root() / path
+    below = find_root() / path
+    return Path(path) if os.path.exists(path) or not os.path.exists(below) else below
 
 
 def count_processes() -> int:

@@ -16,6 +16,16 @@ torch.set_num_threads(1)  # tensors of this size are slower on two, and far slow
 LABELS = ("B", "Monocyte", "T/NK")  # a slash, as in the labels of Zheng68K
 
 
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A clone of this project without notebooks, which the package seems to lie in, and which is the current folder."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "scbert-companion"\n')
+    monkeypatch.setattr(scbert.paths, "__file__", str(tmp_path / "scbert" / "paths.py"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def make_cells():
     """Return a function that makes cells of labels which a third of the genes each tells apart."""

@@ -209,6 +209,16 @@ def test_with_an_arrow_two_sets_are_joined_on_the_genes_of_both_without_cells_of
     assert len(split.test) == 34 + 12  # and a fifth of the first
 
 
+@pytest.mark.parametrize("key", ["study", "set", "scbert_cell_type"])
+def test_columns_that_an_experiment_writes_hold_no_labels(make_cells, tmp_path, key):
+    adata = make_cells()
+    adata.obs[key] = adata.obs["cell_type"]
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    for text, named in ((str(tmp_path / "mine.h5ad"), key), (f"{tmp_path / 'mine.h5ad'} by {key}", "cell_type")):
+        with pytest.raises(ValueError, match=rf"obs\['{key}'\] is a column that scbert writes itself"):
+            load_experiments(text, label_key=named)
+
+
 def test_cells_of_the_same_name_in_two_sets_are_two_cells(make_cells, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("one", "other")):

@@ -1,5 +1,6 @@
 """The bundled cells, one's own file, and every bad file told in a sentence that says what to do."""
 
+import gzip
 import os
 
 import anndata
@@ -342,3 +343,102 @@ def test_ones_own_file_may_be_of_another_format(make_cells, tmp_path):
     adata = make_cells()
     pd.DataFrame(adata.X.toarray().T, index=adata.var_names, columns=adata.obs_names).to_csv(tmp_path / "mine.csv")
     assert (load(tmp_path / "mine.csv").X.toarray() == adata.X.toarray()).all()
+
+
+# Labels in a table of their own
+
+
+@pytest.fixture
+def matrix(make_cells, tmp_path):
+    """The path of a file whose cells have no labels."""
+    adata = make_cells(9)
+    adata.obs = adata.obs[["n_counts"]]
+    adata.write_h5ad(tmp_path / "matrix.h5ad")
+    return tmp_path / "matrix.h5ad"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "barcode,kind,donor\n{}"),
+        ("labels.tsv", "kind\tCell\tdonor\n{}"),  # named, though not first
+        ("labels.txt.gz", "kind\tdonor\n{}"),  # as R writes it: no name above the names
+    ],
+)
+def test_labels_come_from_a_table_by_the_names_of_cells_in_any_order(matrix, tmp_path, name, text):
+    columns = {"cell": [f"cell{i}" for i in range(9)], "kind": list("ABA\u00e9BAABA"), "donor": list("123123123")}
+    table = pd.DataFrame(columns).sample(frac=1, random_state=0)
+    order = ["kind", "cell", "donor"] if "Cell" in text else list(columns)
+    separator = "," if name.endswith(".csv") else "\t"
+    rows = table[order].to_csv(sep=separator, index=False, header=False)
+    with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wt", encoding="utf-8") as file:
+        file.write(text.format(rows))
+    adata = load(matrix, labels=tmp_path / name, label_key="kind", batch_key="donor")
+    assert adata.obs["kind"].tolist() == columns["kind"]
+    assert adata.obs["donor"].tolist() == columns["donor"]
+    same = load(f"{matrix} with {tmp_path / name}", label_key="kind")
+    assert same.obs["kind"].tolist() == columns["kind"]
+    assert "donor" not in same.obs
+
+
+def test_cells_without_a_label_in_the_table_are_left_out_and_counted(matrix, tmp_path, capsys):
+    rows = [f"cell{i},{kind}" for i, kind in enumerate(["A", "B", "A", "", "B"])]  # one of the five is blank
+    (tmp_path / "labels.csv").write_text("\n".join(["cell,kind", *rows, "other,A", ""]))
+    adata = load(matrix, labels=tmp_path / "labels.csv", label_key="kind")
+    assert adata.obs_names.tolist() == ["cell0", "cell1", "cell2", "cell4"]
+    assert "4 of 9 cells have a label in labels.csv; the others are left out." in capsys.readouterr().out
+
+
+def test_the_suffix_of_barcodes_may_stand_on_one_side_only(matrix, tmp_path):
+    adata = anndata.read_h5ad(matrix)
+    adata.obs_names = [f"{name}-1" for name in adata.obs_names]
+    adata.write_h5ad(matrix)
+    rows = [f"cell{i},{'AB'[i % 2]}" for i in range(9)]
+    (tmp_path / "labels.csv").write_text("\n".join(["barcode,kind", *rows, ""]))
+    assert load(matrix, labels=tmp_path / "labels.csv", label_key="kind").obs["kind"].tolist() == list("ABABABABA")
+    adata.obs_names = [f"cell{i // 2}-{i % 2}" for i in range(9)]  # of two samples: whose label is it?
+    adata.write_h5ad(matrix)
+    with pytest.raises(ValueError, match=r"None of the cells of .*matrix.h5ad \(cell0-0, ...\) has a label in"):
+        load(matrix, labels=tmp_path / "labels.csv", label_key="kind")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cell,kind\nx,A\ny,B\n", r"None of the cells of .* \(cell0, ...\) has a label in .* \(x, ...\)"),
+        ("cell,type\ncell0,A\n", "labels.csv has no column 'kind' for label_key; it has: cell, type"),
+        ("cell,kind\ncell0,A\ncell0,B\n", "Cells of .*labels.csv are duplicated"),
+        ("", "labels.csv cannot be read as a table of labels"),
+    ],
+)
+def test_a_table_that_is_none_of_these_cells_is_refused(matrix, tmp_path, text, message):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load(matrix, labels=tmp_path / "labels.csv", label_key="kind")
+
+
+def test_what_is_whole_a_file_or_a_name_is_not_parted(make_cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cells with labels by A; B -> C + D.h5ad", "one.h5ad"):
+        make_cells().write_h5ad(name)
+        assert datasets.name_sets(name) == [name]
+        assert load(name, label_key="cell_type").n_obs == 60
+    text = "one.h5ad -> no + more by kind; pbmc3k ; x with y.csv; " + "long" * 100
+    assert datasets.name_sets(text) == ["one.h5ad", "no", "more", "pbmc3k", "x with y.csv", "long" * 100]
+    assert datasets.name_sets("") == []
+
+
+@pytest.mark.parametrize("key", ["scbert_cell_type", "scbert_consensus"])
+def test_a_column_that_scbert_writes_is_no_label_and_no_batch(make_cells, tmp_path, key):
+    adata = make_cells()
+    adata.obs[key] = adata.obs["cell_type"]
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    for column in ("label_key", "batch_key"):
+        with pytest.raises(
+            ValueError, match=rf"obs\['{key}'\] is a column that scbert writes itself: copy your labels"
+        ):
+            load(tmp_path / "mine.h5ad", **{column: key})
+    scbert.preprocess.tokenize(adata)
+    model = scbert.ScBert(scbert.ScBertConfig(n_genes=24, dim=8, depth=1, heads=2, dim_head=4))
+    with pytest.raises(ValueError, match="is a column that scbert writes itself"):
+        scbert.finetune(model, adata, label_key=key)

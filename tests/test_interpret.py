@@ -284,6 +284,28 @@ def test_sets_that_share_no_gene_with_the_background_are_refused():
         interpret.enrich({"a": ["g1"]}, {"one": ["h1", "h2", "h3"]}, ["g1", "g2"])
 
 
+def test_without_sets_that_fit_the_rest_goes_on_and_it_is_said_what_is_left_out(cells, capsys):
+    cells.var_names = ["CD3D", "CD3E", "IL7R", "MS4A1", "CD79A", "CD79B", *cells.var_names[6:]]
+    found = interpret.load_collections("markers", cells, ["CD19+ B"])
+    assert found == {"markers": interpret.load_sets("markers")}
+    assert capsys.readouterr().out == ""
+    assert interpret.load_collections("markers", cells, ["cluster 7"]) == found
+    assert (
+        capsys.readouterr().out
+        == "No gene set is of one of these types: the figure of known and new genes is left out.\n"
+    )
+    cells.var_names = [f"Mouse{i}" for i in range(24)]
+    for names, said in (("markers", "No set of markers has enough of these genes"), ("", "There are no gene sets")):
+        assert interpret.load_collections(names, cells, ["CD19+ B"]) == {}
+        assert said in capsys.readouterr().out
+    table = interpret.enrich_all({"one": {"a": ["CD3D"]}}, {}, list(cells.var_names))
+    counts = interpret.count_first(table)
+    assert len(table) == len(counts) == 0
+    assert counts.index.names == ["collection", "ranking"]
+    top = pd.DataFrame({"type": ["a"], "gene": ["CD3D"], "rank": 1})
+    assert interpret.mark_members(top, {}, {})["member"].tolist() == [None]
+
+
 # Agreement
 
 

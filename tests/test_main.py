@@ -17,13 +17,15 @@ from click.testing import CliRunner
 
 import scbert
 from scbert.__main__ import main
+from scbert.run import notebooks
 
 PARAMETERS = """
 profile: str = "demo"  # the profile
 n_epochs: int = 3  # passes over the cells
 rate: float = 0.5  # how fast
-dataset: str = "pbmc"  # which cells
+dataset: str = "pbmc3k"  # which cells
 use_labels: bool = True  # or not
+label_key: str = "cell_type"  # which labels
 seed: int = 0
 """
 BODY = """
@@ -34,9 +36,8 @@ pathlib.Path("seen.json").write_text(json.dumps([profile, n_epochs, rate, datase
 
 
 @pytest.fixture
-def scbert_cli(tmp_path, monkeypatch):
+def scbert_cli(clone, tmp_path, monkeypatch):
     """Run `scbert` with the given words in a folder with two small notebooks; return exit code and output."""
-    (tmp_path / "Snakefile").write_text("")
     (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
     (tmp_path / "notebooks" / "profiles" / "small.yaml").write_text("03_test: {n_epochs: 7, rate: 1}\n")
     cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(BODY)]
@@ -44,7 +45,6 @@ def scbert_cli(tmp_path, monkeypatch):
     for name in ("03_test", "04_other"):
         notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SCBERT_RUNS", raising=False)
 
     def run(*words):
@@ -87,7 +87,7 @@ def test_help_on_a_notebook_prints_its_parameters(scbert_cli):
     for words in (["run", "03", "--help"], ["run", "--help", "03_test"]):
         code, output = scbert_cli(*words)
         assert code == 0
-        for line in ("-p n_epochs INT", "passes over the cells  [3]", "-p dataset STR", 'which cells  ["pbmc"]'):
+        for line in ("-p n_epochs INT", "passes over the cells  [3]", "-p dataset STR", 'which cells  ["pbmc3k"]'):
             assert line in output
 
 
@@ -99,22 +99,9 @@ def test_help_without_a_notebook_explains_the_command(scbert_cli):
 
 
 def test_a_notebook_gets_the_profiles_and_the_given_values(scbert_cli, tmp_path):
-    words = [
-        "run",
-        "03",
-        "--profile",
-        "small",
-        "-p",
-        "n_epochs",
-        "5",
-        "-p",
-        "use_labels",
-        "False",
-        "-p",
-        "dataset",
-        "7",
-    ]
-    code, output = scbert_cli(*words)
+    (tmp_path / "7").write_text("")
+    words = ["-p", "n_epochs", "5", "-p", "use_labels", "False", "-p", "dataset", "7"]
+    code, output = scbert_cli("run", "03", "--profile", "small", *words)
     assert code == 0, output
     assert json.loads((tmp_path / "seen.json").read_text()) == ["small", 5, 1.0, "7", False]
     executed = nbformat.read(tmp_path / "runs" / "small" / "03_test" / "03_test.ipynb", as_version=4)
@@ -150,6 +137,61 @@ def test_a_failing_notebook_says_where_and_why(scbert_cli, tmp_path):
     assert not (tmp_path / "seen.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"n_epochs": 0}, "n_epochs must be at least 1, not 0."),
+        ({"seed": -1}, "seed must be at least 0, not -1."),
+        ({"rate": "nan"}, "rate must be finite, not nan."),
+        ({"dataset": "nowhere.h5ad"}, "There is no file nowhere.h5ad, and no data set of that name"),
+        ({"dataset": "pbmc3k -> nowhere.h5ad by kind"}, "There is no file nowhere.h5ad, and no data set of that name"),
+        (
+            {"dataset": "cells.h5ad", "label_key": "kind"},
+            "cells.h5ad has no column 'kind' in obs; it has: cell_type, ba",
+        ),
+        ({"label_key": "scbert_cell_type"}, "obs['scbert_cell_type'] is a column that scbert writes itself: copy"),
+        ({"labels": "nowhere.csv"}, "There is no file nowhere.csv"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused_before_a_kernel_starts(
+    scbert_cli, tmp_path, make_cells, given, message
+):
+    make_cells().write_h5ad(tmp_path / "cells.h5ad")
+    code, output = scbert_cli("run", "03", *(word for pair in given.items() for word in ("-p", *pair)))
+    assert code == 1
+    assert output.startswith("Error: ") and message in output and output.endswith("Nothing was run.\n")
+    assert not (tmp_path / "seen.json").exists()
+
+
+def test_a_table_of_labels_goes_with_the_data_set(scbert_cli, tmp_path):
+    (tmp_path / "labels.csv").write_text("")
+    code, output = scbert_cli("run", "03", "-p", "labels", "labels.csv")
+    assert code == 0, output
+    assert json.loads((tmp_path / "seen.json").read_text())[3] == "pbmc3k with labels.csv"
+    assert "-p labels STR" in scbert_cli("run", "03", "--help")[1]
+
+
+# Which notebooks are ours
+
+
+def test_notebooks_of_somebody_elses_project_are_never_run(scbert_cli, tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "Snakefile").write_text("")
+    (folder / "03").write_text("")
+    shutil.copy(tmp_path / "notebooks" / "03_test.ipynb", folder / "notebooks" / "03_mine.ipynb")
+    for mine in (None, '[project]\nname = "mine"\ndependencies = ["scbert-companion"]\n', "no toml"):
+        if mine:
+            (folder / "pyproject.toml").write_text(mine)
+        monkeypatch.chdir(folder)
+        assert scbert.paths.find_root() == tmp_path
+        assert notebooks.find_notebook("03") == tmp_path / "notebooks" / "03_test.ipynb"
+        assert scbert_cli("preflight")[0] == 0
+        monkeypatch.setattr(scbert.paths, "__file__", str(tmp_path / "site" / "scbert" / "paths.py"))
+        assert scbert.paths.find_root() == tmp_path  # around the current folder
+        monkeypatch.setattr(scbert.paths, "__file__", str(tmp_path / "scbert" / "paths.py"))
+
+
 # Without a clone, as after an install of the wheel
 
 
@@ -158,7 +200,7 @@ def elsewhere(scbert_cli, tmp_path, monkeypatch):
     """A folder without a clone around it or beside the package; what is below tmp_path/notebooks stays a path away."""
     folder = tmp_path / "home" / "me"
     folder.mkdir(parents=True)
-    (tmp_path / "Snakefile").unlink()
+    (tmp_path / "pyproject.toml").unlink()
     monkeypatch.setattr(scbert.paths, "__file__", str(tmp_path / "site" / "scbert" / "paths.py"))
     monkeypatch.chdir(folder)
     return folder
@@ -179,9 +221,7 @@ def elsewhere(scbert_cli, tmp_path, monkeypatch):
 def test_without_a_clone_one_sentence_says_what_is_missing(scbert_cli, elsewhere, words):
     code, output = scbert_cli(*words)
     assert code == 1
-    expected = (
-        f"Error: scbert {words[0]} needs a clone of the repository, with notebooks/ and Snakefile: none was found"
-    )
+    expected = f"Error: scbert {words[0]} needs a clone of the repository, whose notebooks do not come with the package: none was found"
     assert output.startswith(f"{expected} from {elsewhere} upwards. Get one by git clone,")
     assert list(elsewhere.iterdir()) == []
 
@@ -234,6 +274,8 @@ def benchmark(scbert_cli, tmp_path, monkeypatch):
     """Add a notebook with a benchmark and a record of it; return its folder of results."""
     for name in ("SCBERT_PART", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.setenv(name, "")  # and as it was, after the test
+    monkeypatch.setenv("SCBERT_RUNS", str(tmp_path / "runs"))  # a kernel has the package where it is
+    (tmp_path / "mine").write_text("")
     cells = [
         nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(BENCHMARK),
@@ -386,7 +428,10 @@ def test_bad_cells_are_refused_in_one_sentence(scbert_cli, tmp_path, files, chan
     ("words", "message"),
     [
         (["nowhere.h5ad", "--model", "model", "-o", "out.h5ad"], "There is no file nowhere.h5ad"),
-        (["Snakefile", "--model", "model", "-o", "out.h5ad"], "Snakefile is of no format that is read here: .h5ad"),
+        (
+            ["pyproject.toml", "--model", "model", "-o", "out.h5ad"],
+            "pyproject.toml is of no format that is read here: .h5ad",
+        ),
         (["mine.h5ad", "--model", "nowhere", "-o", "out.h5ad"], "nowhere is not a model bundle"),
         (["mine.h5ad", "--model", "mine.h5ad", "-o", "out.h5ad"], "mine.h5ad is not a model bundle"),
         (["mine.h5ad", "--model", "model", "-o", "no/out.h5ad"], "There is no folder no to write out.h5ad into"),

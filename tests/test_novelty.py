@@ -299,6 +299,14 @@ def test_what_tuning_costs_stands_beside_the_balanced_accuracies(together):
     assert float(row["cost"].split()[0]) == pytest.approx(row["best"] - row["tuned"], abs=0.006)
 
 
+def test_without_a_tuned_threshold_its_cost_is_left_out_with_a_sentence(together, capsys):
+    _, cells, thresholds, _ = together
+    measured = novel_types.measure_all(cells, thresholds[thresholds["rule"] != "tuned"])
+    table = novel_types.tabulate_tuning(measured.query("level == 'together'").droplevel("level"))
+    assert list(table.columns) == ["best", "paper"]
+    assert "No threshold was tuned, since that needs three known types" in capsys.readouterr().out
+
+
 def test_tables_of_calibration_and_of_prediction_sets_hold_what_was_measured(together):
     kept, *_ = together
     of_level = calibration.calibrate_jobs(kept).query("level == 'together'").droplevel("level")

@@ -15,7 +15,7 @@ from scbert.paths import write_text
 PARAMETERS = """
 profile: str = "demo"  # the profile
 dataset: str = "bundled"  # which cells
-test_datasets: str = ""  # others
+shifts: str = ""  # others
 n_epochs: int = 3  # passes
 rate: float = -0.5  # negative
 made = 3 * 4
@@ -34,9 +34,8 @@ small:
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
+def root(clone, tmp_path, monkeypatch):
     """A project of two notebooks, a catalogue of four sets of which nothing is here, and no GPU in use."""
-    write_text(tmp_path / "Snakefile", "")
     cells = [nbformat.v4.new_markdown_cell("# Title")]
     cells += [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("1")]
     for name in ("03_test", "04_other"):
@@ -44,7 +43,6 @@ def root(tmp_path, monkeypatch):
     small = "03_test: {dataset: two_files}\n04_other: {n_epochs: 7}\n"
     write_text(tmp_path / "notebooks" / "profiles" / "small.yaml", small)
     write_text(tmp_path / "notebooks" / "profiles" / "needs.yaml", NEEDS)
-    monkeypatch.chdir(tmp_path)
     for name in ("SCBERT_RUNS", "SCBERT_MIRROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SCBERT_CACHE", str(tmp_path / "cache"))
@@ -65,7 +63,7 @@ def machine(monkeypatch):
 
 
 def publish(root, notebook, seconds=90, megabytes=2000, profile="small", own=False, **parameters):
-    used = {"profile": profile, "dataset": "two_files", "test_datasets": "", "n_epochs": 3, "rate": -0.5, "seed": 0}
+    used = {"profile": profile, "dataset": "two_files", "shifts": "", "n_epochs": 3, "rate": -0.5, "seed": 0}
     written = {"notebook": notebook, "seconds": seconds, "peak_memory_mb": megabytes, "parameters": used | parameters}
     file = f"runs/{profile}/{notebook}/record.json" if own else f"figures/{profile}/{notebook}.json"
     write_text(root / file, json.dumps(written))
@@ -77,7 +75,7 @@ def publish(root, notebook, seconds=90, megabytes=2000, profile="small", own=Fal
 def test_literals_of_the_parameters_cell_are_read(root):
     defaults = preflight.read_defaults(root / "notebooks" / "03_test.ipynb")
     assert defaults == {
-        "profile": "demo", "dataset": "bundled", "test_datasets": "", "n_epochs": 3, "rate": -0.5, "seed": 0
+        "profile": "demo", "dataset": "bundled", "shifts": "", "n_epochs": 3, "rate": -0.5, "seed": 0
     }  # fmt: skip
 
 
@@ -134,8 +132,13 @@ def test_what_nobody_knows_is_not_a_number():
         ({}, ["https://x/a", "https://x/b"]),  # of the profile's section
         ({"dataset": "bundled"}, []),
         ({"dataset": "mine.h5ad"}, []),
-        ({"dataset": "bundled", "test_datasets": "unsized two_files"}, ["https://x/c", "https://x/a", "https://x/b"]),
-        ({"dataset": "bundled", "test_datasets": "two_files,unsized"}, ["https://x/a", "https://x/b", "https://x/c"]),
+        ({"dataset": "my two_files atlas.h5ad"}, []),  # a word of a path
+        ({"dataset": "bundled", "label_key": "two_files", "held_out": "unsized"}, []),  # labels
+        (
+            {"dataset": "bundled", "shifts": "unsized; two_files -> bundled by kind"},
+            ["https://x/c", "https://x/a", "https://x/b"],
+        ),
+        ({"dataset": "bundled", "shifts": "two_files + unsized"}, ["https://x/a", "https://x/b", "https://x/c"]),
     ],
 )
 def test_downloads_are_the_sets_that_parameters_name(parameters, urls):
@@ -171,7 +174,7 @@ def test_an_unknown_notebook_is_refused():
 
 def test_the_table_says_what_is_known_and_what_is_not(root):
     publish(root, "03_test", seconds=3600)
-    lines = preflight.describe_needs(preflight.list_needs("small", None, {"test_datasets": "handmade"})).splitlines()
+    lines = preflight.describe_needs(preflight.list_needs("small", None, {"shifts": "handmade"})).splitlines()
     assert lines[0].split() == [
         *["notebook", "minutes", "memory", "GPU", "memory", "disk", "download", "time", "and", "memory"]
     ]

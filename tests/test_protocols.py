@@ -516,6 +516,46 @@ def test_a_label_with_a_comma_can_be_named():
     assert benchmark.read_imbalance("T cell, B | T cell, CD8+ | 20 | 20 | 5", labels)["common"] == ["T cell", "B"]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("CD4+, ab T cell, monocyte", ["CD4+, ab T cell", "monocyte"]),
+        ("CD4+,  ab T cell,CD8+, ab T cell", ["CD4+, ab T cell", "CD8+, ab T cell"]),
+        ("'CD4+, ab T cell', \"monocyte\"", ["CD4+, ab T cell", "monocyte"]),
+        ("'A', 'B'", ["A", "B"]),
+        ("A, B", ["A, B"]),  # the longest that is there
+        ("5' end, it's", ["5' end", "it's"]),
+        ("x,y, 'p|q', 'r; s'", ["x,y", "p|q", "r; s"]),
+        ("'no, such', A", ["no, such", "A"]),
+    ],
+)
+def test_labels_with_commas_and_quotes_can_be_named(text, found):
+    labels = [
+        "CD4+, ab T cell",
+        "CD8+, ab T cell",
+        "monocyte",
+        "A",
+        "B",
+        "A, B",
+        "5' end",
+        "it's",
+        "x,y",
+        "p|q",
+        "r; s",
+    ]
+    assert benchmark.split_labels(text, labels) == found
+
+
+def test_separators_inside_quotes_part_nothing(types):
+    assert benchmark.split_outside("'a; b', c; auto", ";") == ["'a; b', c", "auto"]
+    options = benchmark.read_imbalance("'p|q', A | 'x, y' | 20 | 20 2 | 5", ["p|q", "A", "x, y"])
+    assert (options["common"], options["rare"]) == (["p|q", "A"], ["x, y"])
+    types.obs["kind"] = types.obs["cell_type"].map(lambda name: f"{name}, {name}; auto")
+    assert novel_types.read_held_out("'A, A; auto', B, B; auto", "", types, label_key="kind")[0] == [
+        *["A, A; auto", "B, B; auto"]
+    ]
+
+
 @pytest.mark.parametrize("text", ["A | B", "A | B | x | 17 | 60", "A | B | 10 | 10, 5 | 60", "automatic", ""])
 def test_a_line_that_is_no_imbalance_is_refused(text):
     with pytest.raises(ValueError, match="imbalance must be auto, empty, or like 'A, B"):

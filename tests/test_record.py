@@ -15,14 +15,11 @@ from scbert.run.report import read_records
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
+def root(clone, monkeypatch):
     """An empty project to run in."""
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "Snakefile").write_text("")
-    monkeypatch.chdir(tmp_path)
     for name in ("SCBERT_RUNS", "SCBERT_BANDS", "SCBERT_PART"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    return clone
 
 
 def start(notebook="03_test", **parameters):
@@ -136,6 +133,40 @@ def test_a_metric_that_is_not_a_number_is_refused(numbers):
     with pytest.raises(ValueError, match="a/b/accuracy is .*: not a number to put on record"):
         run.note_metric("a/b/accuracy", *numbers, 10)
     assert not run.metrics
+
+
+def test_a_number_where_a_word_is_due_is_taken_as_the_word_whoever_wrote_it():
+    space = {"profile": "demo", "seed": 0, "references": 0.1, "batch_key": None, "rate": 1, "flag": True}
+    kinds = {"profile": str, "seed": int, "references": str, "batch_key": str, "rate": float, "flag": bool}
+    space["__annotations__"] = kinds
+    run = Run("03_test", space)
+    assert (space["references"], space["batch_key"], space["rate"], space["flag"]) == ("0.1", "", 1.0, True)
+    assert run.parameters["references"] == "0.1"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "value", "message"),
+    [
+        ("references", str, [0.1, 0.3], r"Parameter references must be of type str, not \[0.1, 0.3\]"),
+        ("n_epochs", int, 1.5, "Parameter n_epochs must be of type int, not 1.5"),
+        ("n_folds", int, True, "Parameter n_folds must be of type int, not True"),
+        ("n_folds", int, None, "Parameter n_folds must be of type int, not None"),
+        ("n_seeds", int, 0, "n_seeds must be at least 1, not 0"),
+        ("unassigned_below", float, 50, "unassigned_below must be between 0 and 1, not 50.0"),
+        ("level", float, float("nan"), "level must be between 0 and 1, not nan"),
+        ("numbers", str, "1 two", "Parameter numbers must be of type int, not 'two'"),
+        ("numbers", str, "1 0", "numbers must be at least 1, not 0"),
+        ("resolutions", str, " ", "resolutions must be some numbers with blanks between"),
+        ("severities", str, "0 -1", "severities must be at least 0, not -1.0"),
+        ("shape", str, "32 2 4", "shape must be four numbers with blanks between"),
+        ("encoder", str, "nowhere", "There is no bundle or file nowhere, and no encoder of that name"),
+        ("label_key", str, "scbert_consensus", r"obs\['scbert_consensus'\] is a column that scbert writes itself"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_in_a_sentence(name, kind, value, message):
+    space = {"profile": "demo", "seed": 0, name: value}
+    with pytest.raises(ValueError, match=message):
+        Run("03_test", space | {"__annotations__": {"profile": str, "seed": int, name: kind}})
 
 
 def test_a_run_seeds_all_generators():

@@ -480,6 +480,19 @@ def test_cells_that_are_not_tokenized_are_refused(model, make_cells):
             function(model(), make_cells())
 
 
+@pytest.mark.parametrize("train", [pretrain, finetune])
+def test_cells_with_less_than_a_tenth_of_the_genes_train_nothing(train, config, make_cells, tmp_path):
+    adata = make_cells()[:, :2].copy()
+    adata.X[:, 0] = 5  # no cell is empty
+    genes = [f"gene{i}" for i in range(24)]
+    store = scbert.write_store(adata, tmp_path / "store", genes=genes, progress=False)
+    for few in (tokenize(adata, genes=genes), store):
+        with pytest.raises(ValueError, match="The cells have 2 of the model's 24 genes: too few to train."):
+            train(scbert.ScBert(config), few, **QUIET)
+    enough = tokenize(make_cells()[:, :3].copy(), genes=genes)
+    train(scbert.ScBert(config), enough, n_epochs=1, **QUIET)
+
+
 def test_cells_in_other_bins_are_refused(model, make_cells):
     with pytest.raises(ValueError, match=r"into 7 bins, but the model reads 5: .*n_bins=5"):
         pretrain(model(), tokenize(make_cells(), n_bins=7))

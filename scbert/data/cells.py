@@ -44,7 +44,8 @@ class CellDataset(Dataset):
             raise ValueError(NOT_TOKENIZED)
         self.bins = adata.layers["bins"].tocsr()
         self.genes, self.obs_names = list(adata.var_names), adata.obs_names
-        self.n_bins = read_notes(adata).get("tokenize", {}).get("n_bins")
+        report = read_notes(adata).get("tokenize", {})
+        self.n_bins, self.matched_share = report.get("n_bins"), report.get("matched_share", 1.0)
         self.targets = np.zeros(adata.n_obs, dtype=np.int64) if targets is None else np.asarray(targets, np.int64)
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..scale.stream import CellStore
     from .cells import CellDataset
 
+LEAST_SHARE = 0.1  # of a vocabulary, to train on it
 NOT_TOKENIZED = "These cells are not tokenized: call scbert.preprocess.tokenize(adata) first."
 
 
@@ -101,8 +102,27 @@ def check_totals(totals: np.ndarray, n_counts: np.ndarray, names: pd.Index) -> N
         )
 
 
+def check_vocabulary(share: float, n_genes: int) -> None:
+    """Raise a ValueError if cells that are to train have less than a tenth of a vocabulary of so many genes."""
+    if share < LEAST_SHARE:
+        raise ValueError(
+            f"The cells have {round(share * n_genes):,} of the model's {n_genes:,} genes: too few to train. If names differ, "
+            'rename them (scbert.genes.rename_genes); else start a new model of their own genes (notebooks: encoder = "").'
+        )
+
+
+def check_key(key: str, *ours: str) -> None:
+    """Raise a ValueError if a column of labels or batches is one that scbert itself writes, and would write over."""
+    if str(key).startswith("scbert_") or key in ours:
+        raise ValueError(
+            f"obs[{key!r}] is a column that scbert writes itself: copy your labels to a column of another name, such as "
+            f"adata.obs['my_labels'] = adata.obs[{key!r}], and name that."
+        )
+
+
 def check_column(adata: anndata.AnnData, key: str, name: str, *, constant_is_fine: bool) -> None:
-    """Raise a ValueError if a column of `obs` is missing, has missing values, or has one value only."""
+    """Raise a ValueError if a column of `obs` is missing, `check_key` refuses it, or values are missing or all alike."""
+    check_key(key)
     if key not in adata.obs:
         columns = ", ".join(map(str, adata.obs.columns)) or "none at all"
         raise ValueError(f"{name} has no column {key!r} in obs; it has: {columns}.")

@@ -1,6 +1,7 @@
 """Notebook 04, and what several notebooks share: the choice of methods and encoder, and tables of a benchmark's levels."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 COMPARED = ["value", "low", "high", "n", "t_p_holm", "wilcoxon_p_holm", "wilcoxon_p_smallest", "verdict"]
 """Columns of `scbert.significance.compare_all` that `say_comparison` shows."""
+QUOTED = re.compile(r"""(?:(?<=[,;|])|^)\s*(['"])(.+?)\1\s*(?=[,;|]|$)""")
+"""A label in quotes, alone between separators."""
 SIZE_OF_RARE = "reference cells of the rare type"
 """The sizes in a table of `score_rare`."""
 
@@ -281,8 +284,8 @@ def read_imbalance(text: str, labels: Sequence[str]) -> dict:
     With "auto" the commonest label is common, and the second rare. A quarter of the second's cells, 60 at most, and as
     many of the first are tested. Both have equally many reference cells, 170 at most; then the second has a tenth as
     many. Else the text is such as "A, B | C | 170 | 170 17 2 | 60": common labels, rare labels, reference cells of a
-    common label, of a rare one (several sizes), and test cells of each. A ValueError for another form or, with "auto",
-    too few cells.
+    common label, of a rare one (several sizes), and test cells of each; for labels with commas see `split_labels`. A
+    ValueError for another form or, with "auto", too few cells.
     """
     if text == "auto":
         if len(set(labels)) < 2:
@@ -296,7 +299,7 @@ def read_imbalance(text: str, labels: Sequence[str]) -> dict:
             )
         return {"common": [common], "rare": [rare], "n_common": n_common, "n_rare": [n_common, n_common // 10],
                 "n_query": n_query}  # fmt: skip
-    parts = [part.strip() for part in text.split("|")]
+    parts = split_outside(text, "|")
     try:
         common, rare, n_common, n_rare, n_query = parts
         return {
@@ -312,6 +315,25 @@ def read_imbalance(text: str, labels: Sequence[str]) -> dict:
         ) from None
 
 
-def split_labels(text, labels):
-    """Return the labels that stand between commas; a label that has a comma itself is named alone."""
-    return [text] if text in set(labels) else [label.strip() for label in text.split(",")]
+def split_labels(text: str, labels: Sequence[str]) -> list[str]:
+    """Return the labels that stand between commas, outside quotes.
+
+    Of a label that has a comma itself, and is among the cells' `labels`, the longest is meant: "B, naive, T" is "B, naive" and
+    "T" if both are there. In quotes, 'B', 'naive', it is always two.
+    """
+    words, found = split_outside(text, ","), []
+    known = {", ".join(map(str.strip, label.split(","))): label for label in labels}
+    while words:
+        lengths = range(len(words), 0, -1)
+        n = next((n for n in lengths if ", ".join(words[:n]) in known), 1)
+        name = ", ".join(words[:n])
+        found.append(known.get(name, QUOTED.sub(r"\2", name)))
+        words = words[n:]
+    return found
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """Return what stands between separators (one of , ; |), but for those inside quotes around a whole label."""
+    hidden = QUOTED.sub(lambda quoted: re.sub("[,;|]", "\0", quoted[0]), text)
+    ends = [i for i, sign in enumerate(hidden) if sign == separator]
+    return [text[i:j].strip() for i, j in zip([0, *(end + 1 for end in ends)], [*ends, len(text)], strict=True)]

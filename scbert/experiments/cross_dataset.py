@@ -7,6 +7,7 @@ from typing import NamedTuple
 import anndata
 import pandas as pd
 
+from ..data.checks import check_key
 from ..evaluate.hygiene import drop_duplicates, find_duplicates
 from ..sources import datasets
 from ..sources.simulate import simulate_studies
@@ -95,19 +96,20 @@ def load_experiments(
 def _read_experiments(text, label_key):
     """Return title -> names of sets, their stems, label column; or raise a ValueError before anything is loaded."""
     asked = {}
-    for part in filter(None, map(str.strip, text.split(";"))):
-        sets, _, key = (word.strip() for word in part.partition(" by "))
-        names = [name.strip() for name in sets.split("->")]
+    for part in filter(None, datasets.part_names(text, ";")):
+        sets, *key = datasets.part_names(part, " by ")
+        names = datasets.part_names(sets, "->")
         if not all(names) or len(names) > 2:
             raise ValueError(f"dataset must be a set, or like 'one -> other by column', not {part!r}.")
-        stems = [Path(name).stem for name in names]
+        check_key((key or [label_key])[0], "study", "set")
+        stems = [Path(datasets.part_names(name, " with ")[0]).stem for name in names]
         if len(set(stems)) < len(stems):
             raise ValueError(
                 f"In {part!r} both sets are called {stems[0]}: an experiment is from one set to another, so name the files apart."
             )
         if "->".join(stems) in asked:
             raise ValueError(f"dataset names {part} twice.")
-        asked["->".join(stems)] = names, stems, key or label_key
+        asked["->".join(stems)] = names, stems, (key or [label_key])[0]
     if not asked:
         raise ValueError("dataset is empty: name a set, or 'one -> other'.")
     return asked

@@ -279,7 +279,7 @@ def match_genes(
     n_nearest
         Each is drawn from so many genes of the nearest mean expression (log-normalised, in cells of the type) among
         those that the ranking of the type does not name and that were not drawn before. Where a ranking takes the
-        strongest genes, all that are left are weaker: compare the means (`measure_levels`).
+        strongest genes, all that are left are weaker: compare the means.
 
     Returns
     -------
@@ -301,15 +301,6 @@ def match_genes(
                 drawn[kind].append(str(random.choice(near)))
                 others = others.drop(drawn[kind][-1])
     return draws
-
-
-def measure_levels(
-    ranking: Mapping[str, Sequence[str]], adata: anndata.AnnData, label_key: str = "cell_type"
-) -> pd.Series:
-    """Return the mean log-normalised expression of each type's genes in cells of the type: how strong what is deleted is."""
-    x, labels = _read(adata, label_key)
-    column = {kind: adata.var_names.get_indexer(list(genes)) for kind, genes in ranking.items()}
-    return pd.Series({kind: float(x[labels == kind][:, genes].mean()) for kind, genes in column.items()})
 
 
 def delete_genes(
@@ -431,13 +422,16 @@ def judge_trainings(
     `trained` is seed -> what `fit_scbert` returned, and `regression` what `fit_logistic_regression` returned: another
     model's opinion of the same genes. To the rankings of `scores`, from `score_genes`, a ranking "random" is added, of
     two draws of `match_genes` for the genes of "attention", whose levels are those in the cells of `train`. `cells` are
-    tested.
+    tested. Of `numbers`, those beyond half of the genes leave none to draw, and are left out, which is printed.
 
     Returns
     -------
     The table of `judge_rankings`, judges "scbert" and "logistic_regression", with the column seed.
     """
     truth, curves = cells.obs[label_key].astype(str).to_numpy(), {}
+    if max(numbers) > cells.n_vars // 2:
+        print(f"Numbers beyond half of the {cells.n_vars} genes are left out.")
+        numbers = [number for number in numbers if number <= cells.n_vars // 2] or [1]
     for seed, predict in trained.items():
         own = split_scores(scores[scores["seed"] == seed], "ranking")
         orders = {ranking: [order_genes(table, max(numbers))] for ranking, table in own.items()}

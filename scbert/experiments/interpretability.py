@@ -333,6 +333,24 @@ def load_sets(name: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     return own["markers"] if name == "markers" else read_sets(name), own["types"].get(name, {})
 
 
+def load_collections(names: str, train: anndata.AnnData, types: Sequence[str]) -> dict[str, tuple[dict, dict]]:
+    """Return name -> what `load_sets` returns, of the collections that a notebook's parameter names, blanks between.
+
+    One without a set to test among the genes that the tokenized training cells express is left out. It is printed what a
+    notebook lacks without it, and where no set is of one of the `types`.
+    """
+    expressed = train.var_names[train.layers["bins"].getnnz(0) > 0]
+    loaded = {name: load_sets(name) for name in names.split()}
+    usable = {name: found for name, found in loaded.items() if choose_tested(found[0], expressed)}
+    for name in [name for name in loaded if name not in usable]:
+        print(f"No set of {name} has enough of these genes (are both named by symbols?): it is left out.")
+    if not usable:
+        print("There are no gene sets to ask for: what needs them, such as enrichment, is left out.")
+    if not any(set(types).intersection(own) for _, own in list(usable.values())[:1]):
+        print("No gene set is of one of these types: the figure of known and new genes is left out.")
+    return usable
+
+
 def mark_members(
     top: pd.DataFrame, sets: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
@@ -388,9 +406,7 @@ def enrich(
         raise ValueError("gseapy is not installed: pip install -c requirements.lock 'scbert-companion[interpret]'.")
     import gseapy
 
-    known = set(background)
-    tested = {name: sorted(known.intersection(members)) for name, members in sets.items()}
-    tested = {name: members for name, members in tested.items() if minimum <= len(members) <= maximum}
+    known, tested = set(background), choose_tested(sets, background, minimum, maximum)
     if not tested:
         raise ValueError(
             f"None of the {len(sets)} sets has {minimum} to {maximum} genes among the {len(known)} of the background: "
@@ -418,6 +434,14 @@ def enrich(
     return table.sort_values(["type", "p", "term"], ignore_index=True)
 
 
+def choose_tested(
+    sets: Mapping[str, Sequence[str]], background: Sequence[str], minimum: int = 3, maximum: int = 200
+) -> dict[str, list[str]]:
+    """Return set -> its genes in the background, of the sets that have so many there."""
+    found = {name: sorted(set(background).intersection(members)) for name, members in sets.items()}
+    return {name: members for name, members in found.items() if minimum <= len(members) <= maximum}
+
+
 def enrich_all(
     rankings: Mapping[str, Mapping[str, Sequence[str]]],
     collections: Mapping[str, tuple[Mapping, Mapping]],
@@ -426,7 +450,10 @@ def enrich_all(
     """Apply `enrich` to the top genes of several rankings in several collections (columns collection, ranking).
 
     `rankings` is name -> type -> genes, `collections` name -> what `load_sets` returns; each is corrected on its own.
+    Without any collection the table is empty.
     """
+    if not collections:
+        return pd.DataFrame(columns=["collection", "ranking", "own", "overlap"])
     tables = {
         (name, ranking): enrich(genes, sets, background, names=names)
         for name, (sets, names) in collections.items()
@@ -450,9 +477,8 @@ def count_first(enrichment: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
         below = own[own["fdr"] < level]
         first = below.loc[below["rank"] == 1, "type"].nunique()
         rows[key] = {"types": own["type"].nunique(), "enriched": below["type"].nunique(), "first": first}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["types", "enriched", "first"])
-    table.index = pd.MultiIndex.from_tuples(table.index, names=["collection", "ranking"])
-    return table
+    index = pd.MultiIndex.from_frame(pd.DataFrame(list(rows), columns=["collection", "ranking"]))
+    return pd.DataFrame(list(rows.values()), index=index, columns=["types", "enriched", "first"])
 
 
 def measure_agreement(scores: Mapping[str, pd.DataFrame], n: int = 20) -> pd.DataFrame:

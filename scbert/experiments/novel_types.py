@@ -126,9 +126,14 @@ def take_tuned(thresholds: pd.DataFrame, data: str) -> pd.Series:
 def tabulate_tuning(together: pd.DataFrame) -> pd.DataFrame:
     """Return balanced accuracy at each rule's threshold, and what tuning costs, with its interval as text.
 
-    `together` is from `measure_all`, of one level.
+    `together` is from `measure_all`, of one level. Without any tuned threshold the cost is left out, which is printed.
     """
     balanced = together.xs("balanced_accuracy", level="metric")["value"].unstack("rule")
+    if "tuned" not in balanced:
+        print(
+            "No threshold was tuned, since that needs three known types besides those held out: its cost is left out."
+        )
+        return balanced
     cost = together.xs("cost_of_tuning", level="metric").droplevel("rule")
     return balanced.assign(cost=write_out(cost, 2))
 
@@ -170,8 +175,9 @@ def read_held_out(
     Parameters
     ----------
     text
-        Labels with commas between them; or "auto": with `train_on` the types that this study lacks, else every third
-        label by size, from the second on, of those with `minimum` cells. A ValueError if there are none.
+        Labels with commas between them, see `scbert.benchmark.split_labels`; or "auto": with `train_on` the types that
+        this study lacks, else every third label by size, from the second on, of those with `minimum` cells. A ValueError
+        if there are none.
     alone
         "held_out": the same types; "last": the last of them; "all": all types with `minimum` cells; labels with commas
         between them; empty, or with `train_on`: none. A ValueError for another word.

@@ -256,7 +256,7 @@ def load_sets(names: str, *, label_key: str | None = None, batch_key: str | None
     `names` are of the catalogue, or paths, such as ``"pbmc_pool + zheng_facs"``; a ValueError if one stands there
     twice. The two keys are as in `scbert.datasets.load`; a set of the catalogue without labels needs none.
     """
-    parts = [name.strip() for name in names.split(" + ")]
+    parts = datasets.part_names(names, " + ")
     if len(set(parts)) < len(parts):
         raise ValueError(f"dataset names a set twice: {names}.")
     sets = {}

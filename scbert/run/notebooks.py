@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from ..paths import PartDone, count_processes, find_part, find_rank, find_root, write_text
-from ..run import preflight
-
-KINDS = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}}
+from ..paths import PartDone, count_processes, find_part, find_rank, find_root, is_clone, write_text
+from . import preflight
+from .parameters import check_parameters
 
 
 def choose_part(source: Path, given: str | None) -> tuple[int, int] | None:
@@ -57,10 +56,10 @@ def run_beside(source: Path, parameters: dict) -> None:
 def check_clone(command: str) -> None:
     """Stop in a sentence where there is no clone: the notebooks and their profiles don't come with the package."""
     root = find_root()
-    if not ((root / "notebooks").is_dir() and (root / "Snakefile").is_file()):
+    if not is_clone(root):
         raise click.ClickException(
-            f"{command} needs a clone of the repository, with notebooks/ and Snakefile: none was found from {root} "
-            "upwards. Get one by git clone, and start scbert inside it."
+            f"{command} needs a clone of the repository, whose notebooks do not come with the package: none was found "
+            f"from {root} upwards. Get one by git clone, and start scbert inside it."
         )
 
 
@@ -81,7 +80,7 @@ def check_room(profile, notebooks=None, parameters=None, *, jobs=1, parts=1, any
 
 def find_notebook(name: str) -> Path:
     """Return the path of the notebook with this number, stem or path; only a path needs no clone."""
-    if Path(name).is_file():
+    if Path(name).suffix == ".ipynb" and Path(name).is_file():
         return Path(name)
     check_clone("scbert run")
     folder = find_root() / "notebooks"
@@ -102,7 +101,10 @@ def read_parameters(source: Path) -> dict[str, tuple[str, str, str]]:
 
 
 def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str, str]) -> dict:
-    """Return what to inject: the profile's section for this notebook, overridden by what was given, all checked."""
+    """Return what to inject: the profile's section for this notebook, overridden by what was given, all checked.
+
+    "labels", a table of labels for a file without (in notebook 05 they are "any" or "shared"), is given with the dataset.
+    """
     chosen = {}
     if profile != "demo":  # the demo is the defaults of the notebooks
         if not (source.parent / "profiles").is_dir():
@@ -117,24 +119,20 @@ def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str
         chosen = {"profile": profile} | (sections[source.stem] or {})
     if "profile" in given:
         raise click.ClickException("The profile is chosen by --profile, not by -p.")
-    chosen = chosen | given
+    chosen, written = chosen | given, preflight.read_defaults(source)
+    if "dataset" in offered and chosen.get("labels", "any") not in ("any", "shared"):
+        chosen["dataset"] = f"{(written | chosen)['dataset']} with {chosen.pop('labels')}"
     unknown = sorted(set(chosen) - set(offered))
     if unknown:
         raise click.ClickException(
             f"{source.stem} has no parameter {', '.join(unknown)}. It has: {', '.join(offered)}. Nothing was run."
         )
-    return {name: parse_value(name, value, offered[name][0]) for name, value in chosen.items()}
-
-
-def parse_value(name: str, value, kind: str):
-    """Return a parameter's value in the type of its default: "3" is no number where a word is due, nor the reverse."""
     try:
-        if kind == "bool":
-            return KINDS["bool"][str(value).lower()]
-        return KINDS[kind](value)
-    except (KeyError, ValueError):
-        what = f"Parameter {name} must be of type {kind}, not {value!r}. Nothing was run."
-        raise click.ClickException(what) from None
+        kinds = {name: kind for name, (kind, _, _) in offered.items() if name in written | chosen}
+        checked = check_parameters({name: (written | chosen)[name] for name in kinds}, kinds)
+    except ValueError as error:
+        raise click.ClickException(f"{error} Nothing was run.") from None
+    return {name: checked[name] for name in chosen}
 
 
 def execute(source: Path, output: Path, parameters: dict, progress: bool = True) -> str | None:

@@ -60,10 +60,11 @@ def list_needs(
             changed = [name for name in chosen if used.get(name) != chosen[name]]
             row["basis"] = f"measured, {found['source'].split(',')[0]}"
             row["basis"] += f", with another {' and '.join(changed)}" if changed else ""
-        row["files"], row["by_hand"] = _find_downloads([*chosen.values(), *entry.get("data", [])])
+        row["files"], row["by_hand"] = _find_downloads([*_name_entries(chosen), *entry.get("data", [])])
         rows[stem] = row
     columns = ["minutes", "memory_gb", "gpu_memory_gb", "disk_gb", "basis", "files", "by_hand"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("notebook")
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("notebook")
+    return table.astype(dict.fromkeys(columns[:4], float))  # of no notebook too
 
 
 def read_defaults(source: Path) -> dict:
@@ -98,11 +99,17 @@ def read_sections(folder: Path, profile: str) -> dict[str, dict]:
     return _read_yaml(file)
 
 
-def _find_downloads(values):
-    """Return what is missing here of the catalogue's sets that are among the words of the values."""
-    words = dict.fromkeys(word for value in values if isinstance(value, str) for word in re.split(r"[\s,;]+", value))
+def _name_entries(parameters):
+    """Return the names that parameters which name sets, weights or collections have: other words mean something else."""
+    text = {name: str(parameters.get(name, "")) for name in ("dataset", "shifts", "encoder", "gene_sets", "genes")}
+    sets = [*datasets.name_sets(text["dataset"]), *datasets.name_sets(text["shifts"])]
+    return [*sets, text["encoder"], *text["gene_sets"].split(), *text["genes"].split()]
+
+
+def _find_downloads(names):
+    """Return what is missing here of the catalogue's sets that are named."""
     files, by_hand = [], []
-    for name in words:
+    for name in dict.fromkeys(names):
         entry = datasets.CATALOGUE.get(name)
         if entry is None:
             continue

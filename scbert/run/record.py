@@ -20,6 +20,8 @@ import pandas as pd
 from ..data.counts import survey_counts
 from ..model.bundle import say_licence
 from ..paths import find_part, find_root, measure_peak_memory_mb, run_directory, write_text
+from ..sources.datasets import part_names
+from .parameters import check_parameters
 
 PACKAGES = ("scbert-companion", "torch", "performer-pytorch", "scanpy", "anndata", "scikit-learn", "numpy")
 
@@ -28,7 +30,7 @@ class Run:
     """One run of one notebook, named by its stem, such as "03_finetune_and_annotate".
 
     The namespace is ``globals()`` of the notebook: its annotated names, ``name: type = value``, are the parameters,
-    ``profile`` and ``seed`` among them. A run seeds Python, numpy and torch, and prints versions and device. In a part of
+    ``profile`` and ``seed`` among them, checked as by `scbert run`. A run seeds Python, numpy and torch, and prints versions and device. In a part of
     a benchmark (`find_part`) it leaves the record as it is, since other parts run at the same time.
     """
 
@@ -36,7 +38,9 @@ class Run:
         import torch
 
         self.notebook = notebook
-        self.parameters = {name: namespace[name] for name in namespace["__annotations__"]}
+        kinds = {name: getattr(kind, "__name__", kind) for name, kind in namespace["__annotations__"].items()}
+        self.parameters = check_parameters({name: namespace[name] for name in kinds}, kinds)
+        namespace.update(self.parameters)  # papermill makes a number of the word 0.1
         self.profile, self.seed = self.parameters["profile"], self.parameters["seed"]
         self.directory = run_directory(self.profile, notebook)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -65,7 +69,7 @@ class Run:
 
     def note_data(self, name: str, adata) -> str:
         """Put a data set and its hash on record, print its size, and return its name: of a file, the stem."""
-        name = Path(name).stem
+        name = Path(part_names(str(name), " with ")[0]).stem
         self.data[name], largest = survey_counts(adata)
         counts = "fractional" if adata.uns.get("scbert", {}).get("fractional_counts") else "whole"
         size = f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, {counts} counts up to {largest:,.0f}"

@@ -116,7 +116,8 @@ def write_store(
         if set(plan) != set(done) or not (path / STORE).exists():
             n_cells, n_done = sum(part.n_cells for part in parts), sum(shard["cells"] for shard in done.values())
             _check_room(path, bytes_needed * (1 - n_done / n_cells))
-            store |= {"cells": n_cells, "obs": columns, "genes": list(genes)}
+            found = genes.isin(np.concatenate([part.genes for part in parts]))
+            store |= {"cells": n_cells, "obs": columns, "genes": list(genes), "matched_share": found.mean()}
             bar = tqdm(desc="tokenize", total=n_cells, initial=n_done, unit="cell", file=sys.stdout, mininterval=1,
                        disable=not progress)  # fmt: skip
             with _say_what_failed(path), bar:

@@ -62,6 +62,7 @@ class CellStore:
 
     def __init__(self, path: Path, state: dict):
         self.path, self.genes, self.n_bins, self.sha256 = path, state["genes"], state["n_bins"], state["sha256"]
+        self.matched_share = state.get("matched_share", 1.0)
         self.files = [shard["file"] for shard in state["shards"]]
         self.starts = np.cumsum([0, *(shard["cells"] for shard in state["shards"])])  # (shards + 1,)
         self.obs = _Columns(self, state["obs"])

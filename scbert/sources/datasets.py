@@ -1,5 +1,6 @@
 """Cells by name or by path: always counts in `X`, and labels and batches where they are asked for."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import anndata
 import pandas as pd
 import yaml
 
-from ..data.checks import check_column, check_counts
-from ..paths import find_file
+from ..data.checks import check_column, check_counts, check_unique
+from ..paths import find_file, first_line
 from ..sources import download, readers, sets
 from .readers.matrices import recover_counts
 from .simulate import simulate_studies
@@ -24,6 +25,7 @@ def load(
     *,
     label_key: str | None = None,
     batch_key: str | None = None,
+    labels: str | Path | None = None,
     backed: bool = False,
     round_counts: bool = False,
 ) -> anndata.AnnData:
@@ -34,10 +36,13 @@ def load(
     name
         A name of the catalogue (`list_catalogue`), fetched if it is not here yet, or the path of a file with raw
         counts, from the current folder or from the root of the project: ``.h5ad``, or any format of
-        `scbert.readers.read_cells`.
+        `scbert.readers.read_cells`. "matrix.mtx with table.csv" names `labels` too.
     label_key, batch_key
-        Columns of ``obs`` that must be there. Catalogue sets have "batch" and, if they are labelled, "cell_type" and
+        Columns of ``obs`` that must be there, of other names than those that scbert writes (``scbert_...``). Catalogue sets have "batch" and, if they are labelled, "cell_type" and
         "cell_type_broad", a coarser name that several sets share.
+    labels
+        A table (CSV or TSV) that has the two columns, and names the cells in one called barcode or cell, or in its first.
+        Cells without a label in it are left out, and counted.
     backed
         Leave the matrix on disk (``.h5ad`` files only).
     round_counts
@@ -54,11 +59,15 @@ def load(
     ------
     ValueError
         No such set or file, another format, no counts, duplicated genes, an empty cell, or a label or batch column
-        that is missing, incomplete or (labels) constant; and what `fetch` raises.
+        that is missing, incomplete or (labels) constant; a table that names none of the cells, or one twice; and what
+        `fetch` raises.
 
     Paper: Reporting Summary, "Data". Labels are merged by the tables in ``scbert/sources/labels``.
     """
+    name, *table = part_names(str(name), " with ")
     adata = read(name, backed=backed, round_counts=round_counts)
+    if labels or table:
+        adata = _join_table(adata, find_cells(labels or table[0]), name, label_key, batch_key)
     check_counts(adata, str(name))
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
@@ -75,13 +84,61 @@ def read(name: str | Path, *, backed: bool = False, round_counts: bool = False) 
     """
     if str(name) in CATALOGUE:
         return _read_catalogued(str(name))
+    return readers.read_cells(find_cells(name), backed, round_counts=round_counts)
+
+
+def find_cells(name: str | Path) -> Path:
+    """Return the path of one's own file; a ValueError if there is none."""
     if re.match(r"\w{2,}:/", str(name)):
         raise ValueError(f"{name} is an address: download the file, and give its path.")
     path = find_file(Path(name).expanduser())
     if not path.exists():
         known = ", ".join(key for key, entry in CATALOGUE.items() if entry["kind"] == "cells")
         raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
-    return readers.read_cells(path, backed, round_counts=round_counts)
+    return path
+
+
+def part_names(text: str, separator: str) -> list[str]:
+    """Return what stands between separators; what is as a whole a name of the catalogue, or a file, is not parted."""
+    is_file = bool(text.strip()) and os.path.exists(find_file(Path(text.strip()).expanduser()))
+    return [part.strip() for part in ([text] if is_file or text in CATALOGUE else text.split(separator))]
+
+
+def name_sets(text: str) -> list[str]:
+    """Return the sets and files that a notebook's parameter names, such as "one -> other by column; third + fourth"."""
+    arrows = [part_names(part, " by ")[0] for part in part_names(text, ";")]
+    sums = [name for arrow in arrows for name in part_names(arrow, "->")]
+    return [name for each in sums for name in part_names(each, " + ") if name]
+
+
+def _join_table(adata, path, name, label_key, batch_key):
+    """Return the cells that have a label in a table, with its columns."""
+    try:
+        table = pd.read_csv(path, sep="," if ".csv" in path.name.lower() else "\t", dtype=str)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a table of labels ({first_line(error)}).") from None
+    if not isinstance(table.index, pd.RangeIndex):  # R's header lacks the column of names
+        table = table.rename_axis("cell").reset_index()
+    if label_key not in table:
+        raise ValueError(f"{path} has no column {label_key!r} for label_key; it has: {', '.join(table)}.")
+    keys = [key for key in dict.fromkeys([label_key, batch_key]) if key in table]
+    named = [column for column in table if column.lower() in ("barcode", "cell") and column not in keys]
+    table = table.set_index((named or list(table))[0])[keys].dropna(subset=label_key)
+    cells = adata.obs_names.astype(str)
+    if not cells.isin(table.index).any():  # the "-1" of Cell Ranger may stand on one side only
+        bare = cells.str.replace(r"-\d+$", "", regex=True)
+        cells, table.index = bare if bare.is_unique else cells, table.index.str.replace(r"-\d+$", "", regex=True)
+    check_unique(table.index, f"Cells of {path}")
+    known = cells.isin(table.index)
+    if not known.any():
+        raise ValueError(
+            f"None of the cells of {name} ({cells[0]}, ...) has a label in {path} ({', '.join(table.index[:1])}, ...)."
+        )
+    if not known.all():
+        print(f"{known.sum():,} of {len(known):,} cells have a label in {path.name}; the others are left out.")
+        adata = (adata.to_memory() if adata.isbacked else adata)[known].copy()
+    adata.obs[keys] = table.loc[cells[known]].to_numpy()
+    return adata
 
 
 def _read_catalogued(name):

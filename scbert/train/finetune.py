@@ -17,7 +17,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from ..data.cells import open_cells, to_tokens
-from ..data.checks import check_cells, check_column, check_known
+from ..data.checks import check_cells, check_column, check_known, check_vocabulary
 from ..data.preprocess import bin_counts, library_size, thin_counts
 from ..model.classifier import Classifier
 from ..model.encoder import ScBert
@@ -82,8 +82,8 @@ def finetune(
     -------
     The classifier of the best epoch; ``.history`` has one row an epoch.
 
-    A ValueError if cells are not tokenized for the model, or have no such column, one label only, or too few of a label to
-    leave any for validation.
+    A ValueError if cells are not tokenized for the model, have less than a tenth of its genes, no such column (or one that
+    scbert writes itself), one label only, or too few of a label to leave any for validation.
 
     Paper: Methods, "fine-tuning". Optimiser, rate, batch and stopping are not in the paper.
     Differs from the published code: the cells that choose the epoch are neither training nor test cells; random
@@ -104,6 +104,7 @@ def finetune(
     cells = open_cells(adata, _encode_labels(adata, label_key, labels))
     held_out = open_cells(validation)
     check_cells(model, cells)
+    check_vocabulary(cells.matched_share, len(cells.genes))
     truth = _encode_labels(validation, label_key, labels)
     if recipe.thin < 1:
         if getattr(adata, "X", None) is None:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..data.cells import open_for
+from ..data.checks import check_vocabulary
 from ..data.masking import mask_bins
 from ..model.encoder import ScBert
 from ..paths import count_processes
@@ -94,7 +95,8 @@ def pretrain(
     `scbert.masks.score_masks`). ``.attrs["seconds"]`` and ``.attrs["validation_seconds"]`` say how long training and
     measuring took, interruptions left out, ``.attrs["earlier_seconds"]`` how much of both was before the last one.
 
-    A ValueError if cells are not tokenized for this model, there are fewer devices, or the loss is no number.
+    A ValueError if cells are not tokenized for this model or have less than a tenth of its genes, there are fewer devices,
+    or the loss is no number.
 
     Paper: Methods, "pretraining"; Fig. 1a. Optimiser, rate, batch and masks are not in the paper.
     Differs from the published code: each cell once an epoch, a step on what is left over, a schedule per step, AdamW
@@ -102,6 +104,7 @@ def pretrain(
     metrics over all validation cells, under fixed masks, summed as they come.
     """
     cells = open_for(model, adata)
+    check_vocabulary(cells.matched_share, len(cells.genes))
     model.genes = list(cells.genes)
     if validation is not None:
         validation = open_for(model, validation)
