@@ -12,6 +12,7 @@ from ..paths import find_file
 from ..sources import download, readers, sets
 from .readers.matrices import recover_counts
 from .simulate import simulate_studies
+from .totals import supply_totals
 
 __all__ = ["CATALOGUE", "fetch", "list_catalogue", "load", "missing_files", "recover_counts", "simulate_studies"]
 
@@ -48,7 +49,7 @@ def load(
     -------
     Cells x genes with whole, non-negative counts in ``X``; where a set's counts are fractional,
     ``uns["scbert"]["fractional_counts"]`` says why. ``obs["n_counts"]`` is the total over all measured genes where
-    ``X`` holds a selection of them. ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
+    ``X`` holds a selection of them: taken from the file, else there is a warning, see `scbert.totals`. ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
 
     Raises
     ------
@@ -71,7 +72,7 @@ def load(
 def read(name: str | Path, *, backed: bool = False, round_counts: bool = False) -> anndata.AnnData:
     """Read a data set as `load` does, its matrix unchecked: for what passes over it anyway, such as `scbert.annotate`.
 
-    A ValueError says: no such set or file, or another format.
+    A ValueError says: no such set or file, or another format; a warning, that totals lack (`scbert.totals`).
     """
     if str(name) in CATALOGUE:
         return _read_catalogued(str(name))
@@ -81,7 +82,9 @@ def read(name: str | Path, *, backed: bool = False, round_counts: bool = False) 
     if not path.exists():
         known = ", ".join(key for key, entry in CATALOGUE.items() if entry["kind"] == "cells")
         raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
-    return readers.read_cells(path, backed, round_counts=round_counts)
+    adata = readers.read_cells(path, backed, round_counts=round_counts)
+    supply_totals(adata, str(name))
+    return adata
 
 
 def _read_catalogued(name):
