@@ -38,6 +38,7 @@ _MODULES = {
     "readers": "sources.readers",
     "sets": "sources.sets",
     "simulate": "sources.simulate",
+    "totals": "sources.totals",
     "genes": "sources.genes",
     "gene_names": "sources.gene_names",
     "gene_vectors": "sources.gene_vectors",

@@ -104,12 +104,12 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
         classifier = scbert.load(model)
         if not isinstance(classifier, scbert.Classifier):
             raise ValueError(f"{model} is an encoder without labels: fine-tune it first (notebook 03).")
-        adata = scbert.datasets.read(source, round_counts=round_counts)
-        rename = scbert.genes.rename_genes if rename_genes else scbert.genes.tidy_names
-        read = rename(adata, classifier.genes)
         options = {"unassigned_below": unassigned_below, "batch_size": batch_size}
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", UserWarning)
+            adata = scbert.datasets.read(source, round_counts=round_counts)
+            rename = scbert.genes.rename_genes if rename_genes else scbert.genes.tidy_names
+            read = rename(adata, classifier.genes)
             scbert.annotate(read, classifier, progress=True, name=str(source), **options)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
@@ -141,8 +141,8 @@ def say_annotated(adata, classifier, heard):
     )
     for line in list_scores(classifier.memory):
         click.echo(line)
-    for warning in heard:
-        click.echo(f"Warning: {warning.message}", err=True)
+    for message in dict.fromkeys(str(warning.message) for warning in heard):
+        click.echo(f"Warning: {message}", err=True)
 
 
 def draw_umap(adata, path):

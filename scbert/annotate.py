@@ -47,8 +47,10 @@ def annotate(
     ------
     ``obs["scbert_cell_type"]``, ``obs["scbert_confidence"]`` (largest probability), ``obsm["scbert_probabilities"]``
     (cells x labels, see `name_columns`), ``obsm["X_scbert"]`` (cells x dim, see `embed`), a report in
-    ``uns["scbert"]["annotate"]``; with companions their labels, a consensus, distances and flags in ``obs`` too, see
-    `scbert.companions.vote`, and a warning for each way in which the query is unlike the training cells.
+    ``uns["scbert"]["annotate"]``; ``obs["scbert_cell_type_ontology_term_id"]`` where the model knows its labels' identifiers;
+    ``obs["n_counts"]`` where `scbert.totals` finds it for selected genes; with companions their labels, a consensus,
+    distances and flags in ``obs`` too, see `scbert.companions.vote`, and a warning for each way in which the query is
+    unlike the training cells.
 
     Returns
     -------
@@ -62,6 +64,7 @@ def annotate(
     import anndata
 
     from .data.counts import read_notes
+    from .sources.totals import supply_totals
     from .train.companions import compare_query, vote
 
     if not hasattr(classifier, "labels"):
@@ -69,6 +72,8 @@ def annotate(
     if not 0 <= unassigned_below <= 1:
         raise ValueError(f"unassigned_below must be a probability between 0 and 1, not {unassigned_below}.")
     is_store = not isinstance(adata, anndata.AnnData)
+    if not is_store and "bins" not in adata.layers:
+        supply_totals(adata, name)
     notes = {} if is_store else read_notes(adata)
     tokens, batches = _tokenize_for(classifier, adata, name), []
     for logits, embedding, has_tokens in _run(classifier.encoder, tokens, batch_size, progress, head=classifier.head):
@@ -78,6 +83,9 @@ def annotate(
         batches.append((best, probabilities.max(1)) + (() if is_store else (probabilities, embedding)))
     best, confidence, *rest = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     columns = {"scbert_cell_type": _name(best, classifier.labels), "scbert_confidence": confidence}
+    if classifier.ontology_ids:
+        terms = [*(classifier.ontology_ids.get(label, "unknown") for label in classifier.labels), "unknown"]
+        columns["scbert_cell_type_ontology_term_id"] = pd.Categorical(np.array(terms)[best])
     if is_store:
         return pd.DataFrame(columns, index=adata.obs_names)
     off = []

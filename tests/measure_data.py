@@ -1,15 +1,23 @@
-"""Measure what the data layer does: run by hand, python tests/measure_data.py sets|alignment|cross.
+"""Measure what the data layer does: run by hand, python tests/measure_data.py sets|alignment|cross|totals.
 
 sets       each set of the small profile from its original files: shape, labels, whole or not, genes, seconds, memory
 alignment  10,000 cells x 20,000 genes to the published vocabulary, against a loop over columns, in the same run
 cross      logistic regression on tokens: the 70 % of zheng_facs against its 30 %, pbmc3k and pbmc68k_reduced
+totals     of which files of SCBERT_MIRROR `scbert.totals` says that they hold a selection of genes: as they are, with few
+           and shallow cells (none should be named), and with their most variable genes only (all should)
 
 All need the original files: fetched, or in SCBERT_MIRROR.
 """
 
+import contextlib
+import io
+import itertools
+import os
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -17,9 +25,10 @@ import pandas as pd
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from scbert import datasets, genes, hygiene, metrics, preprocess, protocols
+from scbert import datasets, genes, hygiene, metrics, preprocess, protocols, totals
 from scbert.experiments.performance import measure_peak
 from scbert.paths import measure_peak_memory_mb
+from scbert.sources.readers import read_cells
 
 
 def measure_set(name):
@@ -152,9 +161,56 @@ def measure_cross():
         print(f"  {datasets.CATALOGUE[name]['caveat']}")
 
 
+def measure_totals():
+    """Print a line a file: what is said of it, of how many shallow parts of it, and of which selections."""
+    import scanpy
+
+    summed = dict.fromkeys(["parts named", "parts", "selections named", "selections"], 0)
+    for path in sorted(Path(os.environ["SCBERT_MIRROR"]).rglob("*")):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                adata = read_cells(path, round_counts=True) if path.stat().st_size > 200_000 else None
+        except (OSError, ValueError):  # a folder, or no counts
+            continue
+        if adata is None:
+            continue
+        whole = adata.n_vars >= totals.WHOLE
+        found = dict.fromkeys(summed, 0)
+        for n_cells, depth in itertools.product((50, 200, 500), (300, 1000, 3000)) if whole else ():
+            part = adata[np.random.default_rng(0).permutation(adata.n_obs)[:n_cells]].copy()
+            scanpy.pp.filter_cells(part, min_counts=1)
+            scanpy.pp.downsample_counts(part, counts_per_cell=depth, random_state=0)
+            scanpy.pp.filter_genes(part, min_cells=3)
+            found["parts"] += 1
+            found["parts named"] += bool(say(part))
+        log = scanpy.pp.log1p(scanpy.pp.normalize_total(adata, copy=True), copy=True)
+        for flavor, n in (
+            itertools.product(("seurat", "cell_ranger", "pearson_residuals"), (1000, 2000, 5000)) if whole else ()
+        ):
+            options = {"flavor": flavor, "n_top_genes": n, "inplace": False}
+            if flavor == "pearson_residuals":
+                chosen = scanpy.experimental.pp.highly_variable_genes(adata, **options)
+            else:
+                chosen = scanpy.pp.highly_variable_genes(log, **options)
+            selected = adata[:, chosen["highly_variable"].to_numpy()]
+            found["selections"] += 1
+            found["selections named"] += bool(say(anndata.AnnData(selected.X, var=selected.var[[]])))
+        print(f"{path.name}: {adata.n_obs:,} x {adata.n_vars:,}; {say(adata) or 'nothing is said'}; {found}")
+        summed = {key: n + found[key] for key, n in summed.items()}
+    print(f"all: {summed}")
+
+
+def say(adata):
+    """Return what `supply_totals` says of cells, in print or as a warning."""
+    with warnings.catch_warnings(record=True) as heard, contextlib.redirect_stdout(io.StringIO()) as printed:
+        warnings.simplefilter("always", UserWarning)
+        totals.supply_totals(adata, "it")
+    return printed.getvalue().strip() + "; ".join(str(warning.message)[:90] for warning in heard)
+
+
 if __name__ == "__main__":
     what = sys.argv[1] if len(sys.argv) > 1 else ""
-    steps = {"sets": measure_sets, "alignment": measure_alignment, "cross": measure_cross}
+    steps = {"sets": measure_sets, "alignment": measure_alignment, "cross": measure_cross, "totals": measure_totals}
     if what == "set":
         measure_set(sys.argv[2])
     elif what in steps:

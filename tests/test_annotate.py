@@ -323,3 +323,72 @@ def test_a_refusal_says_which_layer_may_hold_the_counts(make_cells, classifier):
     adata.X = adata.X.toarray() - 1.5
     with pytest.raises(ValueError, match=r"negative values .*; layers\['counts'\] may hold them"):
         scbert.annotate(adata, classifier)
+
+
+IDS = {"B": "CL:0000236", "Monocyte": "CL:0000576", "T/NK": "CL:0000542"}
+
+
+def learn_with_ids(adata, encoder, label_key="cell_type"):
+    """Fine-tune for an epoch and return label -> identifier, as the model knows it."""
+    options = {"n_epochs": 1, "companions": False, "accelerator": "cpu", "progress": False}
+    return scbert.finetune(encoder, tokenize(adata), label_key=label_key, **options)
+
+
+def test_identifiers_beside_the_labels_come_back_with_the_names(make_cells, encoder, tmp_path):
+    adata = make_cells()
+    adata.obs["cell_type_ontology_term_id"] = pd.Categorical([IDS[label] for label in adata.obs["cell_type"]])
+    classifier = learn_with_ids(adata, encoder)
+    assert classifier.ontology_ids == IDS
+    classifier.save(tmp_path / "model")
+    query = make_cells(30, seed=1)
+    query.obs.loc["cell3", "n_counts"] = 1e9  # without a token
+    annotate(query, scbert.load(tmp_path / "model"), unassigned_below=0.34)
+    expected = [(IDS | {"Unassigned": "unknown"})[label] for label in query.obs["scbert_cell_type"]]
+    assert query.obs["scbert_cell_type_ontology_term_id"].tolist() == expected
+    assert expected[3] == "unknown"
+    assert len(set(expected)) > 1
+    query.write_h5ad(tmp_path / "named.h5ad")
+    table = scbert.annotated.summarise(query)
+    known = IDS | {"Unassigned": "unknown"}
+    assert table["ontology_term_id"].dropna().to_dict() == {
+        label: known[label] for label in table.index[table["cells"] > 0]
+    }
+    assert "scbert_cell_type_ontology_term_id" in scbert.annotated.take_columns(query)
+
+
+def test_only_an_identifier_that_all_cells_of_a_label_have_is_kept(make_cells, encoder):
+    adata = make_cells()
+    ids = pd.Series([IDS[label] for label in adata.obs["cell_type"]], adata.obs_names)
+    ids[adata.obs_names[:30:3]] = "CL:0000788"  # half of the B cells are naive ones
+    ids[adata.obs["cell_type"] == "Monocyte"] = "unknown"
+    adata.obs["cell_type_ontology_term_id"] = ids
+    classifier = learn_with_ids(adata, encoder)
+    assert classifier.ontology_ids == {"T/NK": IDS["T/NK"]}
+    annotate(adata, classifier, unassigned_below=0.0)
+    terms = adata.obs["scbert_cell_type_ontology_term_id"].astype(str)
+    assert (terms == "unknown").tolist() == (adata.obs["scbert_cell_type"] != "T/NK").tolist()
+
+
+def test_the_column_named_after_the_labels_goes_first_and_labels_that_are_identifiers_need_none(make_cells, encoder):
+    adata = make_cells()
+    adata.obs["mine"] = adata.obs["cell_type"]
+    adata.obs["mine_ontology_term_id"] = [IDS[label] for label in adata.obs["cell_type"]]
+    adata.obs["cell_type_ontology_term_id"] = "CL:0000003"
+    assert learn_with_ids(adata, encoder, "mine").ontology_ids == IDS
+    adata.obs["cell_type_ontology_term_id"] = adata.obs["mine_ontology_term_id"]
+    classifier = learn_with_ids(adata, encoder, "cell_type_ontology_term_id")
+    assert classifier.labels == sorted(IDS.values())
+    assert classifier.ontology_ids == {}
+    annotate(adata, classifier)
+    assert "scbert_cell_type_ontology_term_id" not in adata.obs
+
+
+def test_a_model_trained_on_a_store_has_identifiers_too_and_gives_them_to_one(make_cells, encoder, tmp_path):
+    adata = make_cells()
+    adata.obs["cell_type_ontology_term_id"] = [IDS[label] for label in adata.obs["cell_type"]]
+    store = scbert.write_store(adata, tmp_path / "store", genes=list(adata.var_names), progress=False)
+    options = {"n_epochs": 1, "validation": tokenize(make_cells(seed=1)), "accelerator": "cpu", "progress": False}
+    classifier = scbert.finetune(encoder, store, **options)
+    assert classifier.ontology_ids == IDS
+    table = annotate(store, classifier, unassigned_below=0.0)
+    assert table["scbert_cell_type_ontology_term_id"].tolist() == [IDS[label] for label in table["scbert_cell_type"]]

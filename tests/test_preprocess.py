@@ -198,12 +198,23 @@ def test_a_vocabulary_without_a_single_shared_gene_is_refused(make_cells):
         tokenize(make_cells(), genes=["ENSG1", "ENSG2"])
 
 
-@pytest.mark.parametrize("wrong", [3.0, np.nan])
-def test_a_total_below_the_cells_own_counts_is_refused(make_cells, wrong):
+@pytest.mark.parametrize("wrong", [3.0, np.nan, np.inf, "high", pd.NA, ""])
+@pytest.mark.parametrize("function", [tokenize, library_size])
+def test_a_total_below_the_cells_own_counts_or_no_number_is_refused(make_cells, wrong, function):
     adata = make_cells()
+    adata.obs["n_counts"] = adata.obs["n_counts"].astype(object)
     adata.obs.loc["cell7", "n_counts"] = wrong
-    with pytest.raises(ValueError, match=r"1 cells have more.*first: cell7.*correct the column or delete it"):
-        tokenize(adata)
+    message = r"1 cells have more.*no number.*first: cell7, with .*correct the column or delete it"
+    with pytest.raises(ValueError, match=message):
+        function(adata)
+
+
+@pytest.mark.parametrize("kind", [str, "Int64", "category", np.float32])
+def test_totals_are_read_in_any_form(make_cells, kind):
+    adata = make_cells()
+    adata.obs["n_counts"] = np.arange(2000, 2060)
+    adata.obs["n_counts"] = adata.obs["n_counts"].astype(kind)
+    assert library_size(adata).tolist() == list(range(2000, 2060))
 
 
 def test_an_unknown_library_is_refused(make_cells):

@@ -73,13 +73,14 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, name: str) -> None:
 
 def _say_where_counts_are(adata):
     """Return "; layers['counts'] may hold them" where values of that kind are, else nothing."""
-    where = [f"layers[{key!r}]" for key in adata.layers if _may_be_counts(adata.layers[key])]
-    if adata.raw is not None and _may_be_counts(adata.raw.X):
+    where = [f"layers[{key!r}]" for key in adata.layers if may_be_counts(adata.layers[key])]
+    if adata.raw is not None and may_be_counts(adata.raw.X):
         where.append(".raw")
     return f"; {' and '.join(where)} may hold them" if where else ""
 
 
-def _may_be_counts(matrix):
+def may_be_counts(matrix: np.ndarray | sparse.spmatrix) -> bool:
+    """Return whether the first cells of a matrix are whole, non-negative numbers."""
     values = matrix[:100]
     values = values.data if sparse.issparse(values) else np.asarray(values)
     return np.array_equal(values, np.rint(values)) and not (values < 0).any()
@@ -92,14 +93,17 @@ def check_counts(adata: anndata.AnnData, name: str) -> None:
         check_not_empty(check_rows(adata, rows, name), adata.obs_names[start : start + rows.shape[0]], name)
 
 
-def check_totals(totals: np.ndarray, n_counts: np.ndarray, names: pd.Index) -> None:
-    """Raise a ValueError if a cell has more counts in the matrix than its total over all measured genes, each (cells,)."""
-    above = np.flatnonzero(~(totals <= n_counts + 0.5))
-    if len(above):
+def check_totals(totals: np.ndarray, n_counts: pd.Series) -> np.ndarray:
+    """Return ``obs["n_counts"]`` of cells, (cells,) float64; a ValueError if one is no number, or less than the cell's counts."""
+    numbers = pd.to_numeric(n_counts.astype(object), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    wrong = np.flatnonzero(~(totals <= numbers + 0.5) | np.isinf(numbers))
+    if len(wrong):
         raise ValueError(
-            f"obs['n_counts'] must be each cell's total over all measured genes, but {len(above)} cells have more "
-            f"counts than that (first: {names[above[0]]}): correct the column or delete it."
+            f"obs['n_counts'] must be each cell's total over all measured genes, but {len(wrong)} cells have more counts than "
+            f"that, or no number there (first: {n_counts.index[wrong[0]]}, with {n_counts.iloc[wrong[0]]!s}): correct the "
+            "column or delete it if X holds all genes."
         )
+    return numbers
 
 
 def check_vocabulary(share: float, n_genes: int) -> None:

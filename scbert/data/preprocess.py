@@ -25,14 +25,10 @@ def library_size(adata: anndata.AnnData) -> np.ndarray:
     Raises
     ------
     ValueError
-        A cell has more counts in the matrix than its ``n_counts`` says.
+        ``n_counts`` is no number, or less than the counts in the matrix.
     """
     totals = np.concatenate([np.asarray(rows.sum(1), np.float64).ravel() for _, rows in iterate_rows(adata)])
-    if "n_counts" not in adata.obs:
-        return totals
-    n_counts = adata.obs["n_counts"].to_numpy(np.float64)
-    check_totals(totals, n_counts, adata.obs_names)
-    return n_counts
+    return check_totals(totals, adata.obs["n_counts"]) if "n_counts" in adata.obs else totals
 
 
 def lognormalize(adata: anndata.AnnData) -> sparse.csr_matrix:
@@ -162,14 +158,12 @@ def bin_cells(
             "scbert.genes.rename_genes, or scbert annotate --rename-genes, traces old symbols and Ensembl identifiers."
         )
     is_same = names.equals(vocabulary)
-    measured = adata.obs["n_counts"].to_numpy(np.float64) if "n_counts" in adata.obs else None
     blocks, counts, totals = [], [], []
     for start, rows in iterate_rows(adata):
         own = slice(start, start + rows.shape[0])
         sums = check_rows(adata, rows, name)
-        if measured is not None:
-            check_totals(sums, measured[own], adata.obs_names[own])
-            sums = measured[own]
+        if "n_counts" in adata.obs:
+            sums = check_totals(sums, adata.obs["n_counts"].iloc[own])
         check_not_empty(sums, adata.obs_names[own], name)
         aligned = rows if is_same else align(rows, names, vocabulary)
         size = sums if library == "all" else np.asarray(aligned.sum(1)).ravel()

@@ -27,6 +27,8 @@ class Bundle(NamedTuple):
     """Of the weights, where it is not the trainer's to choose."""
     memory: dict[str, torch.Tensor]
     """Of a classifier what it remembers of its training cells, see `scbert.train.companions`; empty of others."""
+    ontology_ids: dict[str, str]
+    """Label -> its identifier in the Cell Ontology or another, where the training cells had one."""
 
 
 def write_bundle(
@@ -38,6 +40,7 @@ def write_bundle(
     *,
     licence: str = "",
     memory: Mapping[str, torch.Tensor] | None = None,
+    ontology_ids: Mapping[str, str] | None = None,
     card: str = "",
 ) -> None:
     """Write everything into a temporary sibling, then put it in place in one step.
@@ -65,6 +68,7 @@ def write_bundle(
     about = {"format": 1, "genes_sha256": hash_genes(genes), **asdict(config)}
     about |= {} if labels is None else {"labels_sha256": hash_genes(labels)}
     about |= {"licence": licence} if licence else {}
+    about |= {"ontology_ids": dict(ontology_ids)} if ontology_ids else {}
     (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     (temporary / "genes.txt").write_text("\n".join(genes) + "\n")
     if labels is not None:
@@ -112,7 +116,7 @@ def read_bundle(path: str | Path) -> Bundle:
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"The bundle {path} is damaged, copy or train it again ({error}).") from None
     genes_hash, labels_hash = about.pop("genes_sha256", None), about.pop("labels_sha256", None)
-    licence = about.pop("licence", "")
+    licence, ontology_ids = about.pop("licence", ""), about.pop("ontology_ids", {})
     if about.pop("format", None) != 1:
         raise ValueError(f"The bundle {path} was written by another version of this package.")
     if genes_hash != hash_genes(genes):
@@ -124,4 +128,4 @@ def read_bundle(path: str | Path) -> Bundle:
         raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")
     if "genes_seen" in memory and len(memory["genes_seen"]) != config.n_genes:
         raise ValueError(f"memory.safetensors of the bundle {path} is of another list of genes.")
-    return Bundle(config, weights, genes, labels, licence, memory)
+    return Bundle(config, weights, genes, labels, licence, memory, ontology_ids)

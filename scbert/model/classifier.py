@@ -43,6 +43,7 @@ class Classifier(nn.Module):
         self.labels = list(labels)
         self.history = pd.DataFrame()
         self.memory: dict[str, torch.Tensor] = {}  # of its training cells, see `remember`
+        self.ontology_ids: dict[str, str] = {}  # of its labels, where training cells had them
 
     def remember(self, memory: dict[str, torch.Tensor]) -> None:
         """Keep what training saw, arrays by name; genes that it did not see are hidden from now on.
@@ -88,6 +89,7 @@ class Classifier(nn.Module):
             self.labels,
             licence=encoder.licence,
             memory=self.memory,
+            ontology_ids=self.ontology_ids,
             card=card,
         )
 
@@ -107,7 +109,7 @@ def load(path: str | Path) -> ScBert | Classifier:
 
     Differs from the published code: no pickle is read, and labels and genes travel with the weights.
     """
-    config, weights, genes, labels, licence, memory = read_bundle(path)
+    config, weights, genes, labels, licence, memory, ontology_ids = read_bundle(path)
     vectors = torch.zeros(config.n_genes, config.dim) if config.gene_embedding == "frozen" else None
     encoder = ScBert(config, vectors, genes)
     encoder.licence = licence
@@ -123,4 +125,5 @@ def load(path: str | Path) -> ScBert | Classifier:
     module.load_state_dict(weights)
     if labels is not None:
         module.remember(memory)
+        module.ontology_ids = ontology_ids
     return module.eval()

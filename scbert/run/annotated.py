@@ -7,8 +7,8 @@ import anndata
 import h5py
 import pandas as pd
 
-COLUMNS = ("cell_type", "confidence", "consensus", "agreement", "logistic_regression", "nearest_centroid",
-           "distance", "unlike_training")  # fmt: skip
+COLUMNS = ("cell_type", "cell_type_ontology_term_id", "confidence", "consensus", "agreement", "logistic_regression",
+           "nearest_centroid", "distance", "unlike_training")  # fmt: skip
 """Of ``obs`` that `scbert.annotate` writes, each after ``scbert_``, in the order of the table."""
 
 
@@ -85,6 +85,8 @@ def summarise(adata: anndata.AnnData) -> pd.DataFrame:
     """Return a row a label: cells, their median confidence and, with companions, how many of them all methods agree on."""
     groups = adata.obs.groupby("scbert_cell_type", observed=False)
     table = groups["scbert_confidence"].agg(cells="size", confidence="median")
+    if "scbert_cell_type_ontology_term_id" in adata.obs:
+        table.insert(0, "ontology_term_id", groups["scbert_cell_type_ontology_term_id"].first())
     if "scbert_agreement" in adata.obs:
         table["all_agree"] = groups["scbert_agreement"].agg(lambda shares: (shares == 1).mean())
         table["unlike_training"] = groups["scbert_unlike_training"].mean()

@@ -13,6 +13,7 @@ from ..paths import find_file, first_line
 from ..sources import download, readers, sets
 from .readers.matrices import recover_counts
 from .simulate import simulate_studies
+from .totals import supply_totals
 
 __all__ = ["CATALOGUE", "fetch", "list_catalogue", "load", "missing_files", "recover_counts", "simulate_studies"]
 
@@ -53,7 +54,7 @@ def load(
     -------
     Cells x genes with whole, non-negative counts in ``X``; where a set's counts are fractional,
     ``uns["scbert"]["fractional_counts"]`` says why. ``obs["n_counts"]`` is the total over all measured genes where
-    ``X`` holds a selection of them. ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
+    ``X`` holds a selection of them: taken from the file, else there is a warning, see `scbert.totals`. ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
 
     Raises
     ------
@@ -80,11 +81,13 @@ def load(
 def read(name: str | Path, *, backed: bool = False, round_counts: bool = False) -> anndata.AnnData:
     """Read a data set as `load` does, its matrix unchecked: for what passes over it anyway, such as `scbert.annotate`.
 
-    A ValueError says: no such set or file, or another format.
+    A ValueError says: no such set or file, or another format; a warning, that totals lack (`scbert.totals`).
     """
     if str(name) in CATALOGUE:
         return _read_catalogued(str(name))
-    return readers.read_cells(find_cells(name), backed, round_counts=round_counts)
+    adata = readers.read_cells(find_cells(name), backed, round_counts=round_counts)
+    supply_totals(adata, str(name))
+    return adata
 
 
 def find_cells(name: str | Path) -> Path:

@@ -80,7 +80,8 @@ def finetune(
 
     Returns
     -------
-    The classifier of the best epoch; ``.history`` has one row an epoch.
+    The classifier of the best epoch; ``.history`` has one row an epoch, ``.ontology_ids`` the identifiers of the labels, from
+    ``obs[f"{label_key}_ontology_term_id"]`` or CELLxGENE's ``obs["cell_type_ontology_term_id"]``.
 
     A ValueError if cells are not tokenized for the model, have less than a tenth of its genes, no such column (or one that
     scbert writes itself), one label only, or too few of a label to leave any for validation.
@@ -121,6 +122,7 @@ def finetune(
     check_cells(model, held_out)
     model.set_key_stabiliser(recipe.key_stabiliser)
     classifier = Classifier(model, labels, seed)
+    classifier.ontology_ids = _find_ontology_ids(adata.obs, label_key)
     _choose_trainable(classifier, recipe.trainable_layers)
     settings = (n_epochs, patience, batch_size, accumulate, learning_rate, recipe, seed, precision, cache)
     labelled = (label_key, list(truth), list(cells.targets))
@@ -198,6 +200,15 @@ def _encode_labels(adata, label_key, labels):
     names = adata.obs[label_key].astype(str)
     check_known(names, labels)
     return pd.Categorical(names, categories=labels).codes.astype(np.int64)
+
+
+def _find_ontology_ids(obs, label_key):
+    """Return label -> identifier, of the labels whose cells all have the same in a column such as CELLxGENE's."""
+    keys = [f"{key}_ontology_term_id" for key in (label_key, "cell_type")]
+    keys = [key for key in keys if key in obs and key != label_key]
+    pairs = pd.DataFrame({key: obs[key].astype(str) for key in [label_key, *keys[:1]]}).drop_duplicates()
+    pairs = pairs[~pairs[label_key].duplicated(keep=False)]
+    return {label: term for label, *terms in pairs.itertuples(index=False) for term in terms if ":" in term}
 
 
 def _split_off_validation(adata, label_key, seed):
