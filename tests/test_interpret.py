@@ -235,7 +235,9 @@ def test_an_unknown_collection_is_refused():
 
 def test_members_are_marked_and_a_type_without_sets_is_left_open():
     top = pd.DataFrame({"type": ["a", "a", "b"], "gene": ["x", "y", "x"]})
-    marked = interpret.mark_members(top, {"one": ["x"], "two": ["z"]}, {"a": ["one", "two"]})
+    marked = interpret.mark_members(
+        top, {"first": ({"one": ["x"], "two": ["z"]}, {"a": ["one", "two"]}), "second": ({}, {})}
+    )
     assert marked["member"].tolist() == [True, False, None]
     assert interpret.write_top(marked) == "a: x* y\nb: x"
 
@@ -303,7 +305,7 @@ def test_without_sets_that_fit_the_rest_goes_on_and_it_is_said_what_is_left_out(
     assert len(table) == len(counts) == 0
     assert counts.index.names == ["collection", "ranking"]
     top = pd.DataFrame({"type": ["a"], "gene": ["CD3D"], "rank": 1})
-    assert interpret.mark_members(top, {}, {})["member"].tolist() == [None]
+    assert interpret.mark_members(top, {})["member"].tolist() == [None]
 
 
 # Agreement

@@ -351,13 +351,12 @@ def load_collections(names: str, train: anndata.AnnData, types: Sequence[str]) -
     return usable
 
 
-def mark_members(
-    top: pd.DataFrame, sets: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]]
-) -> pd.DataFrame:
+def mark_members(top: pd.DataFrame, collections: Mapping[str, tuple[Mapping, Mapping]]) -> pd.DataFrame:
     """Add to the table of `find_top` the column `member`: whether a gene is in a set of its type; None without a set.
 
-    `sets` and `names` are as `load_sets` returns them.
+    Of the `collections`, as `load_collections` returns them, the first counts.
     """
+    sets, names = next(iter(collections.values()), ({}, {}))
     members = {kind: {gene for name in own for gene in sets[name]} for kind, own in names.items()}
     pairs = zip(top["type"], top["gene"], strict=True)
     return top.assign(member=[gene in members[kind] if kind in members else None for kind, gene in pairs])

@@ -282,11 +282,11 @@ def embeddings(adata: anndata.AnnData, bases: Sequence[str], label_key: str = "c
     return axes
 
 
-def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> np.ndarray:
+def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3, seed: int = 0) -> np.ndarray:
     """Scatter cells coloured by the log-normalised counts of top genes, from none to the most; return an axes a gene.
 
     The first row has `n` genes that are in a set of their type, the second `n` that are not, each of another type.
-    Cells have ``obsm["X_umap"]``, see `scbert.plot.place_cells`; `top` is from `scbert.interpret.mark_members`.
+    Cells without ``obsm["X_umap"]`` get it by `scbert.plot.place_cells`; `top` is from `scbert.interpret.mark_members`.
 
     Paper: Extended Data Fig. 6a, b.
     """
@@ -294,6 +294,8 @@ def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> 
     rows = [of_types[of_types["member"].eq(known)] for known in (True, False)]
     rows = [row.drop_duplicates("type").drop_duplicates("gene").head(n) for row in rows]
     rows = [row for row in rows if len(row)]
+    if "X_umap" not in adata.obsm:
+        place_cells(adata, seed)
     axes = make_panels(len(rows) * n, n, width=1.9, height=1.65).reshape(-1, n)
     values, used = lognormalize(adata).tocsc(), []
     for line, row in zip(axes, rows, strict=True):
