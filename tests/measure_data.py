@@ -165,14 +165,15 @@ def measure_totals():
     """Print a line a file: what is said of it, of how many shallow parts of it, and of which selections."""
     import scanpy
 
-    summed = dict.fromkeys(["parts named", "parts", "selections named", "selections"], 0)
+    flavors = ("seurat", "cell_ranger", "pearson_residuals")
+    summed = {f"{of}{end}": 0 for of in ("parts", *flavors) for end in ("", " named")}
     for path in sorted(Path(os.environ["SCBERT_MIRROR"]).rglob("*")):
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 adata = read_cells(path, round_counts=True) if path.stat().st_size > 200_000 else None
         except (OSError, ValueError):  # a folder, or no counts
             continue
-        if adata is None:
+        if adata is None or not adata.var_names.is_unique:
             continue
         whole = adata.n_vars >= totals.WHOLE
         found = dict.fromkeys(summed, 0)
@@ -183,19 +184,19 @@ def measure_totals():
             scanpy.pp.filter_genes(part, min_cells=3)
             found["parts"] += 1
             found["parts named"] += bool(say(part))
+        said = say(adata) or "nothing is said"
+        scanpy.pp.filter_genes(adata, min_cells=3)
         log = scanpy.pp.log1p(scanpy.pp.normalize_total(adata, copy=True), copy=True)
-        for flavor, n in (
-            itertools.product(("seurat", "cell_ranger", "pearson_residuals"), (1000, 2000, 5000)) if whole else ()
-        ):
+        for flavor, n in itertools.product(flavors, (1000, 2000, 5000)) if whole else ():
             options = {"flavor": flavor, "n_top_genes": n, "inplace": False}
             if flavor == "pearson_residuals":
                 chosen = scanpy.experimental.pp.highly_variable_genes(adata, **options)
             else:
                 chosen = scanpy.pp.highly_variable_genes(log, **options)
-            selected = adata[:, chosen["highly_variable"].to_numpy()]
-            found["selections"] += 1
-            found["selections named"] += bool(say(anndata.AnnData(selected.X, var=selected.var[[]])))
-        print(f"{path.name}: {adata.n_obs:,} x {adata.n_vars:,}; {say(adata) or 'nothing is said'}; {found}")
+            selected = adata[:, chosen.index[chosen["highly_variable"]]]
+            found[flavor] += 1
+            found[f"{flavor} named"] += bool(say(anndata.AnnData(selected.X, var=selected.var[[]])))
+        print(f"{path.name}: {adata.n_obs:,} x {adata.n_vars:,} in 3 cells and more; {said}; {found}")
         summed = {key: n + found[key] for key, n in summed.items()}
     print(f"all: {summed}")
 

@@ -305,3 +305,9 @@ def test_an_experiment_without_counts_says_what_it_has(tmp_path):
         ValueError, match=r"its assays are logcounts, normcounts, and none is counts: in R, counts\(x\) <-"
     ):
         read_cells(tmp_path / "x.rds")
+
+
+def test_a_wide_data_frame_is_read_without_a_word(tmp_path):
+    columns = {f"cell{i}": R([1.0, 0.0, 3.0]) for i in range(300)}  # pandas warns of tables grown by over 100 columns
+    write_rds(tmp_path / "x.rds", frame(columns, GENES))
+    assert read_cells(tmp_path / "x.rds").shape == (300, 3)

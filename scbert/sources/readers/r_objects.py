@@ -166,11 +166,11 @@ def read_frame(node) -> pd.DataFrame:
 
 def make_plain(table: pd.DataFrame) -> pd.DataFrame:
     """Return an R data frame with plain column names, strings and floats, which h5ad can hold."""
-    plain = pd.DataFrame(index=table.index)
+    plain = {}
     for name in table.columns:
         column = table[name]
         is_number = pd.api.types.is_numeric_dtype(column)
         plain[str(name)] = (
             column.to_numpy(np.float64, na_value=np.nan) if is_number else column.astype(object).to_numpy()
         )
-    return plain
+    return pd.DataFrame(plain, index=table.index)

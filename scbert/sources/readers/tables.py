@@ -44,7 +44,9 @@ def read_table(path: Path) -> anndata.AnnData:
     with pd.read_csv(path, sep=separator, chunksize=1000, encoding="utf-8-sig", **options) as chunks:
         for chunk in chunks:
             chunk = chunk.iloc[:, n_left_out:]
-            text = [name for i, name in enumerate(names) if not pd.api.types.is_numeric_dtype(chunk.iloc[:, i])]
+            text = [
+                name for name, kind in zip(names, chunk.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(kind)
+            ]
             if text:
                 raise Refusal(f"its column {text[0]} holds text where counts are due")
             blocks.append(sparse.csr_matrix(chunk.to_numpy(np.float32)))
