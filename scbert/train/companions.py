@@ -15,12 +15,11 @@ The arrays, by name (genes are those of the vocabulary, in its order; labels tho
 - ``pca_mean`` (genes,), ``pca_axes`` (components, genes), ``pca_root`` (components, components), ``pca_centres``
   (labels, components): the space in which distances are measured, and its units, see `measure_distance`.
 - ``distances`` (101,): percentiles of the distance of validation cells.
-- ``logistic_regression`` (labels, genes + 1): weights, and the intercept last; ``one_vs_rest`` (): how they were fitted.
+- ``logistic_regression`` (labels, genes + 1) and ``one_vs_rest`` (): see `scbert.train.regression`.
 - ``scores`` (3, 2): accuracy and macro-F1 on validation cells of the methods in `METHODS`; ``n_validation`` ().
 """
 
 import hashlib
-import warnings
 
 import anndata
 import numpy as np
@@ -28,23 +27,19 @@ import pandas as pd
 import torch
 from scipy import sparse
 from scipy.linalg import solve_triangular
-from scipy.special import expit, softmax
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
-from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 
 from ..data.preprocess import library_size, lognormalize
 from ..model.classifier import Classifier
+from .regression import fit_regression, predict_regression
 
 METHODS = ("scbert", "logistic_regression", "nearest_centroid")
 N_COMPONENTS = 30
 LARGEST = 10_000  # training cells behind the companions: beyond it they take long and gain little
 LEAST_GENES = 10  # expressed by a cell whose counts tell it from all others
-GRID = [("l2", 0.01), ("l2", 0.1), ("l2", 1.0), ("l2", 10.0), ("l1", 0.1), ("l1", 1.0)]
 
 
 def learn_companions(
@@ -72,7 +67,7 @@ def learn_companions(
     arrays |= fit_distance(x, y, len(labels), seed=seed)
     arrays["distances"] = np.percentile(measure_distance(arrays, x_validation), np.arange(101))
     arrays["class_means"] = np.vstack([np.asarray(x[y == i].mean(0)) for i in range(len(labels))])
-    arrays |= fit_logistic_regression(x, y, x_validation, truth, seed=seed)
+    arrays |= fit_regression(x, y, x_validation, truth, seed=seed)[0]
     arrays["scores"] = np.stack(
         [_score(truth, predict(arrays, x_validation).argmax(1)) for predict in PREDICT.values()]
     )
@@ -95,48 +90,12 @@ def remember(
     classifier.remember(memory | {"scores": torch.cat([own, memory["scores"]])})
 
 
-def fit_logistic_regression(x, y, x_validation, truth, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Fit logistic regression, penalty and strength chosen by macro-F1 on validation cells; ties go to the first."""
-    best, found = -1.0, {}
-    for penalty, strength in GRID:
-        if penalty == "l1":
-            model = OneVsRestClassifier(
-                LogisticRegression(penalty="l1", C=strength, solver="liblinear", random_state=seed)
-            )
-        else:
-            model = LogisticRegression(C=strength, max_iter=1000)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges the fit, converged or not
-            model.fit(x, y)
-        parts = model.estimators_ if penalty == "l1" else [model]
-        weights = np.vstack([np.hstack([part.coef_, part.intercept_[:, None]]) for part in parts])
-        if len(weights) == 1:  # two labels: one row stands for both
-            weights = (
-                np.vstack([-weights, weights]) if penalty == "l1" else np.vstack([np.zeros_like(weights), weights])
-            )
-        arrays = {"logistic_regression": weights, "one_vs_rest": np.array(penalty == "l1")}
-        score = _score(truth, predict_logistic_regression(arrays, x_validation).argmax(1))[1]
-        if score > best:
-            best, found = score, arrays
-    return found
-
-
-def predict_logistic_regression(arrays, x: sparse.csr_matrix) -> np.ndarray:
-    """Return probabilities, (cells, labels), of log-normalised counts (cells, genes)."""
-    weights = np.asarray(arrays["logistic_regression"])
-    decision = x @ weights[:, :-1].T + weights[:, -1]
-    if not arrays["one_vs_rest"]:
-        return softmax(decision, axis=1)
-    shares = expit(decision)
-    return shares / np.maximum(shares.sum(1, keepdims=True), 1e-300)
-
-
 def predict_nearest_centroid(arrays, x: sparse.csr_matrix) -> np.ndarray:
     """Return the cosine between each cell and each label's mean profile, (cells, labels)."""
     return normalize(x) @ normalize(np.asarray(arrays["class_means"])).T
 
 
-PREDICT = {"logistic_regression": predict_logistic_regression, "nearest_centroid": predict_nearest_centroid}
+PREDICT = {"logistic_regression": predict_regression, "nearest_centroid": predict_nearest_centroid}
 
 
 def list_scores(memory: dict[str, torch.Tensor]) -> list[str]:
