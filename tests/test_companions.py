@@ -33,7 +33,8 @@ def memory(cells):
 def compare(memory, query, predicted=None):
     query = tokenize(query.copy())
     predicted = np.arange(query.n_obs) % 3 if predicted is None else predicted
-    return companions.compare_query(memory, query, predicted, np.ones(query.n_vars, bool))
+    cells, found = companions.compare_query(memory, query, predicted, np.ones(query.n_vars, bool))
+    return cells, companions.say_what_is_off(found)
 
 
 def test_everything_is_an_array_for_safetensors(memory, tmp_path):
@@ -134,7 +135,8 @@ def test_the_very_cells_of_training_are_known_under_other_names(memory, cells):
 def test_genes_that_the_query_lacks_are_weighed_by_what_training_expressed(memory, cells):
     query = tokenize(cells[2].copy())
     predicted = np.arange(query.n_obs) % 3
-    _, said = companions.compare_query(memory, query, predicted, np.arange(60) < 12)
+    _, found = companions.compare_query(memory, query, predicted, np.arange(60) < 12)
+    said = companions.say_what_is_off(found)
     assert any("it lacks genes that hold" in sentence for sentence in said)
 
 

@@ -60,7 +60,7 @@ def learn_companions(
         "cell_hashes": np.unique(hash_cells(counts)),
         "n_validation": np.array(len(truth)),
     }
-    x, x_validation = lognormalize(train), lognormalize(validation)
+    x, x_validation = lognormalize(train, totals), lognormalize(validation)
     chosen = np.random.default_rng(seed).permutation(len(y))[:LARGEST]
     chosen = np.union1d(chosen, np.unique(y, return_index=True)[1])  # sorted, and no label is lost
     x, y = x[chosen], y[chosen]
@@ -164,7 +164,7 @@ def measure_to_centres(vectors: np.ndarray, root: np.ndarray, centres: np.ndarra
 
 def compare_query(
     memory: dict[str, torch.Tensor], query: anndata.AnnData, predicted: np.ndarray, measured: np.ndarray
-) -> tuple[pd.DataFrame, list[str]]:
+) -> tuple[pd.DataFrame, dict[str, float]]:
     """Compare tokenized cells with what training saw.
 
     `predicted` numbers scBERT's label of each cell, (cells,); `measured` says which genes of the vocabulary the query's
@@ -172,18 +172,33 @@ def compare_query(
 
     Returns
     -------
-    A row a cell: ``distance``, ``unlike_training`` (beyond 99 % of the validation cells), and the number of the label
-    that each companion gives. And a sentence for each way in which the query as a whole is unlike the training cells.
+    A row a cell: ``distance``, ``blank``, ``unlike_training`` (beyond 99 % of the validation cells), and the number of the
+    label that each companion gives. And the numbers of the query as a whole that `say_what_is_off` judges.
     """
     arrays = {name: tensor.numpy() for name, tensor in memory.items()}
-    x = lognormalize(query)
+    known, totals = arrays["genes_seen"].astype(bool), library_size(query)
+    x = lognormalize(query, totals)
     cells = pd.DataFrame({"distance": measure_distance(arrays, x, measured)}, index=query.obs_names)
-    cells["blank"] = query.layers["bins"][:, arrays["genes_seen"].astype(bool)].getnnz(1) == 0  # nothing to go by
+    cells["blank"] = query.layers["bins"][:, known].getnnz(1) == 0  # nothing to go by
     cells["unlike_training"] = (cells["distance"] > arrays["distances"][99]) | cells["blank"]
     for name, predict in PREDICT.items():
         cells[name] = predict(arrays, x).argmax(1)
-    found = describe_query(arrays, sparse.csr_matrix(query.X), x, library_size(query), cells, predicted, measured)
-    return cells, say_what_is_off(found)
+    # What such a mixture of types should express, by the labels of logistic regression: scBERT may name all alike.
+    mixture = np.bincount(cells["logistic_regression"], minlength=len(arrays["class_counts"])) / len(predicted)
+    expected, found = mixture @ arrays["class_means"], np.asarray(x.mean(0)).ravel()  # (genes,) each
+    both = known & measured
+    varies = both.sum() > 2 and min(np.ptp(expected[both]), np.ptp(found[both])) > 0
+    same_cells = np.isin(hash_cells(query.X), arrays["cell_hashes"]).sum()
+    return cells, {
+        "depth": float(np.median(totals)),
+        "depth_of_training": float(arrays["n_counts"][2]),
+        "lacking": float(expected[known & ~measured].sum() / max(expected[known].sum(), 1e-9)),
+        "profile": float(np.corrcoef(expected[both], found[both])[0, 1]) if varies else 0.0,
+        "unlike": float(cells["unlike_training"].mean()),
+        "agreement": float(np.mean([cells[name] == predicted for name in PREDICT])),
+        "largest_share": float(np.bincount(predicted).max() / len(predicted)),
+        "same_cells": float(same_cells / max(query.n_obs, 1)),
+    }
 
 
 def vote(
@@ -210,33 +225,12 @@ def vote(
     }
 
 
-def describe_query(arrays, counts, x, totals, cells, predicted, measured) -> dict[str, float]:
-    """Return the numbers that `say_what_is_off` judges."""
-    shares = np.bincount(predicted) / len(predicted)
-    # What such a mixture of types should express, by the labels of logistic regression: scBERT may name all alike.
-    mixture = np.bincount(cells["logistic_regression"], minlength=len(arrays["class_counts"])) / len(predicted)
-    expected, found = mixture @ arrays["class_means"], np.asarray(x.mean(0)).ravel()  # (genes,) each
-    known = arrays["genes_seen"].astype(bool)
-    both = known & measured
-    varies = both.sum() > 2 and min(np.ptp(expected[both]), np.ptp(found[both])) > 0
-    return {
-        "depth": float(np.median(totals)),
-        "depth_of_training": float(arrays["n_counts"][2]),
-        "lacking": float(expected[known & ~measured].sum() / max(expected[known].sum(), 1e-9)),
-        "profile": float(np.corrcoef(expected[both], found[both])[0, 1]) if varies else 0.0,
-        "unlike": float(cells["unlike_training"].mean()),
-        "agreement": float(np.mean([cells[name] == predicted for name in PREDICT])),
-        "largest_share": float(shares.max()),
-        "same_cells": float(np.isin(hash_cells(counts), arrays["cell_hashes"]).sum() / max(counts.shape[0], 1)),
-    }
-
-
 DEPTH, LACKING, PROFILE, UNLIKE, SAME, ONE_LABEL, AGREEMENT = 5.0, 0.75, 0.6, 0.9, 0.005, 0.95, 0.5
 BOTH = 0.5, 0.7  # further from all types, and expressed otherwise, where either alone would not do
 
 
 def say_what_is_off(found: dict[str, float]) -> list[str]:
-    """Return a sentence for each number of `describe_query` outside its limits, set by tests/measure_queries.py."""
+    """Return a sentence for each number of `compare_query` outside its limits, set by tests/measure_queries.py."""
     said = []
     if not 1 / DEPTH <= found["depth"] / max(found["depth_of_training"], 1e-9) <= DEPTH:
         said.append(
