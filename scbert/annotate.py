@@ -65,7 +65,7 @@ def annotate(
 
     from .data.counts import read_notes
     from .sources.totals import supply_totals
-    from .train.companions import compare_query, vote
+    from .train.companions import compare_query, say_what_is_off, vote
 
     if not hasattr(classifier, "labels"):
         raise ValueError("This model is an encoder without labels: fine-tune it first, see scbert.finetune.")
@@ -90,10 +90,10 @@ def annotate(
         return pd.DataFrame(columns, index=adata.obs_names)
     off = []
     if "scores" in classifier.memory:
-        cells, off = compare_query(
-            classifier.memory, tokens, rest[0].argmax(1), np.isin(classifier.genes, adata.var_names)
-        )
-        columns |= vote(cells, rest[0].argmax(1), classifier.memory, classifier.labels)
+        predicted, measured = rest[0].argmax(1), np.isin(classifier.genes, adata.var_names)
+        cells, found = compare_query(classifier.memory, tokens, predicted, measured)
+        off = say_what_is_off(found)
+        columns |= vote(cells, predicted, classifier.memory, classifier.labels)
     for column, values in columns.items():
         adata.obs[column] = values
     for sentence in off:

@@ -16,10 +16,11 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 
 import scbert
 from scbert import hygiene
-from scbert.data.preprocess import library_size, tokenize
+from scbert.data.preprocess import tokenize
 from scbert.train import companions
 
 OTHERS = {
@@ -44,21 +45,15 @@ def learn(reference: anndata.AnnData, seed: int = 0) -> tuple[dict, list[str], l
     labels = sorted(set(train.obs["cell_type"].astype(str)))
     memory = companions.learn_companions(train, validation, labels, label_key="cell_type", seed=seed)
     seen = train.layers["bins"].getnnz(0) > 0
-    return memory | {"genes_seen": seen}, genes, labels
+    return memory | {"genes_seen": torch.from_numpy(seen)}, genes, labels
 
 
 def judge(memory: dict, genes: list[str], query: anndata.AnnData) -> tuple[dict, list[str]]:
     """Return the numbers of a query, and what is said of it."""
-    measured = np.isin(genes, query.var_names)
-    tokens = tokenize(query.copy(), genes=genes)
-    arrays = {name: np.asarray(value) for name, value in memory.items()}
-    x, counts = scbert.preprocess.lognormalize(tokens), tokens.X.tocsr()
-    cells = pd.DataFrame({"distance": companions.measure_distance(arrays, x, measured)})
-    cells["unlike_training"] = cells["distance"] > arrays["distances"][99]
-    for name, predict in companions.PREDICT.items():
-        cells[name] = predict(arrays, x).argmax(1)
-    predicted = cells["logistic_regression"].to_numpy()
-    found = companions.describe_query(arrays, counts, x, library_size(tokens), cells, predicted, measured)
+    tokens, measured = tokenize(query.copy(), genes=genes), np.isin(genes, query.var_names)
+    x = scbert.preprocess.lognormalize(tokens)
+    predicted = companions.predict_regression({name: value.numpy() for name, value in memory.items()}, x).argmax(1)
+    _, found = companions.compare_query(memory, tokens, predicted, measured)
     return found, companions.say_what_is_off(found)
 
 

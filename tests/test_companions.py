@@ -8,10 +8,12 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 
 import scbert
-from scbert import annotate, companions
+from scbert import annotate, companions, methods
 from scbert.data.preprocess import lognormalize, tokenize
+from scbert.train import regression
 
 LABELS = ["B", "Monocyte", "T/NK"]
 
@@ -31,7 +33,8 @@ def memory(cells):
 def compare(memory, query, predicted=None):
     query = tokenize(query.copy())
     predicted = np.arange(query.n_obs) % 3 if predicted is None else predicted
-    return companions.compare_query(memory, query, predicted, np.ones(query.n_vars, bool))
+    cells, found = companions.compare_query(memory, query, predicted, np.ones(query.n_vars, bool))
+    return cells, companions.say_what_is_off(found)
 
 
 def test_everything_is_an_array_for_safetensors(memory, tmp_path):
@@ -50,20 +53,24 @@ def test_depth_genes_and_classes_are_those_of_the_training_cells(memory, cells):
 
 
 @pytest.mark.parametrize("n_labels", [2, 3])
-def test_both_forms_of_logistic_regression_predict_as_scikit_learn_does(cells, monkeypatch, n_labels):
+def test_both_forms_of_logistic_regression_predict_as_scikit_learn_does(cells, n_labels):
     y = np.arange(300) % n_labels
     x = lognormalize(cells[0])
-    for form in [("l2", 1.0), ("l1", 1.0)]:
-        monkeypatch.setattr(companions, "GRID", [form])
-        arrays = companions.fit_logistic_regression(x, y, x, y)
-        if form[0] == "l2":
+    for penalty in ("l2", "l1"):
+        arrays, chosen = regression.fit_regression(x, y, x, y, penalties=[penalty], strengths=[1.0])
+        if penalty == "l2":
             expected = LogisticRegression(C=1.0, max_iter=1000).fit(x, y).predict_proba(x)
         else:
-            model = companions.OneVsRestClassifier(
-                LogisticRegression(penalty="l1", C=1.0, solver="liblinear", random_state=0)
-            )
+            model = OneVsRestClassifier(LogisticRegression(penalty="l1", C=1.0, solver="liblinear", random_state=0))
             expected = model.fit(x, y).predict_proba(x)
-        assert companions.predict_logistic_regression(arrays, x) == pytest.approx(expected, abs=1e-9)
+        assert chosen == f"{penalty}, C=1"
+        assert regression.predict_regression(arrays, x) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_companion_is_what_the_benchmark_fits_on_the_same_cells(memory, cells):
+    predict = methods.fit_logistic_regression(*cells[:2], label_key="cell_type")
+    assert memory["one_vs_rest"] == predict.arrays["one_vs_rest"]
+    np.testing.assert_array_equal(memory["logistic_regression"], predict.arrays["logistic_regression"])
 
 
 def test_the_distance_is_mahalanobis_and_genes_that_were_not_measured_have_no_part(memory, cells):
@@ -128,7 +135,8 @@ def test_the_very_cells_of_training_are_known_under_other_names(memory, cells):
 def test_genes_that_the_query_lacks_are_weighed_by_what_training_expressed(memory, cells):
     query = tokenize(cells[2].copy())
     predicted = np.arange(query.n_obs) % 3
-    _, said = companions.compare_query(memory, query, predicted, np.arange(60) < 12)
+    _, found = companions.compare_query(memory, query, predicted, np.arange(60) < 12)
+    said = companions.say_what_is_off(found)
     assert any("it lacks genes that hold" in sentence for sentence in said)
 
 

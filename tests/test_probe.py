@@ -13,6 +13,7 @@ import scbert
 from scbert.data.cells import CellDataset
 from scbert.data.masking import mask_bins
 from scbert.data.preprocess import tokenize
+from scbert.evaluate.masks import count_tokens, score_masks
 from scbert.experiments.pretraining import (
     RIVALS,
     by_token,
@@ -24,7 +25,6 @@ from scbert.experiments.pretraining import (
     summarise_masks,
 )
 from scbert.scale.shards import write_store
-from scbert.train.masks import count_tokens, score_masks
 
 COUNTS = ["n_masked", "correct", "predicted_mode", "cell_correct", "gene_correct", "both_correct"]
 
@@ -78,7 +78,7 @@ def test_tokens_are_counted_gene_by_gene():
 
 def test_counting_in_pieces_counts_each_cell_once(cells, monkeypatch):
     whole = count_tokens(cells)
-    monkeypatch.setattr("scbert.train.masks.CELLS_AT_ONCE", 7)
+    monkeypatch.setattr("scbert.evaluate.masks.CELLS_AT_ONCE", 7)
     assert np.array_equal(count_tokens(cells), whole)
     assert whole.sum() == cells.layers["bins"].nnz
 
@@ -368,7 +368,7 @@ def test_cells_that_are_not_tokenized_or_do_not_fit_have_no_gene_vectors(encoder
 
 
 def test_correlations_are_those_of_numpy_and_zero_for_a_constant_gene(cells, monkeypatch):
-    monkeypatch.setattr("scbert.train.masks.CELLS_AT_ONCE", 7)
+    monkeypatch.setattr("scbert.evaluate.masks.CELLS_AT_ONCE", 7)
     tokens = cells.layers["bins"].toarray()
     tokens[:, 3] = 2
     cells.layers["bins"], cells.X = sparse.csr_matrix(tokens), to_counts(tokens)

@@ -20,10 +20,10 @@ import scbert
 from scbert import Recipe, finetune, pretrain, shards, stream
 from scbert.data.cells import CellDataset
 from scbert.data.preprocess import tokenize
+from scbert.evaluate.masks import score_masks
 from scbert.scale.shards import write_store
 from scbert.scale.stream import open_store
 from scbert.train import steps
-from scbert.train.masks import score_masks
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 N_CELLS = 330

@@ -31,9 +31,14 @@ def library_size(adata: anndata.AnnData) -> np.ndarray:
     return check_totals(totals, adata.obs["n_counts"]) if "n_counts" in adata.obs else totals
 
 
-def lognormalize(adata: anndata.AnnData) -> sparse.csr_matrix:
-    """Return natural log1p of counts per 10,000 of all measured genes, (cells, genes): what the baselines read."""
-    per_10k = sparse.diags(10_000 / library_size(adata)) @ sparse.csr_matrix(adata.X, dtype=np.float64)
+def lognormalize(adata: anndata.AnnData, totals: np.ndarray | None = None) -> sparse.csr_matrix:
+    """Return natural log1p of counts per 10,000 of all measured genes, (cells, genes): what the baselines read.
+
+    `totals`, (cells,), are those of `library_size`, counted if None.
+    """
+    per_10k = sparse.diags(10_000 / (library_size(adata) if totals is None else totals)) @ sparse.csr_matrix(
+        adata.X, dtype=np.float64
+    )
     return per_10k.log1p().tocsr()
 
 

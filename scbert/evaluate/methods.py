@@ -21,9 +21,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from scipy.special import log_expit, log_softmax, softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 
 from ..annotate import predict_proba
@@ -37,7 +34,7 @@ from ..model.encoder import ScBert
 from ..train.finetune import finetune
 from ..train.pretrain import pretrain
 from ..train.recipe import Recipe
-from .metrics import macro_f1
+from ..train.regression import PENALTIES, STRENGTHS, fit_regression, predict_regression, read_logits
 
 TEMPERATURES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of similarities between 0 and 1: from near certainty to near none
 
@@ -65,58 +62,34 @@ def fit_logistic_regression(
     *,
     label_key: str,
     seed: int = 0,
-    penalties: Sequence[str] = ("l1", "l2"),
-    strengths: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
+    penalties: Sequence[str] = PENALTIES,
+    strengths: Sequence[float] = STRENGTHS,
     class_weight: str | None = None,
 ) -> Callable:
-    """Fit logistic regression on log-normalised counts, penalty and strength C chosen on validation cells.
+    """Fit logistic regression on log-normalised counts, see `scbert.train.regression.fit_regression`.
 
-    L1 is one-against-the-rest by liblinear, as in Boiarsky et al. 2023; L2 is multinomial. The best macro-F1 on
-    validation cells wins, ties go to the smaller loss. The choice is ``predict.chosen``, the fitted model
-    ``predict.model``. With `class_weight` "balanced", cells weigh in inverse proportion to their label's frequency: under
+    Penalty and strength C are chosen on validation cells. The choice is ``predict.chosen``, what was learnt
+    ``predict.arrays``. With `class_weight` "balanced", cells weigh in inverse proportion to their label's frequency: under
     L1 in each problem of one label against the rest, by the frequencies of these two. ValueErrors are those of
     `fit_nearest_centroid`.
     """
     y, truth = _read_labels(train, validation, label_key)
+    labels, y = np.unique(y, return_inverse=True)
+    options = {"penalties": penalties, "strengths": strengths, "class_weight": class_weight, "seed": seed}
     x, x_validation = lognormalize(train), lognormalize(validation)
-    best = None
-    for penalty in penalties:
-        for strength in strengths:
-            options = {"C": strength, "class_weight": class_weight}
-            if penalty == "l1":
-                model = LogisticRegression(penalty="l1", solver="liblinear", random_state=seed, **options)
-                model = OneVsRestClassifier(model)
-            else:
-                model = LogisticRegression(max_iter=1000, **options)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges the fit, converged or not
-                model.fit(x, y)
-            probabilities = model.predict_proba(x_validation)
-            column = pd.Index(model.classes_).get_indexer(truth)
-            loss = -np.log(probabilities[np.arange(len(truth)), column].clip(1e-12)).mean()
-            score = (macro_f1(truth, model.classes_[probabilities.argmax(1)]), -loss)
-            if best is None or score > best[0]:
-                best = (score, model, f"{penalty}, C={strength:g}")
-
-    return wrap_regression(*best[1:])
+    return wrap_regression(labels, *fit_regression(x, y, x_validation, np.searchsorted(labels, truth), **options))
 
 
-def wrap_regression(model: LogisticRegression | OneVsRestClassifier, chosen: str) -> Callable:
-    """Return `predict` of logistic regression that was fitted before; ``predict.model`` is the model."""
+def wrap_regression(labels: Sequence[str], arrays: dict[str, np.ndarray], chosen: str) -> Callable:
+    """Return `predict` of logistic regression that was fitted before, of its arrays: see `scbert.train.regression`."""
 
     def predict(adata):
-        return pd.DataFrame(model.predict_proba(lognormalize(adata)), index=adata.obs_names, columns=model.classes_)
+        return pd.DataFrame(predict_regression(arrays, lognormalize(adata)), adata.obs_names, labels)
 
     def read_out(adata):
-        if isinstance(model, OneVsRestClassifier):  # each label against the rest, and the shares of their probabilities
-            decisions = np.column_stack([part.decision_function(lognormalize(adata)) for part in model.estimators_])
-            logits = log_expit(decisions if decisions.shape[1] > 1 else np.hstack([-decisions, decisions]))
-        else:
-            logits = model.decision_function(lognormalize(adata))
-            logits = logits if logits.ndim == 2 else np.column_stack([np.zeros_like(logits), logits])
-        return pd.DataFrame(logits, adata.obs_names, model.classes_), None
+        return pd.DataFrame(read_logits(arrays, lognormalize(adata)), adata.obs_names, labels), None
 
-    predict.model, predict.chosen, predict.read_out = model, chosen, read_out
+    predict.labels, predict.arrays, predict.chosen, predict.read_out = list(labels), arrays, chosen, read_out
     return predict
 
 

@@ -15,12 +15,11 @@ The arrays, by name (genes are those of the vocabulary, in its order; labels tho
 - ``pca_mean`` (genes,), ``pca_axes`` (components, genes), ``pca_root`` (components, components), ``pca_centres``
   (labels, components): the space in which distances are measured, and its units, see `measure_distance`.
 - ``distances`` (101,): percentiles of the distance of validation cells.
-- ``logistic_regression`` (labels, genes + 1): weights, and the intercept last; ``one_vs_rest`` (): how they were fitted.
+- ``logistic_regression`` (labels, genes + 1) and ``one_vs_rest`` (): see `scbert.train.regression`.
 - ``scores`` (3, 2): accuracy and macro-F1 on validation cells of the methods in `METHODS`; ``n_validation`` ().
 """
 
 import hashlib
-import warnings
 
 import anndata
 import numpy as np
@@ -28,23 +27,19 @@ import pandas as pd
 import torch
 from scipy import sparse
 from scipy.linalg import solve_triangular
-from scipy.special import expit, softmax
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
-from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 
 from ..data.preprocess import library_size, lognormalize
 from ..model.classifier import Classifier
+from .regression import fit_regression, predict_regression
 
 METHODS = ("scbert", "logistic_regression", "nearest_centroid")
 N_COMPONENTS = 30
 LARGEST = 10_000  # training cells behind the companions: beyond it they take long and gain little
 LEAST_GENES = 10  # expressed by a cell whose counts tell it from all others
-GRID = [("l2", 0.01), ("l2", 0.1), ("l2", 1.0), ("l2", 10.0), ("l1", 0.1), ("l1", 1.0)]
 
 
 def learn_companions(
@@ -65,14 +60,14 @@ def learn_companions(
         "cell_hashes": np.unique(hash_cells(counts)),
         "n_validation": np.array(len(truth)),
     }
-    x, x_validation = lognormalize(train), lognormalize(validation)
+    x, x_validation = lognormalize(train, totals), lognormalize(validation)
     chosen = np.random.default_rng(seed).permutation(len(y))[:LARGEST]
     chosen = np.union1d(chosen, np.unique(y, return_index=True)[1])  # sorted, and no label is lost
     x, y = x[chosen], y[chosen]
     arrays |= fit_distance(x, y, len(labels), seed=seed)
     arrays["distances"] = np.percentile(measure_distance(arrays, x_validation), np.arange(101))
     arrays["class_means"] = np.vstack([np.asarray(x[y == i].mean(0)) for i in range(len(labels))])
-    arrays |= fit_logistic_regression(x, y, x_validation, truth, seed=seed)
+    arrays |= fit_regression(x, y, x_validation, truth, seed=seed)[0]
     arrays["scores"] = np.stack(
         [_score(truth, predict(arrays, x_validation).argmax(1)) for predict in PREDICT.values()]
     )
@@ -95,48 +90,12 @@ def remember(
     classifier.remember(memory | {"scores": torch.cat([own, memory["scores"]])})
 
 
-def fit_logistic_regression(x, y, x_validation, truth, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Fit logistic regression, penalty and strength chosen by macro-F1 on validation cells; ties go to the first."""
-    best, found = -1.0, {}
-    for penalty, strength in GRID:
-        if penalty == "l1":
-            model = OneVsRestClassifier(
-                LogisticRegression(penalty="l1", C=strength, solver="liblinear", random_state=seed)
-            )
-        else:
-            model = LogisticRegression(C=strength, max_iter=1000)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges the fit, converged or not
-            model.fit(x, y)
-        parts = model.estimators_ if penalty == "l1" else [model]
-        weights = np.vstack([np.hstack([part.coef_, part.intercept_[:, None]]) for part in parts])
-        if len(weights) == 1:  # two labels: one row stands for both
-            weights = (
-                np.vstack([-weights, weights]) if penalty == "l1" else np.vstack([np.zeros_like(weights), weights])
-            )
-        arrays = {"logistic_regression": weights, "one_vs_rest": np.array(penalty == "l1")}
-        score = _score(truth, predict_logistic_regression(arrays, x_validation).argmax(1))[1]
-        if score > best:
-            best, found = score, arrays
-    return found
-
-
-def predict_logistic_regression(arrays, x: sparse.csr_matrix) -> np.ndarray:
-    """Return probabilities, (cells, labels), of log-normalised counts (cells, genes)."""
-    weights = np.asarray(arrays["logistic_regression"])
-    decision = x @ weights[:, :-1].T + weights[:, -1]
-    if not arrays["one_vs_rest"]:
-        return softmax(decision, axis=1)
-    shares = expit(decision)
-    return shares / np.maximum(shares.sum(1, keepdims=True), 1e-300)
-
-
 def predict_nearest_centroid(arrays, x: sparse.csr_matrix) -> np.ndarray:
     """Return the cosine between each cell and each label's mean profile, (cells, labels)."""
     return normalize(x) @ normalize(np.asarray(arrays["class_means"])).T
 
 
-PREDICT = {"logistic_regression": predict_logistic_regression, "nearest_centroid": predict_nearest_centroid}
+PREDICT = {"logistic_regression": predict_regression, "nearest_centroid": predict_nearest_centroid}
 
 
 def list_scores(memory: dict[str, torch.Tensor]) -> list[str]:
@@ -205,7 +164,7 @@ def measure_to_centres(vectors: np.ndarray, root: np.ndarray, centres: np.ndarra
 
 def compare_query(
     memory: dict[str, torch.Tensor], query: anndata.AnnData, predicted: np.ndarray, measured: np.ndarray
-) -> tuple[pd.DataFrame, list[str]]:
+) -> tuple[pd.DataFrame, dict[str, float]]:
     """Compare tokenized cells with what training saw.
 
     `predicted` numbers scBERT's label of each cell, (cells,); `measured` says which genes of the vocabulary the query's
@@ -213,18 +172,33 @@ def compare_query(
 
     Returns
     -------
-    A row a cell: ``distance``, ``unlike_training`` (beyond 99 % of the validation cells), and the number of the label
-    that each companion gives. And a sentence for each way in which the query as a whole is unlike the training cells.
+    A row a cell: ``distance``, ``blank``, ``unlike_training`` (beyond 99 % of the validation cells), and the number of the
+    label that each companion gives. And the numbers of the query as a whole that `say_what_is_off` judges.
     """
     arrays = {name: tensor.numpy() for name, tensor in memory.items()}
-    x = lognormalize(query)
+    known, totals = arrays["genes_seen"].astype(bool), library_size(query)
+    x = lognormalize(query, totals)
     cells = pd.DataFrame({"distance": measure_distance(arrays, x, measured)}, index=query.obs_names)
-    cells["blank"] = query.layers["bins"][:, arrays["genes_seen"].astype(bool)].getnnz(1) == 0  # nothing to go by
+    cells["blank"] = query.layers["bins"][:, known].getnnz(1) == 0  # nothing to go by
     cells["unlike_training"] = (cells["distance"] > arrays["distances"][99]) | cells["blank"]
     for name, predict in PREDICT.items():
         cells[name] = predict(arrays, x).argmax(1)
-    found = describe_query(arrays, sparse.csr_matrix(query.X), x, library_size(query), cells, predicted, measured)
-    return cells, say_what_is_off(found)
+    # What such a mixture of types should express, by the labels of logistic regression: scBERT may name all alike.
+    mixture = np.bincount(cells["logistic_regression"], minlength=len(arrays["class_counts"])) / len(predicted)
+    expected, found = mixture @ arrays["class_means"], np.asarray(x.mean(0)).ravel()  # (genes,) each
+    both = known & measured
+    varies = both.sum() > 2 and min(np.ptp(expected[both]), np.ptp(found[both])) > 0
+    same_cells = np.isin(hash_cells(query.X), arrays["cell_hashes"]).sum()
+    return cells, {
+        "depth": float(np.median(totals)),
+        "depth_of_training": float(arrays["n_counts"][2]),
+        "lacking": float(expected[known & ~measured].sum() / max(expected[known].sum(), 1e-9)),
+        "profile": float(np.corrcoef(expected[both], found[both])[0, 1]) if varies else 0.0,
+        "unlike": float(cells["unlike_training"].mean()),
+        "agreement": float(np.mean([cells[name] == predicted for name in PREDICT])),
+        "largest_share": float(np.bincount(predicted).max() / len(predicted)),
+        "same_cells": float(same_cells / max(query.n_obs, 1)),
+    }
 
 
 def vote(
@@ -251,33 +225,12 @@ def vote(
     }
 
 
-def describe_query(arrays, counts, x, totals, cells, predicted, measured) -> dict[str, float]:
-    """Return the numbers that `say_what_is_off` judges."""
-    shares = np.bincount(predicted) / len(predicted)
-    # What such a mixture of types should express, by the labels of logistic regression: scBERT may name all alike.
-    mixture = np.bincount(cells["logistic_regression"], minlength=len(arrays["class_counts"])) / len(predicted)
-    expected, found = mixture @ arrays["class_means"], np.asarray(x.mean(0)).ravel()  # (genes,) each
-    known = arrays["genes_seen"].astype(bool)
-    both = known & measured
-    varies = both.sum() > 2 and min(np.ptp(expected[both]), np.ptp(found[both])) > 0
-    return {
-        "depth": float(np.median(totals)),
-        "depth_of_training": float(arrays["n_counts"][2]),
-        "lacking": float(expected[known & ~measured].sum() / max(expected[known].sum(), 1e-9)),
-        "profile": float(np.corrcoef(expected[both], found[both])[0, 1]) if varies else 0.0,
-        "unlike": float(cells["unlike_training"].mean()),
-        "agreement": float(np.mean([cells[name] == predicted for name in PREDICT])),
-        "largest_share": float(shares.max()),
-        "same_cells": float(np.isin(hash_cells(counts), arrays["cell_hashes"]).sum() / max(counts.shape[0], 1)),
-    }
-
-
 DEPTH, LACKING, PROFILE, UNLIKE, SAME, ONE_LABEL, AGREEMENT = 5.0, 0.75, 0.6, 0.9, 0.005, 0.95, 0.5
 BOTH = 0.5, 0.7  # further from all types, and expressed otherwise, where either alone would not do
 
 
 def say_what_is_off(found: dict[str, float]) -> list[str]:
-    """Return a sentence for each number of `describe_query` outside its limits, set by tests/measure_queries.py."""
+    """Return a sentence for each number of `compare_query` outside its limits, set by tests/measure_queries.py."""
     said = []
     if not 1 / DEPTH <= found["depth"] / max(found["depth_of_training"], 1e-9) <= DEPTH:
         said.append(

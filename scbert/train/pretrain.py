@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata
@@ -10,9 +11,9 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from ..data.cells import open_for
+from ..data.cells import CellDataset, open_for
 from ..data.checks import check_vocabulary
-from ..data.masking import mask_bins
+from ..data.masking import find_commonest_bin, mask_bins
 from ..model.encoder import ScBert
 from ..paths import count_processes
 from ..scale.checkpoint import read_checkpoint
@@ -28,7 +29,6 @@ from ..scale.processes import (
 )
 from ..scale.stream import CellStore
 from . import steps
-from .masks import score_masks
 from .recipe import Recipe, learning_rate_at, make_optimizer
 
 
@@ -242,14 +242,54 @@ def _resume(fabric, module, optimizer, checkpoint, identity):
 
 def _measure_masks(fabric, model, module, validation, seed, mask_share, batch_size):
     """Return the columns of the history that say how well masked tokens of validation cells are predicted."""
-    part = (fabric.global_rank, fabric.world_size)
-    scores = score_masks(
-        model, validation, module=module, part=part, seed=seed, mask_share=mask_share, batch_size=batch_size
-    )
-    columns = ["loss", "correct", "cell_correct", "n_masked"]
-    loss, correct, mode_correct, n_masked = add_up(fabric, torch.tensor(scores[columns].sum().to_numpy(float))).tolist()
+    options = {"module": module, "seed": seed, "mask_share": mask_share, "batch_size": batch_size}
+    totals = torch.zeros(4, dtype=torch.float64)
+    for _, bins, where, logits in predict_masks(
+        model, validation, part=(fabric.global_rank, fabric.world_size), **options
+    ):
+        target, commonest = bins[where], find_commonest_bin(bins.masked_fill(where, 0), model.config.n_bins)
+        losses = F.cross_entropy(logits, target, reduction="none").double()
+        hits = [(says == target).sum() for says in (logits.argmax(1), commonest.expand_as(bins)[where])]
+        totals += torch.stack([losses.sum(), *hits, where.sum()])
+    loss, correct, mode_correct, n_masked = add_up(fabric, totals).tolist()
     total = max(n_masked, 1)
     return {"val_loss": loss / total, "val_accuracy": correct / total, "val_mode_accuracy": mode_correct / total}
+
+
+@torch.no_grad()  # not inference_mode: sharded weights gathered under it could not be trained afterwards
+def predict_masks(
+    model: ScBert,
+    cells: CellDataset | CellStore,
+    *,
+    module: torch.nn.Module | None = None,
+    seed: int = 0,
+    mask_share: float = 0.15,
+    batch_size: int = 16,
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield (number of the first cell, bins, which tokens are masked, logits of these) of batches of cells, in order.
+
+    Parameters
+    ----------
+    module
+        What to call in place of the model: the model as Lightning Fabric wrapped it.
+    seed, mask_share
+        Fix the masks, cell by cell. Every masked token is hidden, since one that stayed visible could be copied.
+    part
+        (rank, number of processes): batches number rank, rank + processes, ... are predicted, and all processes call the
+        module equally often, as sharded weights need. A ValueError if there is no such part.
+    """
+    module, (rank, n_parts), number = module or model, part, -1
+    if not 0 <= rank < n_parts:
+        raise ValueError(f"part is (rank, number of processes), such as (0, 1), not {part}.")
+    device = next(model.parameters()).device
+    for number, (start, bins) in enumerate(cells.in_order(batch_size)):
+        if number % n_parts == rank:
+            seeds = [(seed, start + i) for i in range(len(bins))]
+            seen, where = mask_bins(bins, model.config.mask_token, seeds, mask_share=mask_share, replace_share=1)
+            yield start, bins, where, module(seen.to(device))[where.to(device)].float().cpu()
+    if number >= 0 and number % n_parts < rank:  # this part has a batch less than others
+        module(bins.to(device))
 
 
 def _scale_gradients(module, factor):

@@ -9,7 +9,8 @@ import torch
 
 from ..data.cells import open_cells, open_for
 from ..data.checks import check_tokenized
-from ..data.masking import find_commonest_bin, mask_bins
+from ..data.masking import find_commonest_bin
+from ..train.pretrain import predict_masks
 
 if TYPE_CHECKING:
     from ..model.encoder import ScBert
@@ -47,17 +48,8 @@ def count_tokens(adata: "anndata.AnnData | CellStore") -> np.ndarray:
     return table
 
 
-@torch.no_grad()  # not inference_mode: sharded weights gathered under it could not be trained afterwards
 def score_masks(
-    model: "ScBert",
-    adata: "anndata.AnnData | CellStore",
-    table: np.ndarray | None = None,
-    *,
-    module: torch.nn.Module | None = None,
-    seed: int = 0,
-    mask_share: float = 0.15,
-    batch_size: int = 16,
-    part: tuple[int, int] = (0, 1),
+    model: "ScBert", adata: "anndata.AnnData | CellStore", table: np.ndarray | None = None, **options
 ) -> pd.DataFrame:
     """Predict masked tokens of cells, beside rivals that know the cell, the gene, or both, and no other gene.
 
@@ -67,13 +59,8 @@ def score_masks(
         Tokenized cells of the model's vocabulary, which no rival has counted: test or validation cells.
     table
         `count_tokens` of training cells; without it the cell is the only rival.
-    module
-        What to call in place of the model: the model as Lightning Fabric wrapped it.
-    seed, mask_share
-        Fix the masks, cell by cell. Every masked token is hidden, since one that stayed visible could be copied.
-    part
-        (rank, number of processes): batches number rank, rank + processes, ... are scored, and all processes call the
-        module equally often, as sharded weights need. The frames of all parts, concatenated, are the whole.
+    options
+        Of `scbert.train.pretrain.predict_masks`: `seed` and `mask_share`, which fix the masks, and others.
 
     Returns
     -------
@@ -88,30 +75,20 @@ def score_masks(
     - `both`: p(token | gene) p(token | cell) / p(token), normalised: what gene and cell say apart. Genes that tell of
       each other, or a finer use of the cell's depth, can go beyond it.
 
-    A ValueError if cells are not tokenized for this vocabulary, the table has another shape, or the part does not exist.
+    A ValueError if cells are not tokenized for this vocabulary, or the table has another shape.
 
     Paper: Methods, "pretraining"; the rivals are not in it. Boiarsky et al. 2023 measured the commonest bin.
     Differs from the published code: all cells count, where the script's validation accuracy is that of cell 0; every
     masked token is hidden, where a tenth stays visible there, as it does in training.
     """
-    cells, n_bins, module = open_for(model, adata), model.config.n_bins, module or model
-    rank, n_parts = part
-    if not 0 <= rank < n_parts:
-        raise ValueError(f"part is (rank, number of processes), such as (0, 1), not {part}.")
+    cells, n_bins = open_for(model, adata), model.config.n_bins
     by_gene, overall = (None, None) if table is None else _share_tokens(table, (len(cells.genes) + 1, n_bins))
-    device, number = next(model.parameters()).device, -1
     none = torch.zeros(0, len(cells.genes) + 1, dtype=torch.int64)
     rows = [np.zeros(0, np.int64)]
     sums = [_score_batch(torch.zeros(0, n_bins + 2), none, none.bool(), n_bins, by_gene, overall)]
-    for number, (start, bins) in enumerate(cells.in_order(batch_size)):
-        if number % n_parts == rank:
-            seeds = [(seed, start + i) for i in range(len(bins))]
-            seen, where = mask_bins(bins, model.config.mask_token, seeds, mask_share=mask_share, replace_share=1)
-            logits = module(seen.to(device))[where.to(device)].float().cpu()  # (masks, n_bins + 2)
-            rows.append(np.arange(start, start + len(bins)))
-            sums.append(_score_batch(logits, bins, where, n_bins, by_gene, overall))
-    if number >= 0 and number % n_parts < rank:  # this part has a batch less than others
-        module(bins.to(device))
+    for start, bins, where, logits in predict_masks(model, cells, **options):
+        rows.append(np.arange(start, start + len(bins)))
+        sums.append(_score_batch(logits, bins, where, n_bins, by_gene, overall))
     names = pd.Index(cells.obs_names)[np.concatenate(rows)]
     index = pd.MultiIndex.from_product([names, range(1, n_bins + 1)], names=["cell", "token"])
     return pd.DataFrame({name: np.concatenate([batch[name] for batch in sums]) for name in sums[0]}, index=index)
