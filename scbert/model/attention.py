@@ -26,7 +26,7 @@ maximum, so that each cell's result is that of its own positions alone; as a que
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -243,6 +243,59 @@ def positions_first(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.unflatten(0, (-1, heads)).permute(0, 3, 1, 2)
 
 
+def attend_in_chunks(
+    inputs: Sequence[torch.Tensor],
+    heads: int,
+    projection: torch.Tensor,
+    key_stabiliser: str,
+    project: Callable,
+    finish: Callable,
+    *,
+    weight: torch.Tensor | None = None,
+    present: torch.Tensor | None = None,
+    eps: float = EPS,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Let all positions of a cell attend to each other, some in memory at a time: all keys are read, then each asks.
+
+    `inputs`, tensors (cells, positions, ...), are cut into chunks alike. ``project(names, *chunk)`` returns those of "q",
+    "k" and "v" that are named, (cells * heads, dim_head, positions) each; ``finish(out, *chunk)`` makes the chunk's output,
+    (cells, positions, ...), of what its queries found. `present` and the others are as in `favor_attention`.
+
+    Returned are all outputs, of no meaning where there is padding; and with a `weight` of the attending positions,
+    (cells, positions), from `weigh_queries`, zero for padding, the attention that each position receives from them,
+    (cells, heads, positions), none where there is padding.
+    """
+    n, more = len(inputs), [tensor for tensor in (present, weight) if tensor is not None]
+
+    def to_each_head(x):  # (cells, positions) -> (cells * heads, 1, positions)
+        return x.repeat_interleave(heads, 0)[:, None]
+
+    def read(*chunk):
+        mask = () if present is None else (to_each_head(chunk[n]),)
+        return summarise_keys(*project("kv", *chunk[:n]), projection, *mask)
+
+    def write(keys, *chunk):
+        (q,) = project("q", *chunk[:n])
+        if weight is None:
+            return (finish(attend(q, keys, projection, eps), *chunk[:n]),)
+        out, queries = attend(q, keys, projection, eps, to_each_head(chunk[-1]))
+        return finish(out, *chunk[:n]), positions_first(
+            queries, heads
+        )  # (cells, 1, heads, features), one of each chunk
+
+    def weigh(context, *chunk):
+        (k,) = project("k", *chunk[:n])
+        return (weigh_keys(k, *context, projection, eps).unflatten(0, (-1, heads)).mT,)
+
+    groups = split_chunks((*inputs, *more), heads, len(projection))
+    keys = read_chunks(read, groups, key_stabiliser, eps)
+    if weight is None:
+        return map_chunks(write, groups, keys)[0], None
+    out, queries = map_chunks(write, groups, keys)
+    received = map_chunks(weigh, groups, pair_queries(queries, keys))[0].mT  # (cells, heads, positions)
+    return out, received if present is None else received.masked_fill(~present[:, None], 0)
+
+
 def favor_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -276,19 +329,7 @@ def favor_attention(
     Differs from the published code: "head" is the default, where the script takes one maximum over the batch
     tensor, which together with eps makes a cell's output depend on its neighbours in the batch.
     """
-    heads = q.shape[1]
-
-    def read(_, k, v, *present):
-        present = [mask.repeat_interleave(heads, 0)[:, None] for mask in present]  # (cells * heads, 1, positions)
-        return summarise_keys(features_first(k), features_first(v), projection, *present)
-
-    def write(keys, q, *_):
-        return (positions_first(attend(features_first(q), keys, projection, eps), heads),)
-
-    masks = () if present is None else (present,)
-    groups = split_chunks((*(x.transpose(1, 2) for x in (q, k, v)), *masks), heads, len(projection))
-    (out,) = map_chunks(write, groups, read_chunks(read, groups, key_stabiliser, eps))
-    return out.transpose(1, 2).to(q.dtype)
+    return _attend_by_head(q, k, v, projection, key_stabiliser, present=present, eps=eps)[0].to(q.dtype)
 
 
 @torch.no_grad()
@@ -319,29 +360,24 @@ def attention_columns(
     Differs from the published code: the mean over rows follows from sums over features, where the script holds
     every head's positions x positions matrix.
     """
-    cells, heads, positions, _ = q.shape
-    where = torch.ones(cells, positions, device=q.device) if where is None else where
+    where = torch.ones(q.shape[0], q.shape[2], device=q.device) if where is None else where
     where = where if present is None else where * present
     weight = weigh_queries(where.to(torch.promote_types(q.dtype, torch.float32)))
+    return _attend_by_head(q, k, k[..., :0], projection, key_stabiliser, weight=weight, present=present)[1]
 
-    def read(_, k, __, *present):
-        present = [mask.repeat_interleave(heads, 0)[:, None] for mask in present]  # (cells * heads, 1, positions)
-        return summarise_keys(features_first(k), features_first(k[..., :0]), projection, *present)
 
-    def ask(keys, q, _, weight, *__):
-        _, queries = attend(features_first(q), keys, projection, weight=weight.repeat_interleave(heads, 0)[:, None])
-        return (positions_first(queries, heads),)  # (cells, 1, heads, features), one of each chunk
+def _attend_by_head(q, k, v, projection, key_stabiliser, **options):
+    """Call `attend_in_chunks` for tensors (cells, heads, positions, ...), and return such."""
 
-    def weigh(context, _, k, *__):
-        return (weigh_keys(features_first(k), *context, projection).unflatten(0, (-1, heads)).transpose(1, 2),)
+    def project(names, *chunk):
+        return [features_first(chunk["qkv".index(name)]) for name in names]
 
-    masks = () if present is None else (present,)
-    groups = split_chunks((q.transpose(1, 2), k.transpose(1, 2), weight, *masks), heads, len(projection))
-    keys = read_chunks(read, groups, key_stabiliser)
-    (queries,) = map_chunks(ask, groups, keys)
-    (columns,) = map_chunks(weigh, groups, pair_queries(queries, keys))
-    columns = columns.transpose(1, 2)  # (cells, heads, positions)
-    return columns if present is None else columns.masked_fill(~present[:, None], 0)
+    def finish(out, *_):
+        return positions_first(out, q.shape[1])
+
+    inputs = [x.transpose(1, 2) for x in (q, k, v)]
+    out, received = attend_in_chunks(inputs, q.shape[1], projection, key_stabiliser, project, finish, **options)
+    return out.transpose(1, 2), received
 
 
 def weigh_queries(where: torch.Tensor) -> torch.Tensor:

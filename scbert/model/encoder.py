@@ -17,20 +17,7 @@ import torch
 from performer_pytorch import Performer
 from torch import nn
 
-from .attention import (
-    FavorAttention,
-    attend,
-    draw_projection,
-    features_first,
-    map_chunks,
-    pair_queries,
-    positions_first,
-    read_chunks,
-    split_chunks,
-    summarise_keys,
-    weigh_keys,
-    weigh_queries,
-)
+from .attention import FavorAttention, attend_in_chunks, draw_projection, features_first, weigh_queries
 from .bundle import write_bundle
 from .config import ScBertConfig
 from .published import check_shapes, read_published
@@ -337,58 +324,25 @@ def run_layer(
     some three times `scbert.attention.CHUNK_BYTES`; in training, of `scbert.attention.KEPT_CHUNKS` chunks at most,
     and beyond them one tensor shaped as `x` for each layer.
 
-    Parameters
-    ----------
-    layer
-        One of ``performer.net.layers``: attention and feed-forward, each behind its norm.
-    x
-        (cells, positions, dim).
-    weight
-        Weights of the attending positions, (cells, positions), from `weigh_queries`; zero for padding.
-    present
-        Booleans (cells, positions), at least one true in each cell: the positions that are no padding; all if None.
-
-    Returns
-    -------
-    The layer's output, shaped as `x`, of no meaning where there is padding; with `weight` also the attention each
-    position receives from the positions so weighted, (cells, heads, positions), none where there is padding.
+    `layer` is one of ``performer.net.layers``, attention and feed-forward, each behind its norm, and `x` what enters it,
+    (cells, positions, dim); `weight` and `present` are as in `scbert.attention.attend_in_chunks`, and so is what is
+    returned: the layer's output, shaped as `x`, and with `weight` also the attention each position receives.
 
     Paper: Methods, "Performer encoder". Differs from the published code: what it computes does not; how it does.
     """
     (attention_norm, attention), (feed_norm, feed) = ((part.norm, part.fn) for part in layer)
     heads, favor = attention.heads, attention.fast_attention
-    projection = favor.projection_matrix
+    linear = {"q": attention.to_q, "k": attention.to_k, "v": attention.to_v}
 
-    def to_heads(linear, x):  # (cells, positions, dim) -> (cells * heads, dim_head, positions)
-        return features_first(linear(x).unflatten(2, (heads, -1)))
-
-    def to_each_head(x):  # (cells, positions) -> (cells * heads, 1, positions)
-        return x.repeat_interleave(heads, 0)[:, None]
-
-    def read(x, *rest):
-        mask = () if present is None else (to_each_head(rest[0]),)
+    def project(names, x):  # (cells, positions, dim) -> (cells * heads, dim_head, positions), each
         x = attention_norm(x)
-        return summarise_keys(to_heads(attention.to_k, x), to_heads(attention.to_v, x), projection, *mask)
+        return [features_first(linear[name](x).unflatten(2, (heads, -1))) for name in names]
 
-    def write(keys, x, *rest):
-        q = to_heads(attention.to_q, attention_norm(x))
-        if weight is not None:
-            out, queries = attend(q, keys, projection, weight=to_each_head(rest[-1]))
-            extra = (positions_first(queries, heads),)  # (cells, 1, heads, features), one of each chunk
-        else:
-            out, extra = attend(q, keys, projection), ()
+    def finish(out, x):
         x = x + attention.to_out(out.view(len(x), -1, x.shape[1]).mT)
-        return x + feed(feed_norm(x)), *extra
+        return x + feed(feed_norm(x))
 
-    def weigh(context, x, *_):
-        received = weigh_keys(to_heads(attention.to_k, attention_norm(x)), *context, projection)
-        return (received.view(len(x), heads, -1).mT,)
-
-    rest = (tensor for tensor in (present, weight) if tensor is not None)
-    groups = split_chunks((x, *rest), heads, len(projection))
-    keys = read_chunks(read, groups, favor.key_stabiliser)
-    if weight is None:
-        return map_chunks(write, groups, keys)[0]
-    x, queries = map_chunks(write, groups, keys)
-    received = map_chunks(weigh, groups, pair_queries(queries, keys))[0].mT  # (cells, heads, positions)
-    return x, received if present is None else received.masked_fill(~present[:, None], 0)
+    x, received = attend_in_chunks(
+        (x,), heads, favor.projection_matrix, favor.key_stabiliser, project, finish, weight=weight, present=present
+    )
+    return x if weight is None else (x, received)
