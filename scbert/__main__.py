@@ -1,6 +1,7 @@
 """The command line: run a notebook, fetch data, annotate a file, make the report. Nothing that a notebook could not do."""
 
 import logging
+import re
 import warnings
 from pathlib import Path
 
@@ -105,6 +106,9 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
         if not isinstance(classifier, scbert.Classifier):
             raise ValueError(f"{model} is an encoder without labels: fine-tune it first (notebook 03).")
         adata = scbert.datasets.read(source, round_counts=round_counts)
+        earlier = ", ".join(filter(re.compile("scbert_").match, map(str, adata.obs)))
+        if earlier:
+            click.echo(f"Warning: {source} was annotated before: {earlier} are written anew.", err=True)
         rename = scbert.genes.rename_genes if rename_genes else scbert.genes.tidy_names
         read = rename(adata, classifier.genes)
         options = {"unassigned_below": unassigned_below, "batch_size": batch_size}
