@@ -1,6 +1,7 @@
 """The command line: run a notebook, fetch data, annotate a file, make the report. Nothing that a notebook could not do."""
 
 import logging
+import re
 import warnings
 from pathlib import Path
 
@@ -108,6 +109,9 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", UserWarning)
             adata = scbert.datasets.read(source, round_counts=round_counts)
+            earlier = ", ".join(column for column in map(str, adata.obs) if column.startswith("scbert_"))
+            if earlier:
+                click.echo(f"Warning: {source} was annotated before: {earlier} are written anew.", err=True)
             rename = scbert.genes.rename_genes if rename_genes else scbert.genes.tidy_names
             read = rename(adata, classifier.genes)
             scbert.annotate(read, classifier, progress=True, name=str(source), **options)

@@ -198,7 +198,10 @@ def make_project(folder):
 
     profiles = folder / "notebooks" / "profiles"
     (profiles / "slurm").mkdir(parents=True)
-    shutil.copy(ROOT / "Snakefile", folder)
+    for name in ("Snakefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    # The package runs the notebooks of the clone that it lies in.
+    shutil.copytree(ROOT / "scbert", folder / "scbert", ignore=shutil.ignore_patterns("__pycache__"))
     text = (ROOT / "notebooks" / "profiles" / "slurm" / "config.yaml").read_text()
     for name, value in OFFERED.items():
         text = text.replace(f"slurm_{name}: change-me", f"slurm_{name}: {value}")
@@ -224,7 +227,8 @@ def start(folder, **toy):
     """Call Snakemake as on a login node, with its words in snakemake.log."""
     paths = [folder / "bin", Path(sys.executable).parent, os.environ["PATH"]]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SCBERT_"))} | {
-        "PATH": ":".join(map(str, paths)), "TOY_CLUSTER": str(folder / "cluster"), "OMP_NUM_THREADS": "1"
+        "PATH": ":".join(map(str, paths)), "TOY_CLUSTER": str(folder / "cluster"), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(folder),
     }  # fmt: skip
     command = [sys.executable, "-m", "snakemake", "--workflow-profile", "notebooks/profiles/slurm"]
     command += ["--slurm-init-seconds-before-status-checks", "2", "--config", "profile=small", f"parts={PARTS}"]

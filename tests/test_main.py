@@ -635,6 +635,14 @@ def test_a_mirror_that_is_no_folder_is_one_sentence(scbert_cli, small_catalogue,
         assert "SCBERT_MIRROR names nowhere, which is no folder: correct it or unset it." in output
 
 
+def test_columns_of_an_earlier_annotation_are_named_before_they_are_written_anew(scbert_cli, files):
+    words = ["--model", "model", "-o"]
+    assert "annotated before" not in scbert_cli("annotate", "mine.h5ad", *words, "once.h5ad")[1]
+    code, output = scbert_cli("annotate", "once.h5ad", *words, "twice.h5ad")
+    assert code == 0
+    assert "Warning: once.h5ad was annotated before: scbert_cell_type, scbert_confidence" in output
+
+
 def test_few_genes_in_common_are_warned_of(scbert_cli, tmp_path, files):
     adata = anndata.read_h5ad(tmp_path / "mine.h5ad")
     adata.var_names = [name if i == 5 else f"Mouse{i}" for i, name in enumerate(adata.var_names)]
