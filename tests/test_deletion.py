@@ -41,7 +41,7 @@ def test_attributions_sum_to_the_difference_of_the_logit(either_mode, more_cells
     pytest.importorskip("captum", reason="captum is an extra")
     few = more_cells[:6].copy()
     values, sums = deletion.integrated_gradients(either_mode, few, labels_of(few), n_steps=32, batch_size=4)
-    bins = CellDataset(few).batch(range(6))[0]
+    bins = CellDataset(few).batch(range(6))
     target = [either_mode.labels.index(label) for label in labels_of(few)]
     with torch.no_grad():
         logit = either_mode(bins)[range(6), target]
@@ -83,7 +83,7 @@ def test_a_head_without_layers_is_attributed_as_by_hand(more_cells):
     model.head = Sum(weight)
     few = more_cells[:3].copy()
     values, sums = deletion.integrated_gradients(model, few, ["B", "T/NK", "B"], n_steps=4)
-    bins = CellDataset(few).batch(range(3))[0]
+    bins = CellDataset(few).batch(range(3))
     with torch.no_grad():
         x = model.encoder.embed(bins).sum(2) * (bins > 0)  # (cells, genes + 1)
     expected = (x * weight.T[[0, 2, 0]])[:, :-1].numpy()

@@ -12,7 +12,7 @@ from scbert.data.cells import CellDataset
 
 
 def tokens_of(cells):
-    return CellDataset(cells).batch(range(cells.n_obs))[0]
+    return CellDataset(cells).batch(range(cells.n_obs))
 
 
 def dense_attention(model, bins):
