@@ -1,13 +1,22 @@
 """The command line: run a notebook, fetch data, annotate a file, make the report. Nothing that a notebook could not do."""
 
+import contextlib
 import logging
-import re
 import warnings
 from pathlib import Path
 
 import click
 
 from .paths import find_rank, run_directory
+
+
+@contextlib.contextmanager
+def in_a_sentence():
+    """Let what can't be done end the program with a sentence, and no traceback."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,16 +101,14 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
     """Annotate the raw counts of a file with a fine-tuned model."""
     from .run.annotated import check_output, summarise, write_annotated
 
-    try:
+    with in_a_sentence():
         for file in filter(None, (output, table)):
             check_output(source, file, overwrite)
         if table is not None and table.suffix != ".csv":
             raise ValueError(f"--csv {table} must end in .csv.")
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     import scbert
 
-    try:
+    with in_a_sentence():
         classifier = scbert.load(model)
         if not isinstance(classifier, scbert.Classifier):
             raise ValueError(f"{model} is an encoder without labels: fine-tune it first (notebook 03).")
@@ -115,19 +122,15 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
             rename = scbert.genes.rename_genes if rename_genes else scbert.genes.tidy_names
             read = rename(adata, classifier.genes)
             scbert.annotate(read, classifier, progress=True, name=str(source), **options)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     if read is not adata:  # what is written keeps the file's own names
         adata.obs, adata.uns = read.obs, read.uns
         adata.obsm.update(read.obsm)
     say_annotated(adata, classifier, heard)
     click.echo(summarise(adata).to_string(na_rep=""))
-    try:
+    with in_a_sentence():
         for file in filter(None, (output, table)):
             write_annotated(adata, file)
             click.echo(f"Wrote {file}")
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     if umap is not None:
         draw_umap(adata, umap)
         click.echo(f"Wrote {umap}")
@@ -135,8 +138,6 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
 
 def say_annotated(adata, classifier, heard):
     """Print how many genes were found, how well the model did on validation cells, and each warning on a line."""
-    from .train.companions import list_scores
-
     report = adata.uns["scbert"]["annotate"]
     click.echo(
         f"Genes: {report['genes_matched']:,} of the model's {report['genes_in_vocabulary']:,} found "
@@ -147,6 +148,22 @@ def say_annotated(adata, classifier, heard):
         click.echo(line)
     for message in dict.fromkeys(str(warning.message) for warning in heard):
         click.echo(f"Warning: {message}", err=True)
+
+
+def list_scores(memory):
+    """Return lines on how well each method did on validation cells, the best first; none for a bundle without."""
+    import numpy as np
+
+    from .train.companions import METHODS
+
+    if "scores" not in memory:
+        return []
+    scores, n = memory["scores"].numpy(), int(memory["n_validation"])
+    lines = [f"On {n:,} validation cells of its training set, by macro-F1:"]
+    for i in np.argsort(-scores[:, 1], kind="stable"):
+        name = METHODS[i].replace("_", " ").replace("scbert", "scBERT")
+        lines.append(f"  {name}: macro-F1 {scores[i, 1]:.3f}, accuracy {scores[i, 0]:.3f}")
+    return lines
 
 
 def draw_umap(adata, path):
@@ -174,10 +191,8 @@ def fetch(names, everything, profile, only_list):
     from .sources.download import cache_directory
 
     if only_list:
-        try:
+        with in_a_sentence():
             table = datasets.list_catalogue(profile)
-        except (OSError, ValueError) as error:
-            raise click.ClickException(str(error)) from None
         shown = table.sort_values("kind", kind="stable").drop(columns="title")
         widths = [max(map(len, [column, *shown[column]])) + 2 for column in shown]
         for name, row in [("", shown.columns), *zip(shown.index, shown.to_numpy(), strict=True)]:
@@ -224,10 +239,8 @@ def convert(source, destination, genes):
         names = None if genes is None else genes.read_text().split()
     except (OSError, ValueError) as error:
         raise click.ClickException(f"{genes} cannot be read as a list of genes ({error}).") from None
-    try:
+    with in_a_sentence():
         weights.convert(source, destination, names)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
     click.echo(f"Wrote {destination}")
 
 
@@ -241,10 +254,8 @@ def report(profile, output):
 
     if not run_directory(profile, "x").parent.is_dir():  # nothing was run, or not here
         check_clone("scbert report")
-    try:
+    with in_a_sentence():
         scoreboard = write_report(profile, output)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     if scoreboard is not None:
         click.echo(scoreboard.fillna("").to_string(index=False))
     click.echo(f"Wrote {output / 'index.html'}")

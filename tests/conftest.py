@@ -74,7 +74,7 @@ def encoder(config):
 @pytest.fixture
 def bins(cells):
     """The tokens of ten cells, (10, 25)."""
-    return scbert.cells.CellDataset(cells).batch(range(10))[0]
+    return scbert.cells.CellDataset(cells).batch(range(10))
 
 
 @pytest.fixture(scope="session")

@@ -293,7 +293,7 @@ def make_step(mode, genes, batches):
 def draw_batches(learn, n_batches):
     """Return batches of training cells in random order: a list of (cells, genes + 1) tokens."""
     order, cells = np.random.default_rng(0).permutation(learn.n_obs), CellDataset(learn)
-    return [cells.batch(np.sort(order[i * BATCH_SIZE : (i + 1) * BATCH_SIZE]))[0] for i in range(n_batches)]
+    return [cells.batch(np.sort(order[i * BATCH_SIZE : (i + 1) * BATCH_SIZE])) for i in range(n_batches)]
 
 
 def measure_steps(learn):

@@ -17,9 +17,9 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
+from make_split import make_split
 
 import scbert
-from scbert import hygiene
 from scbert.data.preprocess import tokenize
 from scbert.train import companions
 
@@ -38,7 +38,7 @@ BLOOD = ("zheng_facs", "pbmc68k_reduced", "pbmc3k", "pbmc_3tech")
 
 def learn(reference: anndata.AnnData, seed: int = 0) -> tuple[dict, list[str], list[str]]:
     """Return what a bundle remembers of a set, its genes (the 1,000 most variable) and its labels."""
-    split = hygiene.make_split(reference, test_share=0.15, seed=seed)["part"].reindex(reference.obs_names)
+    split = make_split(reference, test_share=0.15, seed=seed)["part"].reindex(reference.obs_names)
     train, validation = (reference[(split == part).to_numpy()] for part in ("train", "test"))
     genes = scbert.genes.choose_genes(train, "1000" if train.n_vars > 1000 else "all")
     train, validation = (tokenize(part.copy(), genes=genes) for part in (train, validation))
@@ -71,7 +71,7 @@ def thin(adata: anndata.AnnData, share: float, seed: int = 0) -> anndata.AnnData
 def make_queries(sets: dict[str, anndata.AnnData], reference: str):
     """Yield (kind, name, cells) of the queries for a reference."""
     own = sets[reference]
-    half = hygiene.make_split(own, test_share=0.5, seed=1)["part"].reindex(own.obs_names).to_numpy() == "test"
+    half = make_split(own, test_share=0.5, seed=1)["part"].reindex(own.obs_names).to_numpy() == "test"
     yield "clean", f"{reference}, other cells", own[half]
     if reference in BLOOD:
         for name in [*BLOOD, "pbmc_pool"]:
@@ -142,7 +142,7 @@ def main():
     rows = []
     for reference in [name for name in BLOOD if name in sets]:
         sets[reference] = scbert.protocols.drop_rare(sets[reference], minimum=8)
-        half = hygiene.make_split(sets[reference], test_share=0.5, seed=1)["part"].reindex(sets[reference].obs_names)
+        half = make_split(sets[reference], test_share=0.5, seed=1)["part"].reindex(sets[reference].obs_names)
         memory, genes, _ = learn(sets[reference][(half == "train").to_numpy()])
         for kind, name, query in make_queries(sets, reference):
             if kind == "same cells":

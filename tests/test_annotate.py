@@ -32,7 +32,7 @@ def test_labels_confidence_probabilities_and_embedding_are_written(make_cells, c
 def test_it_says_what_the_model_says(cells, classifier):
     import torch
 
-    bins, _ = scbert.cells.CellDataset(cells).batch(range(60))
+    bins = scbert.cells.CellDataset(cells).batch(range(60))
     expected = torch.softmax(classifier(bins), 1).detach().numpy()
     assert predict_proba(classifier, cells).to_numpy() == pytest.approx(expected, abs=1e-6)
     assert predict_proba(classifier, cells).columns.tolist() == classifier.labels
@@ -164,7 +164,7 @@ def test_a_model_with_a_label_called_unassigned_is_no_trouble(make_cells, classi
 @pytest.mark.parametrize("pool", ["expressed", "all"])
 def test_the_embedding_is_the_mean_of_the_encoders_output_over_genes(cells, encoder, pool):
     encoder.genes = list(cells.var_names)
-    bins, _ = scbert.cells.CellDataset(cells).batch(range(60))
+    bins = scbert.cells.CellDataset(cells).batch(range(60))
     hidden = encoder.encode(bins).detach().numpy()
     expected = [
         h[:-1][b[:-1] > 0].mean(0) if pool == "expressed" else h[:-1].mean(0)
@@ -232,7 +232,7 @@ def test_logits_and_vectors_are_read_out_of_one_pass(make_cells, classifier, bat
 
 
 def test_logits_are_what_the_model_says(cells, classifier):
-    bins, _ = scbert.cells.CellDataset(cells).batch(range(60))
+    bins = scbert.cells.CellDataset(cells).batch(range(60))
     logits, _ = read_out(classifier, cells)
     assert logits.to_numpy() == pytest.approx(classifier(bins).detach().numpy(), abs=1e-5)
     assert np.ptp(logits.to_numpy()) > 0.1

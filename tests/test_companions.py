@@ -12,6 +12,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 import scbert
 from scbert import annotate, companions, methods
+from scbert.__main__ import list_scores
 from scbert.data.preprocess import lognormalize, tokenize
 from scbert.train import regression
 
@@ -165,10 +166,10 @@ def test_the_consensus_is_the_majority_and_else_that_of_the_best_method(memory):
 
 
 def test_scores_are_listed_in_order_of_merit(memory):
-    lines = companions.list_scores(memory | {"scores": torch.tensor([[0.5, 0.1], [0.8, 0.9], [0.7, 0.2]])})
+    lines = list_scores(memory | {"scores": torch.tensor([[0.5, 0.1], [0.8, 0.9], [0.7, 0.2]])})
     assert lines[0] == "On 90 validation cells of its training set, by macro-F1:"
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["logistic regression", "nearest centroid", "scBERT"]
-    assert companions.list_scores({}) == []
+    assert list_scores({}) == []
 
 
 def test_finetune_keeps_them_and_annotate_warns(make_cells, config, tmp_path):

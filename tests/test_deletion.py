@@ -41,7 +41,7 @@ def test_attributions_sum_to_the_difference_of_the_logit(either_mode, more_cells
     pytest.importorskip("captum", reason="captum is an extra")
     few = more_cells[:6].copy()
     values, sums = deletion.integrated_gradients(either_mode, few, labels_of(few), n_steps=32, batch_size=4)
-    bins = CellDataset(few).batch(range(6))[0]
+    bins = CellDataset(few).batch(range(6))
     target = [either_mode.labels.index(label) for label in labels_of(few)]
     with torch.no_grad():
         logit = either_mode(bins)[range(6), target]
@@ -83,7 +83,7 @@ def test_a_head_without_layers_is_attributed_as_by_hand(more_cells):
     model.head = Sum(weight)
     few = more_cells[:3].copy()
     values, sums = deletion.integrated_gradients(model, few, ["B", "T/NK", "B"], n_steps=4)
-    bins = CellDataset(few).batch(range(3))[0]
+    bins = CellDataset(few).batch(range(3))
     with torch.no_grad():
         x = model.encoder.embed(bins).sum(2) * (bins > 0)  # (cells, genes + 1)
     expected = (x * weight.T[[0, 2, 0]])[:, :-1].numpy()
@@ -220,7 +220,9 @@ def test_deletion_takes_away_what_the_genes_hold_and_insertion_brings_it(four_ce
         np.array([[0.2, 0], [0.1, 0], [0.3, 0], [1, 1]])
     )
     assert table["intact"].unstack().loc[list("wxyz"), 1].to_numpy() == pytest.approx([0.6, 0.2, 0.6, 1])
-    table = deletion.insert_genes(count_share, four_cells, ranking, labels, [1, 3]).set_index(["cell", "number"])
+    table = deletion.delete_genes(count_share, four_cells, ranking, labels, [1, 3], others=True).set_index(
+        ["cell", "number"]
+    )
     assert table["probability"].unstack().loc[list("wxy")].to_numpy() == pytest.approx(
         np.array([[0.4, 0.6], [0.1, 0.2], [0.3, 0.6]])
     )
@@ -233,7 +235,7 @@ def test_each_judge_and_draw_is_asked_both_ways(four_cells):
     assert len(table) == 2 * 3 * 2 * 4 * 2
     assert set(table.loc[table["ranking"] == "random", "draw"]) == {0, 1}
     part = table.query("judge == 'same' and ranking == 'one' and kind == 'insertion'")
-    alone = deletion.insert_genes(count_share, four_cells, rankings["one"][0], ["B"] * 4, [1, 2])
+    alone = deletion.delete_genes(count_share, four_cells, rankings["one"][0], ["B"] * 4, [1, 2], others=True)
     pd.testing.assert_frame_equal(part[alone.columns].reset_index(drop=True), alone)
 
 

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+from make_split import make_split
 from scipy import sparse
 
 import scbert
@@ -161,7 +162,7 @@ def some(make_cells):
 
 
 def test_a_split_takes_its_share_of_each_label_and_each_cell_once(some):
-    split = hygiene.make_split(some)
+    split = make_split(some)
     assert split.index.is_unique and set(split.index) == set(some.obs_names)
     assert split.index.is_monotonic_increasing
     tested = some.obs.loc[split.index[split["part"] == "test"], "cell_type"].value_counts()
@@ -169,10 +170,10 @@ def test_a_split_takes_its_share_of_each_label_and_each_cell_once(some):
 
 
 def test_a_split_follows_from_names_and_seed_not_from_the_order_of_cells(some):
-    split = hygiene.make_split(some)
+    split = make_split(some)
     shuffled = some[np.random.default_rng(0).permutation(100)].copy()
-    assert hygiene.make_split(shuffled).equals(split)
-    assert not hygiene.make_split(some, seed=1).equals(split)
+    assert make_split(shuffled).equals(split)
+    assert not make_split(some, seed=1).equals(split)
     tested = split.index[split["part"] == "test"]
     assert tested[:5].tolist() == ["cell0", "cell1", "cell10", "cell13", "cell18"]  # so on every machine
 
@@ -180,18 +181,18 @@ def test_a_split_follows_from_names_and_seed_not_from_the_order_of_cells(some):
 @pytest.mark.parametrize(("n_cells", "tested"), [(2, 1), (3, 1), (5, 2)])
 def test_a_rare_label_is_on_both_sides(some, n_cells, tested):
     some.obs["cell_type"] = ["rare"] * n_cells + ["common"] * (100 - n_cells)
-    split = hygiene.make_split(some)
+    split = make_split(some)
     assert (split.loc[some.obs_names[:n_cells], "part"] == "test").sum() == tested
 
 
 def test_a_label_of_one_cell_is_refused(some):
     some.obs["cell_type"] = ["single"] + ["common"] * 99
     with pytest.raises(ValueError, match="'single' has one cell only"):
-        hygiene.make_split(some)
+        make_split(some)
 
 
 def test_a_saved_split_has_the_same_bytes_each_time_and_comes_back(some, tmp_path, monkeypatch):
-    split = hygiene.make_split(some)
+    split = make_split(some)
     for name in ("first", "second"):
         hygiene.save_split(split, tmp_path / f"{name}.csv.gz")
     assert (tmp_path / "first.csv.gz").read_bytes() == (tmp_path / "second.csv.gz").read_bytes()
@@ -205,7 +206,7 @@ def test_a_saved_split_has_the_same_bytes_each_time_and_comes_back(some, tmp_pat
 
 
 def test_cells_that_are_not_those_of_the_split_are_refused(some, tmp_path, monkeypatch):
-    hygiene.save_split(hygiene.make_split(some), tmp_path / "mine.csv.gz")
+    hygiene.save_split(make_split(some), tmp_path / "mine.csv.gz")
     monkeypatch.setattr(hygiene, "SPLITS", tmp_path)
     with pytest.raises(
         ValueError, match=r"not the 100 cells of the split mine: 0 are not in it and 1 of it are missing"
@@ -231,7 +232,7 @@ def test_the_saved_file_holds_cell_names_and_parts_alone():
 @needs_files
 def test_the_saved_split_of_zheng_facs_is_the_one_that_make_split_makes(tmp_path):
     adata = scbert.datasets.load("zheng_facs")
-    hygiene.save_split(hygiene.make_split(adata), tmp_path / "again.csv.gz")
+    hygiene.save_split(make_split(adata), tmp_path / "again.csv.gz")
     saved, again = (pd.read_csv(path) for path in (hygiene.SPLITS / "zheng_facs.csv.gz", tmp_path / "again.csv.gz"))
     assert saved.equals(again)
     train, test = hygiene.load_split(adata)
@@ -272,14 +273,14 @@ def test_the_labels_left_out_of_macro_f1_common_are_those_marked(make_cells):
 )
 def test_a_split_that_makes_no_sense_is_refused(make_cells, options, message):
     with pytest.raises(ValueError, match=message):
-        hygiene.make_split(make_cells(), **options)
+        make_split(make_cells(), **options)
 
 
 def test_missing_labels_are_not_split(make_cells):
     adata = make_cells()
     adata.obs["cell_type"] = adata.obs["cell_type"].astype(object).where(np.arange(adata.n_obs) > 3)
     with pytest.raises(ValueError, match="missing values: fill or drop them"):
-        hygiene.make_split(adata)
+        make_split(adata)
 
 
 def test_counts_are_not_compared_with_their_logarithms(make_cells):

@@ -12,7 +12,13 @@ from scbert.data.cells import CellDataset
 
 
 def tokens_of(cells):
-    return CellDataset(cells).batch(range(cells.n_obs))[0]
+    return CellDataset(cells).batch(range(cells.n_obs))
+
+
+def dense_attention(model, bins):
+    """Return the matrices of one cell, (depth, heads, positions, positions), and the positions, columns of `bins`."""
+    positions, layers = interpret._read_features(model, bins)
+    return torch.stack([interpret._form_rows(q, k) for q, k in layers]).numpy(), positions.numpy()
 
 
 @pytest.fixture(params=[False, True], ids=["all genes", "expressed genes"])
@@ -29,7 +35,7 @@ def test_columns_are_those_of_the_matrix_by_the_definition(either_mode, more_cel
     bins = tokens_of(more_cells)[:5]
     columns = either_mode.encoder.attention_columns(bins).numpy()  # (cells, depth, heads, genes + 1)
     for cell in range(5):
-        matrix, positions = interpret.dense_attention(either_mode, bins[cell])
+        matrix, positions = dense_attention(either_mode, bins[cell])
         np.testing.assert_allclose(matrix.sum(3), 1, atol=1e-12)
         np.testing.assert_allclose(columns[cell][..., positions], matrix.mean(2), atol=1e-6)
         absent = np.setdiff1d(np.arange(25), positions)
@@ -46,7 +52,7 @@ def test_gene_attention_is_the_mean_over_expressed_queries_heads_and_layers_with
     table = interpret.gene_attention(either_mode, more_cells, batch_size=7)
     bins = tokens_of(more_cells)
     for cell in (0, 17):
-        matrix, positions = interpret.dense_attention(either_mode, bins[cell])
+        matrix, positions = dense_attention(either_mode, bins[cell])
         asks = bins[cell].numpy()[positions] > 0
         expected = np.zeros(25)
         expected[positions] = matrix[:, :, asks].mean((0, 1, 2))
@@ -66,10 +72,10 @@ def test_layers_are_tables_that_each_sum_to_one_and_differ(classifier, cells):
 def test_the_dense_matrix_follows_the_models_own_layers(either_mode, more_cells):
     """The second layer's matrix depends on all that the first one does: perturb its feed-forward part."""
     bins = tokens_of(more_cells)[0]
-    before, _ = interpret.dense_attention(either_mode, bins)
+    before, _ = dense_attention(either_mode, bins)
     with torch.no_grad():
         either_mode.encoder.performer.net.layers[0][1].fn.fn.w2.bias += torch.randn(8)
-    after, _ = interpret.dense_attention(either_mode, bins)
+    after, _ = dense_attention(either_mode, bins)
     np.testing.assert_array_equal(before[0], after[0])
     assert np.abs(before[1] - after[1]).max() > 1e-4
 
@@ -87,7 +93,7 @@ def test_attention_of_other_cells_than_the_model_reads_is_refused(classifier, ma
         interpret.gene_attention(classifier, make_cells())
     classifier.encoder.set_key_stabiliser("batch")
     with pytest.raises(ValueError, match="'head'"):
-        interpret.dense_attention(classifier, torch.zeros(25, dtype=torch.long))
+        dense_attention(classifier, torch.zeros(25, dtype=torch.long))
 
 
 def test_an_even_spread_is_even_and_one_gene_that_takes_all_is_not(cells):
@@ -129,7 +135,7 @@ def test_the_average_matrix_is_relative_to_an_even_spread_over_what_enters(class
     values = []
     for bins in tokens_of(few):
         if bins[5] > 0 and bins[1] > 0:
-            matrix, positions = interpret.dense_attention(classifier, bins)
+            matrix, positions = dense_attention(classifier, bins)
             i, j = (list(positions).index(gene) for gene in (5, 1))
             values.append(matrix.mean((0, 1))[i, j] * len(positions))
     assert len(values) > 0

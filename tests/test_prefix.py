@@ -112,7 +112,7 @@ def test_any_cells_in_any_order_are_what_the_layers_make_of_them(encoder, cells,
     cells = CellDataset(cells)
     kept = FrozenPrefix(encoder, cells, 2, memory=memory, batch_size=7, progress=False)
     indices = np.array([59, 3, 3, 0, 58])
-    expected = encoder.run_layers(encoder.embed(cells.batch(indices)[0]), stop=2)
+    expected = encoder.run_layers(encoder.embed(cells.batch(indices)), stop=2)
     for n_kept in (60, 0):
         assert kept.n_kept == n_kept
         torch.testing.assert_close(kept.batch(indices), expected, atol=1e-6, rtol=0)

@@ -45,7 +45,7 @@ def from_tokens(rows):
 
 def masks_of(adata, seed=0, mask_share=0.15):
     """Return tokens and masks of each cell, one seed a cell."""
-    bins = CellDataset(adata).batch(range(adata.n_obs))[0]
+    bins = CellDataset(adata).batch(range(adata.n_obs))
     return bins, torch.cat([mask_bins(bins[[i]], 6, (seed, i), mask_share=mask_share)[1] for i in range(len(bins))])
 
 
@@ -113,7 +113,7 @@ def test_a_model_that_copies_what_it_sees_has_no_mask_right(encoder, cells):
 
 
 def test_a_model_that_knows_has_all_masks_right(encoder, cells):
-    bins = CellDataset(cells).batch(range(60))[0]
+    bins = CellDataset(cells).batch(range(60))
     scores = score_masks(encoder, cells, module=Answer(100.0 * torch.nn.functional.one_hot(bins, 7)))
     assert (scores["correct"] == scores["n_masked"]).all()
     assert scores["loss"].sum() == pytest.approx(0, abs=1e-6)
@@ -343,7 +343,7 @@ def test_by_token_has_no_accuracy_for_a_token_without_masks(tiny):
 def test_a_genes_vector_is_the_mean_over_the_cells_that_express_it(encoder, cells):
     cells.layers["bins"] = sparse.csr_matrix(cells.layers["bins"].toarray() * (np.arange(24) != 7))
     cells.X = to_counts(cells.layers["bins"].toarray())
-    tokens = CellDataset(cells).batch(range(60))[0]
+    tokens = CellDataset(cells).batch(range(60))
     with torch.no_grad():
         hidden = encoder.encode(tokens).numpy()
     vectors = embed_genes(encoder, cells)

@@ -7,7 +7,6 @@ import anndata
 import numpy as np
 import torch
 from scipy import sparse
-from torch.utils.data import Dataset
 
 from .checks import NOT_TOKENIZED, check_cells, check_tokens
 from .counts import read_notes
@@ -18,51 +17,42 @@ if TYPE_CHECKING:
     from ..scale.stream import CellStore
 
 
-class CellDataset(Dataset):
-    """Tokenized cells: item `i` is cell `i`.
+class CellDataset:
+    """Tokenized cells in memory, by number.
 
     Parameters
     ----------
     adata
         Cells with ``layers["bins"]``, see `scbert.preprocess.tokenize`.
-    targets
-        One integer a cell, 0 if None.
-
-    Each item is ``(bins, target)``, bins being (genes + 1,) int64 with a trailing 0.
 
     Raises
     ------
     ValueError
         The cells are not tokenized.
 
-    Differs from the published code: it returns the cell it is asked for, where the script returns a random
+    Differs from the published code: it returns the cells it is asked for, where the script returns a random
     one, in validation too.
     """
 
-    def __init__(self, adata: anndata.AnnData, targets: np.ndarray | None = None):
+    def __init__(self, adata: anndata.AnnData):
         if "bins" not in adata.layers:
             raise ValueError(NOT_TOKENIZED)
         self.bins = adata.layers["bins"].tocsr()
         self.genes, self.obs_names = list(adata.var_names), adata.obs_names
         report = read_notes(adata).get("tokenize", {})
         self.n_bins, self.matched_share = report.get("n_bins"), report.get("matched_share", 1.0)
-        self.targets = np.zeros(adata.n_obs, dtype=np.int64) if targets is None else np.asarray(targets, np.int64)
 
     def __len__(self) -> int:
         return self.bins.shape[0]
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        bins, targets = self.batch([index])
-        return bins[0], targets[0]
-
-    def batch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cells by number: bins (cells, genes + 1) and targets (cells,), both int64."""
-        return to_tokens(self.bins[indices]), torch.from_numpy(self.targets[indices])
+    def batch(self, indices) -> torch.Tensor:
+        """Return cells by number: (cells, genes + 1) int64 with a trailing 0."""
+        return to_tokens(self.bins[indices])
 
     def in_order(self, batch_size: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (number of the first cell, bins) of batches that visit each cell once, in order."""
         for start in range(0, len(self), batch_size):
-            yield start, self.batch(np.arange(start, min(start + batch_size, len(self))))[0]
+            yield start, self.batch(np.arange(start, min(start + batch_size, len(self))))
 
     def epoch(
         self,
@@ -82,7 +72,7 @@ class CellDataset(Dataset):
         order = order_cells(len(self), seed, epoch, sampling)
         for start in range(skip * batch_size, len(order), batch_size):
             indices = take_share(order[start : start + batch_size], part)
-            yield indices, self.batch(indices)[0]
+            yield indices, self.batch(indices)
 
     def genes_seen(self) -> np.ndarray:
         """Return which genes have a token in some cell, (genes,) bool."""
@@ -94,9 +84,7 @@ class CellDataset(Dataset):
             yield np.ascontiguousarray(array).tobytes()
 
 
-def open_cells(
-    adata: "anndata.AnnData | CellDataset | CellStore", targets: np.ndarray | None = None
-) -> "CellDataset | CellStore":
+def open_cells(adata: "anndata.AnnData | CellDataset | CellStore") -> "CellDataset | CellStore":
     """Return tokenized cells, given as an AnnData or as a store of more cells than memory, as what is trained on.
 
     Raises
@@ -105,10 +93,10 @@ def open_cells(
         The cells are not tokenized, or their tokens are not those of their counts.
     """
     if isinstance(adata, anndata.AnnData):
-        cells = CellDataset(adata, targets)
+        cells = CellDataset(adata)
         check_tokens(adata)
         return cells
-    return adata if targets is None else adata.with_targets(targets)
+    return adata
 
 
 def open_for(

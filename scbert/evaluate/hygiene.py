@@ -1,7 +1,6 @@
 """No cell on both sides: cells that two sets share, one saved split, and types too small for a claim."""
 
 import gzip
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..data.checks import check_column, check_unique
+from ..data.checks import check_unique
 from ..data.counts import is_whole, iterate_rows
 from ..sources.readers.tables import BARCODE
 
@@ -105,34 +104,8 @@ def drop_duplicates(adata: anndata.AnnData, other: anndata.AnnData, name: str = 
     return adata[kept].copy()
 
 
-def make_split(
-    adata: anndata.AnnData, *, label_key: str = "cell_type", test_share: float = 0.3, seed: int = 0
-) -> pd.DataFrame:
-    """Assign each cell to training or test, label by label: a row a cell, by name, "train" or "test" in column "part".
-
-    The cells of a label are put in the order of the sha256 of seed and cell name, and the first of them are tested:
-    the split depends on names and labels alone, not on the order of the cells, the machine or a library's version. The
-    share is rounded to whole cells, at least one on either side. Duplicated names, a missing or incomplete label column,
-    a label of one cell, or a `test_share` that is none raise a ValueError.
-    """
-    check_unique(adata.obs_names, "Cell names")
-    check_column(adata, label_key, "adata", constant_is_fine=True)
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share must be between 0 and 1, not {test_share}.")
-    parts = pd.Series("train", index=adata.obs_names.rename("cell"), name="part")
-    labels = adata.obs[label_key].astype(str).to_numpy()
-    for label in np.unique(labels):
-        cells = sorted(
-            adata.obs_names[labels == label], key=lambda cell: hashlib.sha256(f"{seed} {cell}".encode()).digest()
-        )
-        if len(cells) < 2:
-            raise ValueError(f"Label {label!r} has one cell only, which cannot be split: drop or merge it.")
-        parts[cells[: min(max(round(test_share * len(cells)), 1), len(cells) - 1)]] = "test"
-    return parts.sort_index().to_frame()
-
-
 def save_split(split: pd.DataFrame, path: str | Path) -> None:
-    """Write a split of `make_split` as gzipped CSV, the same bytes each time."""
+    """Write a split, a row a cell, as gzipped CSV, the same bytes each time."""
     text = split.to_csv(lineterminator="\n").encode()
     with open(path, "wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file:
         file.write(text)
@@ -146,7 +119,7 @@ def saved_splits() -> list[str]:
 def load_split(adata: anndata.AnnData, name: str = "zheng_facs") -> tuple[np.ndarray, np.ndarray]:
     """Return the saved split of all cells of a set, in any order, as (training, test) cell numbers, sorted.
 
-    "zheng_facs": 70 and 30 % of each label, made by ``make_split(adata)`` once and for all. Pretraining sees the 70
+    "zheng_facs": 70 and 30 % of each label, made once and for all by ``tests/make_split.py``. Pretraining sees the 70
     only; whatever trains, trains inside the 70 and reports on the 30. Splits are files of ``scbert/evaluate/splits``; no
     such file, or other cells than the split's, is a ValueError.
     """

@@ -558,13 +558,3 @@ def save_splits(splits: Sequence[Split], path: str | Path) -> None:
         for part in PARTS
     ]
     save_split(pd.concat(rows).set_index("protocol"), path)
-
-
-def read_splits(path: str | Path) -> list[Split]:
-    """Return the splits of a file that `save_splits` wrote."""
-    table = pd.read_csv(path, dtype={"cell": str, "protocol": str}, keep_default_na=False)
-    splits = []
-    for (protocol, repeat, fold), rows in table.groupby(["protocol", "repeat", "fold"], sort=False):
-        parts = (rows["cell"][rows["part"] == part].to_numpy() for part in PARTS)
-        splits.append(Split(protocol, int(repeat), int(fold), *parts))
-    return splits

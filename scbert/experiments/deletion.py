@@ -76,7 +76,7 @@ def integrated_gradients(
 
     attribute, parts, sums = IntegratedGradients(read).attribute, [], []
     for start, bins in cells.in_order(batch_size):
-        bins = bins.to(device)
+        bins = encoder.hide_unseen(bins.to(device))
         if encoder.config.expressed_only:
             positions, present = find_expressed(bins)
             absent = (positions == bins.shape[1] - 1).float()  # of the whole cell the trailing position alone is left
@@ -85,7 +85,7 @@ def integrated_gradients(
             present = torch.ones_like(bins, dtype=torch.bool)
             absent = present.float()
         with torch.no_grad():
-            x, empty = (_embed_at(encoder, tokens, positions) for tokens in (bins, torch.zeros_like(bins)))
+            x, empty = (encoder.embed(tokens, positions) for tokens in (bins, torch.zeros_like(bins)))
         (by_token, by_presence), missing = attribute(
             (x, present.float()), (empty, absent), target[start : start + len(bins)], (positions, present),
             n_steps=n_steps, method="gausslegendre", internal_batch_size=max(len(bins), 4 * batch_size),
@@ -99,12 +99,6 @@ def integrated_gradients(
         pd.DataFrame(np.concatenate(parts).astype(np.float64), adata.obs_names, classifier.genes),
         pd.DataFrame(np.concatenate(sums), adata.obs_names, ["sum", "difference"]),
     )
-
-
-def _embed_at(encoder, tokens, positions):
-    """Return what enters the first layer at these positions, (cells, positions, dim), in either mode."""
-    x = encoder.token_emb(tokens.gather(1, positions))
-    return x if encoder.config.gene_embedding == "none" else x + encoder.pos_emb.emb(positions)
 
 
 def tabulate_scores(contrast: pd.DataFrame, value: str = "difference") -> pd.DataFrame:
@@ -309,11 +303,14 @@ def delete_genes(
     ranking: Mapping[str, Sequence[str]],
     labels: Sequence[str],
     numbers: Sequence[int],
+    *,
+    others: bool = False,
 ) -> pd.DataFrame:
     """Set the counts of the first genes of each cell's own type to zero, and see what becomes of its probability.
 
     `predict` is that of any method, see `scbert.methods`; `adata` are counts of test cells and `labels`, (cells,), their
-    true types; `ranking` is type -> genes, the most important first, and `numbers` how many of them to delete.
+    true types; `ranking` is type -> genes, the most important first, and `numbers` how many of them to delete. With `others`
+    all but these are deleted, so that their counts alone are inserted. All cells are predicted in one call.
 
     Returns
     -------
@@ -325,22 +322,6 @@ def delete_genes(
 
     Paper: not in it; Extended Data Fig. 1b deletes markers before training, another question.
     """
-    return _perturb(predict, adata, ranking, labels, numbers, keep=False)
-
-
-def insert_genes(
-    predict: Callable,
-    adata: anndata.AnnData,
-    ranking: Mapping[str, Sequence[str]],
-    labels: Sequence[str],
-    numbers: Sequence[int],
-) -> pd.DataFrame:
-    """Keep the counts of the first genes of each cell's own type alone; else as `delete_genes`."""
-    return _perturb(predict, adata, ranking, labels, numbers, keep=True)
-
-
-def _perturb(predict, adata, ranking, labels, numbers, keep):
-    """Predict all perturbed cells in one call, the cells as they are first."""
     labels = np.asarray(labels, dtype=str)
     if len(labels) != adata.n_obs:
         raise ValueError(f"There are {len(labels)} labels for {adata.n_obs} cells: give one for each cell.")
@@ -363,7 +344,7 @@ def _perturb(predict, adata, ranking, labels, numbers, keep):
             first = rank < number
             entries = np.ones(first.sum(), values.dtype), (kind[first], columns[first])
             named = values.multiply(sparse.csr_matrix(entries, shape=(len(kinds), adata.n_vars))[row]).tocsr()
-            versions.append(named if keep else values - named)
+            versions.append(named if others else values - named)
             versions[-1].eliminate_zeros()
         return sparse.vstack(versions, format="csr")
 
@@ -396,14 +377,14 @@ def judge_rankings(
     """Delete and insert the genes of several rankings, and ask several judges (name -> predict); see `delete_genes`.
 
     `rankings` is name -> one or several of type -> genes, such as the draws of `match_genes`. Returns the tables of
-    `delete_genes` and `insert_genes` with the columns judge, ranking, draw and kind.
+    `delete_genes` with the columns judge, ranking, draw and kind, "deletion" or "insertion".
     """
     rows = []
     for judge, predict in judges.items():
         for name, draws in rankings.items():
             for draw, ranking in enumerate(draws):
-                for kind, change in (("deletion", delete_genes), ("insertion", insert_genes)):
-                    table = change(predict, adata, ranking, labels, numbers)
+                for kind in ("deletion", "insertion"):
+                    table = delete_genes(predict, adata, ranking, labels, numbers, others=kind == "insertion")
                     rows.append(table.assign(judge=judge, ranking=name, draw=draw, kind=kind))
     return pd.concat(rows, ignore_index=True)
 
@@ -457,7 +438,7 @@ def measure_areas(
     Parameters
     ----------
     curves
-        Tables of `delete_genes` and `insert_genes`, with the columns ranking, and, where there are several: judge (who
+        Tables of `delete_genes`, with the columns ranking, and, where there are several: judge (who
         predicts), kind ("deletion" or "insertion"), seed (a training), draw (of random genes, averaged within a seed).
         Within a judge and kind, all rankings are of the same cells and seeds, else a ValueError.
     against

@@ -7,7 +7,7 @@ features), and D holds the sums of its rows. The mean of its columns is then
     K' (Q'^T D^-1 1) / n
 
 a sum over genes for each feature, and a product with each gene's features: linear in the genes, and exact. No matrix
-of genes x genes is formed. `dense_attention` forms it all the same, by the definition, to hold the former against.
+of genes x genes is formed. `measure_distance` forms its rows all the same, by the definition, to hold the former against.
 
 Paper: Methods, "model interpretability"; Fig. 5, Extended Data Fig. 1d.
 Differs from the published code: its script can't load what fine-tuning saves; applies attention a second time, to what
@@ -146,23 +146,6 @@ def measure_focus(attention: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table, index=attention.index[attention.to_numpy().any(1)])
 
 
-def dense_attention(model: Classifier | ScBert, bins: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Form the attention matrices of one cell, by the definition, in float64: for a small model or few genes.
-
-    Of a classifier or an encoder, and `bins`, (genes + 1,) tokens of the cell, the last one 0. A ValueError with
-    ``key_stabiliser="batch"``, by which a cell's attention depends on other cells.
-
-    Returns
-    -------
-    (depth, heads, positions, positions), row i being what position i attends to, which sums to one; and the
-    (positions,) columns of `bins` that enter the encoder, the trailing one included.
-
-    Paper: Methods, "attention matrix"; Extended Data Fig. 1d.
-    """
-    positions, layers = _read_features(model, bins)
-    return torch.stack([_form_rows(q, k) for q, k in layers]).numpy(), positions.numpy()
-
-
 @torch.no_grad()
 def _read_features(model, bins):
     """Return the positions of a cell that enter, and of each layer phi(q) and phi(k), (heads, positions, features)."""
@@ -170,12 +153,11 @@ def _read_features(model, bins):
     if encoder.config.key_stabiliser != "head":
         raise ValueError("Dense attention needs key_stabiliser='head': with 'batch' a cell is not alone.")
     encoder = copy.deepcopy(encoder).cpu().double()
-    enters = (bins.cpu() > 0) if encoder.config.expressed_only else torch.ones(len(bins), dtype=torch.bool)
+    bins = encoder.hide_unseen(bins.cpu()[None])[0]
+    enters = (bins > 0) if encoder.config.expressed_only else torch.ones(len(bins), dtype=torch.bool)
     enters[-1] = True
     positions, layers = enters.nonzero().squeeze(1), []
-    x = encoder.token_emb(bins.cpu()[positions])  # (positions, dim)
-    if encoder.config.gene_embedding != "none":
-        x = x + encoder.pos_emb.emb.weight[positions]
+    x = encoder.embed(bins[None], positions[None])[0]  # (positions, dim)
     for attention_block, feed_block in encoder.performer.net.layers:
         normed, layer = attention_block.norm(x), attention_block.fn
         q, k, v = (

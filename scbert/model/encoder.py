@@ -208,10 +208,10 @@ class ScBert(nn.Module):
         """
         self._check_shape(bins)
         bins = self.hide_unseen(bins)
-        if positions is not None:
-            return self.token_emb(bins.gather(1, positions)) + self.pos_emb.emb(positions)
-        x = self.token_emb(bins)  # (cells, genes + 1, dim)
-        return x if self.config.gene_embedding == "none" else x + self.pos_emb.emb.weight
+        x = self.token_emb(bins if positions is None else bins.gather(1, positions))  # (cells, genes + 1, dim)
+        if self.config.gene_embedding == "none":
+            return x
+        return x + (self.pos_emb.emb.weight if positions is None else self.pos_emb.emb(positions))
 
     def hide_unseen(self, bins: torch.Tensor) -> torch.Tensor:
         """Return tokens (cells, genes + 1) with 0 at genes that no cell of fine-tuning expressed, as it was in training.

@@ -63,7 +63,7 @@ class FrozenPrefix:
         """
         device = next(self.encoder.parameters()).device
         if bins is None:
-            bins = self.cells.batch(indices)[0]
+            bins = self.cells.batch(indices)
         if self.n_layers == 0:
             return bins.to(device)
         kept = torch.from_numpy(np.flatnonzero(indices < self.n_kept))

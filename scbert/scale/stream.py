@@ -66,7 +66,7 @@ class CellStore:
         self.files = [shard["file"] for shard in state["shards"]]
         self.starts = np.cumsum([0, *(shard["cells"] for shard in state["shards"])])  # (shards + 1,)
         self.obs = _Columns(self, state["obs"])
-        self.rows = self.targets = None
+        self.rows = None
 
     def __len__(self) -> int:
         return int(self.starts[-1]) if self.rows is None else len(self.rows)
@@ -86,14 +86,8 @@ class CellStore:
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(self) or (np.diff(rows) <= 0).any()):
             raise ValueError(f"Cells of a store are chosen by increasing numbers below {len(self)}, or by a mask.")
         part = copy.copy(self)
-        part.obs, part.targets = _Columns(part, list(self.obs)), None if self.targets is None else self.targets[rows]
+        part.obs = _Columns(part, list(self.obs))
         part.rows = rows if self.rows is None else self.rows[rows]
-        return part
-
-    def with_targets(self, targets: np.ndarray) -> "CellStore":
-        """Return the same cells with one integer each, which `batch` returns beside their tokens."""
-        part = copy.copy(self)
-        part.obs, part.targets = _Columns(part, list(self.obs)), np.asarray(targets, np.int64)
         return part
 
     def read(self, indices: np.ndarray) -> sparse.csr_matrix:
@@ -108,10 +102,9 @@ class CellStore:
         bins = join_runs(runs, len(self.genes)) if runs else sparse.csr_matrix((0, len(self.genes)), dtype=np.uint8)
         return bins if np.array_equal(where, np.arange(len(chosen))) else bins[where]
 
-    def batch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cells by number: bins (cells, genes + 1) and targets (cells,), 0 without any, both int64."""
-        targets = np.zeros(len(indices), np.int64) if self.targets is None else self.targets[indices]
-        return to_tokens(self.read(indices)), torch.from_numpy(targets)
+    def batch(self, indices) -> torch.Tensor:
+        """Return cells by number: (cells, genes + 1) int64 with a trailing 0."""
+        return to_tokens(self.read(indices))
 
     def in_order(self, batch_size: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (number of the first cell, bins) of batches that visit each cell once, in order."""

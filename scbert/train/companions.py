@@ -98,18 +98,6 @@ def predict_nearest_centroid(arrays, x: sparse.csr_matrix) -> np.ndarray:
 PREDICT = {"logistic_regression": predict_regression, "nearest_centroid": predict_nearest_centroid}
 
 
-def list_scores(memory: dict[str, torch.Tensor]) -> list[str]:
-    """Return lines on how well each method did on validation cells, the best first; none for a bundle without."""
-    if "scores" not in memory:
-        return []
-    scores, n = memory["scores"].numpy(), int(memory["n_validation"])
-    lines = [f"On {n:,} validation cells of its training set, by macro-F1:"]
-    for i in np.argsort(-scores[:, 1], kind="stable"):
-        name = METHODS[i].replace("_", " ").replace("scbert", "scBERT")
-        lines.append(f"  {name}: macro-F1 {scores[i, 1]:.3f}, accuracy {scores[i, 0]:.3f}")
-    return lines
-
-
 def hash_cells(counts: sparse.csr_matrix) -> np.ndarray:
     """Return a 64-bit hash of each cell's counts, of cells that express `LEAST_GENES` genes or more: (such cells,) int64."""
     counts = sparse.csr_matrix(counts, dtype=np.float32)

@@ -102,7 +102,7 @@ def finetune(
     labels = sorted(set(adata.obs[label_key].astype(str)))
     if len(labels) < 2:
         raise ValueError(f"obs[{label_key!r}] has one value only ({labels[0]}): there is nothing to tell apart.")
-    cells = open_cells(adata, _encode_labels(adata, label_key, labels))
+    cells, targets = open_cells(adata), _encode_labels(adata, label_key, labels)
     held_out = open_cells(validation)
     check_cells(model, cells)
     check_vocabulary(cells.matched_share, len(cells.genes))
@@ -116,7 +116,7 @@ def finetune(
     weight = None
     if recipe.class_weight == "balanced":
         classes = np.arange(len(labels))
-        weight = torch.tensor(compute_class_weight("balanced", classes=classes, y=cells.targets), dtype=torch.float32)
+        weight = torch.tensor(compute_class_weight("balanced", classes=classes, y=targets), dtype=torch.float32)
     model = copy.deepcopy(model)
     model.genes = list(cells.genes)
     check_cells(model, held_out)
@@ -125,7 +125,7 @@ def finetune(
     classifier.ontology_ids = _find_ontology_ids(adata.obs, label_key)
     _choose_trainable(classifier, recipe.trainable_layers)
     settings = (n_epochs, patience, batch_size, accumulate, learning_rate, recipe, seed, precision, cache)
-    labelled = (label_key, list(truth), list(cells.targets))
+    labelled = (label_key, list(truth), list(targets))
     identity = steps.identify(classifier, (cells, held_out), *labelled, *settings) if checkpoint else ""
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     trainable = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
@@ -151,7 +151,7 @@ def finetune(
                 break
             loss_sum, correct, random = 0, 0, np.random.default_rng([seed, epoch, 1])
             for _, indices, bins, is_step in steps.draw_batches(cells, batch_size, accumulate, seed, epoch, recipe):
-                target = torch.from_numpy(cells.targets[indices]).to(fabric.device)
+                target = torch.from_numpy(targets[indices]).to(fabric.device)
                 if recipe.thin < 1:
                     thinned = thin_counts(counts[indices], totals[indices], recipe.thin, random)
                     bins = to_tokens(bin_counts(*thinned, model.config.n_bins))
