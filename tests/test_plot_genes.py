@@ -134,22 +134,6 @@ def test_genes_on_cells_have_a_panel_each_known_ones_first_and_the_highest_on_to
     np.testing.assert_allclose(axes[0].collections[0].get_array(), np.log1p([1000, 2000, 3000]))
 
 
-def test_embeddings_have_a_panel_each_and_leave_the_cells_as_they_were(monkeypatch):
-    def place(cells, seed, basis):  # UMAP compiles for long
-        cells.obsm["X_umap"] = cells.obsm[basis][:, :2]
-
-    monkeypatch.setattr(plot_genes, "place_cells", place)
-    random = np.random.default_rng(0)
-    cells = anndata.AnnData(np.ones((40, 2)), obs={"kind": ["a", "b"] * 20})
-    cells.obsm["one"], cells.obsm["other"] = random.normal(size=(2, 40, 5))
-    axes = plot_genes.embeddings(cells, ["one", "other"], "kind")
-    assert [ax.get_title() for ax in axes] == ["one", "other"]
-    dots = [np.concatenate([points.get_offsets() for points in ax.collections]) for ax in axes]
-    for basis, drawn in zip(("one", "other"), dots, strict=True):
-        np.testing.assert_allclose(np.sort(drawn[:, 0]), np.sort(cells.obsm[basis][:, 0]))
-    assert "X_umap" not in cells.obsm
-
-
 def test_rankings_differ_in_marker_and_a_new_one_is_grey():
     styles = plot_genes.style_rankings([*plot_genes.RANKINGS, "mine"])
     assert len({style["marker"] for style in styles.values()}) == len(styles)

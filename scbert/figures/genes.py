@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from ..data.preprocess import lognormalize
-from .plot import GREY, color_labels, dodge, embedding, legend_beside, make_panels, place_cells, spell
+from .plot import GREY, dodge, legend_beside, make_panels, spell
 
 RANKINGS = {  # safe for colour-blind readers, and no two share a marker
     "attention": ("#0173b2", "o"),
@@ -268,21 +268,7 @@ def clusters(sweep: pd.DataFrame, value: str = "ari", *, ax: Axes | None = None)
     return ax
 
 
-def embeddings(adata: anndata.AnnData, bases: Sequence[str], label_key: str = "cell_type", seed: int = 0) -> np.ndarray:
-    """Scatter cells by type on a UMAP of each of `bases`, names in ``obsm``, side by side; return the axes.
-
-    Paper: Fig. 5d.
-    """
-    palette = color_labels(adata.obs[label_key].astype(str))
-    axes = make_panels(len(bases), width=1.9, height=2.1, beside=2.2)
-    for ax, basis in zip(axes, bases, strict=True):
-        light = anndata.AnnData(adata.X, obs=adata.obs[[label_key]].astype(str), obsm={basis: adata.obsm[basis]})
-        place_cells(light, seed, basis=basis)
-        embedding(light, label_key, palette=palette, title=basis, legend=ax is axes[-1], ax=ax)
-    return axes
-
-
-def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3, seed: int = 0) -> np.ndarray:
+def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> np.ndarray:
     """Scatter cells coloured by the log-normalised counts of top genes, from none to the most; return an axes a gene.
 
     The first row has `n` genes that are in a set of their type, the second `n` that are not, each of another type.

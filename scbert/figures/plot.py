@@ -125,18 +125,20 @@ def place_cells(adata: anndata.AnnData, seed: int = 0, *, basis: str | None = No
     adata.obsm["X_umap"] = light.obsm["X_umap"]
 
 
-def embeddings(adata: anndata.AnnData, color: str, bases: Mapping[str, str | None], *, seed: int = 0) -> np.ndarray:
+def embeddings(
+    adata: anndata.AnnData, color: str, bases: Mapping[str, str | None], *, width: float = 5, seed: int = 0
+) -> np.ndarray:
     """Scatter the same cells by UMAPs of several vectors side by side, coloured by label; cells without one are grey.
 
     Labels are in the column `color` of `obs`. `bases` is title -> what is placed, as in `place_cells`: columns of
-    ``obsm``, or principal components of the counts if None.
+    ``obsm``, or principal components of the counts if None. A panel is `width` inches wide.
 
-    Paper: Fig. 2b.
+    Paper: Fig. 2b, 5d.
     """
     labels = adata.obs[color].astype(object)
     palette = {"no label": "0.85"} if labels.isna().any() else {}
     palette |= color_labels(labels.dropna().astype(str))
-    figure, axes = plt.subplots(1, len(bases), figsize=(5 * len(bases), 4), squeeze=False)
+    figure, axes = plt.subplots(1, len(bases), figsize=(width * len(bases), 0.8 * width), squeeze=False)
     for ax, (title, basis) in zip(axes[0], bases.items(), strict=True):
         vectors = {basis: adata.obsm[basis]} if basis else {}
         cells = anndata.AnnData(adata.X, obs=adata.obs.assign(**{color: labels.fillna("no label")}), obsm=vectors)
