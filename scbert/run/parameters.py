@@ -56,7 +56,8 @@ def check_parameters(values: Mapping, kinds: Mapping[str, str]) -> dict:
         if table:
             datasets.find_cells(table[0])
     encoder, shipped = parsed.get("encoder", ""), Path(datasets.__file__).with_name("encoders")
-    if not (encoder in datasets.CATALOGUE or (shipped / encoder).is_dir() or find_file(encoder).exists()):
+    is_known = not encoder or datasets.CATALOGUE.get(encoder, {}).get("kind") == "weights"
+    if not (is_known or (shipped / encoder).is_dir() or find_file(encoder).exists()):
         raise ValueError(f"There is no bundle or file {encoder}, and no encoder of that name.")
     for key in filter(None, (parsed.get("label_key"), parsed.get("batch_key"))):
         check_key(key)
