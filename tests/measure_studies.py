@@ -62,14 +62,10 @@ def train(reference: str, arm: str, seed: int):
     """Fine-tune as notebook 03 does; return the classifier and what each of its labels is at the broad level."""
     encoder, genes, enter, pretrain_epochs, n_epochs = ARMS[arm]
     cells = scbert.protocols.drop_rare(read(reference), label_key="type", minimum=8)
-    split = scbert.protocols.split_cells(
-        cells, reference if reference == "zheng_facs" else "", label_key="type", seed=seed
-    )[0]
+    split = scbert.protocols.split_cells(cells, reference if reference == "zheng_facs" else "", label_key="type", seed=seed)[0]
     learn, choose = (cells[list(part)].copy() for part in (split.train, split.validation))
     model = scbert.load_encoder(encoder) if encoder else None
-    vocabulary = (
-        model.genes if model else scbert.genes.choose_genes(learn, genes if learn.n_vars > int(genes) else "all")
-    )
+    vocabulary = model.genes if model else scbert.genes.choose_genes(learn, genes if learn.n_vars > int(genes) else "all")
     if not model:
         config = scbert.ScBertConfig(len(vocabulary), dim=32, depth=2, heads=4, dim_head=16)
         model = scbert.ScBert(replace(config, expressed_only=enter == "expressed"), seed=seed)
@@ -123,21 +119,13 @@ def main():
                     classifier, broad = train(reference, arm, seed)
                 seconds, rows = time.process_time() - start, []
                 for query in queries:
-                    about = {
-                        "reference": reference,
-                        "query": query,
-                        "arm": arm,
-                        "seed": seed,
-                        "seconds": round(seconds),
-                    }
+                    about = {"reference": reference, "query": query, "arm": arm, "seed": seed, "seconds": round(seconds)}
                     about["val_accuracy"] = classifier.history.query("best")["val_accuracy"].item()
                     rows += [about | row for row in score(classifier, broad, read(query))]
                 done = pd.concat([done, pd.DataFrame(rows)], ignore_index=True)
                 done.to_csv(path, index=False)
                 print(arm, reference, seed, round(seconds), flush=True)
-    mean = done.groupby(["reference", "query", "arm", "method"], sort=False)[
-        ["accuracy", "macro_f1", "unassigned"]
-    ].mean()
+    mean = done.groupby(["reference", "query", "arm", "method"], sort=False)[["accuracy", "macro_f1", "unassigned"]].mean()
     print(mean.round(3).to_string())
 
 
