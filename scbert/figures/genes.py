@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from ..data.preprocess import lognormalize
-from .plot import GREY, dodge, legend_beside, make_panels, spell
+from .plot import GREY, dodge, legend_beside, make_panels, place_cells, spell
 
 RANKINGS = {  # safe for colour-blind readers, and no two share a marker
     "attention": ("#0173b2", "o"),
@@ -268,7 +268,7 @@ def clusters(sweep: pd.DataFrame, value: str = "ari", *, ax: Axes | None = None)
     return ax
 
 
-def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3) -> np.ndarray:
+def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3, seed: int = 0) -> np.ndarray:
     """Scatter cells coloured by the log-normalised counts of top genes, from none to the most; return an axes a gene.
 
     The first row has `n` genes that are in a set of their type, the second `n` that are not, each of another type.
