@@ -6,13 +6,12 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy import sparse
 
 import scbert
-from scbert import gene_vectors, genes, preprocess
+from scbert import genes, preprocess
 from scbert.sources.gene_names import find_names, find_no_genes, make_r_name, read_date
-from scbert.sources.gene_vectors import read_gene2vec, train_gene2vec
+from scbert.sources.gene_vectors import train_gene2vec
 from scbert.sources.genes import read_gene_table, rename_genes, resolve, tidy_names
 
 HEAD = "#tax_id\tGeneID\tSymbol\tSynonyms\tdbXrefs\n"
@@ -335,49 +334,6 @@ def test_published_genes_come_back_from_r_and_by_identifiers_that_are_younger_th
 # Gene vectors
 
 
-def write_vectors(path, head=""):
-    path.write_text(head + "A 1 2\nB 3 4\nC\t5\t6\n")
-    return path
-
-
-@pytest.mark.parametrize("head", ["", "3 2\n"])
-def test_vectors_are_read_in_the_order_of_the_genes(tmp_path, head):
-    vectors, missing = read_gene2vec(write_vectors(tmp_path / "g.txt", head), ["C", "X", "A"])
-    assert vectors.tolist() == [[5, 6], [0, 0], [1, 2]]
-    assert vectors.dtype == np.float32
-    assert missing == ["X"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "is empty: it should hold a gene and its numbers"),
-        ("A 1 2\nB 3\n", "Line 2 of .* has 1 numbers: the file is cut off"),
-        ("A 1 2\nB three 4\n", "Line 2 of .* is no gene with its numbers"),
-        ("A 1 nan\n", "holds NaN or infinite values"),
-        ("X 1 2\n", r"has no vector for any of the 2 genes \(A, B"),
-    ],
-)
-def test_a_file_that_holds_no_vectors_is_one_sentence(tmp_path, content, message):
-    (tmp_path / "g.txt").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        read_gene2vec(tmp_path / "g.txt", ["A", "B"])
-
-
-def test_no_file_of_vectors_says_how_to_get_one(tmp_path):
-    with pytest.raises(ValueError, match="There is no file .*g.txt: scbert fetch gene2vec"):
-        read_gene2vec(tmp_path / "g.txt", ["A"])
-
-
-def test_vectors_come_out_of_a_checkpoint_by_name(tmp_path, monkeypatch):
-    weight = torch.randn(4, 5, dtype=torch.float64)
-    torch.save({"model_state_dict": {"pos_emb.emb.weight": weight}}, tmp_path / "weights.pth")
-    monkeypatch.setattr(gene_vectors, "load_vocabulary", lambda: ["A", "B", "C"])
-    vectors, missing = read_gene2vec(tmp_path / "weights.pth", ["C", "A"])
-    assert np.allclose(vectors, weight[[2, 0]].numpy())
-    assert missing == []
-
-
 @pytest.fixture
 def coexpressed(make_cells):
     """Cells whose genes are expressed in three groups, and one gene that never varies."""
@@ -484,12 +440,6 @@ def test_a_vocabulary_that_is_none_is_one_sentence(table, vocabulary, message):
 
 def test_blanks_around_a_name_and_the_mark_of_the_y_chromosome_do_not_hide_a_gene(table):
     assert resolve(["OLD1 ", "ENSG00000000004.10_PAR_Y"], VOCABULARY, table)["gene"].tolist() == ["NEW1", "THEN4"]
-
-
-def test_a_gene_with_two_vectors_is_refused(tmp_path):
-    (tmp_path / "g.txt").write_text("A 1 2\nA 3 4\n")
-    with pytest.raises(ValueError, match="Genes of .*g.txt are duplicated"):
-        read_gene2vec(tmp_path / "g.txt", ["A"])
 
 
 def test_vectors_without_a_dimension_are_refused(coexpressed):

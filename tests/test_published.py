@@ -193,29 +193,6 @@ def test_the_key_stabiliser_can_be_that_of_the_published_training(weights):
         assert ((model.encode(bins) - alone).abs().max() < 1e-12) == alike
 
 
-def test_gene_vectors_come_out_of_a_checkpoint_without_the_trailing_row(file, weights):
-    expected = weights["pos_emb.emb.weight"][:-1].float().numpy()
-    for source in (file, weights, {"pos_emb.emb.weight": weights["pos_emb.emb.weight"]}):
-        vectors = published.read_published_vectors(source)
-        assert (vectors.dtype, vectors.shape) == (np.float32, (24, 8))
-        assert np.array_equal(vectors, expected)
-    vectors[:] = 0  # the caller's own
-    assert weights["pos_emb.emb.weight"][:-1].any()
-
-
-@pytest.mark.parametrize(
-    ("vectors", "message"),
-    [
-        ({}, "has no gene vectors"),
-        ({"pos_emb.emb.weight": torch.ones(5)}, "has no gene vectors"),
-        ({"pos_emb.emb.weight": torch.full((5, 8), torch.nan)}, "has NaN or infinity in pos_emb.emb.weight"),
-    ],
-)
-def test_gene_vectors_that_are_none_are_refused(vectors, message):
-    with pytest.raises(ValueError, match=message):
-        published.read_published_vectors(vectors)
-
-
 # What is refused
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from ..data.preprocess import hash_genes
@@ -128,25 +127,6 @@ def _rename(name, tensor, source):
             name.replace("to_qkv", f"to_{part}"): rows for part, rows in zip("qkv", tensor.tensor_split(3), strict=True)
         }
     return {re.sub(r"(\.\d+\.1\.fn)\.(w[12]\.)", r"\1.fn.\2", name): tensor}
-
-
-def read_published_vectors(path_or_state_dict: str | Path | Mapping) -> np.ndarray:
-    """Return the gene vectors of a checkpoint, (genes, dim) float32: its ``pos_emb.emb.weight`` but the last row.
-
-    Raises
-    ------
-    ValueError
-        As `read_weights`; no gene vectors, or NaN or infinity in them.
-
-    Paper: Methods, "gene embedding". The published vectors are gene2vec (Du et al., 2019), in the order of
-    `scbert.genes.load_vocabulary`. Differs from the published code: float32, and no file but the checkpoint.
-    """
-    source, weights = _describe(path_or_state_dict), read_weights(path_or_state_dict)
-    if GENES not in weights or weights[GENES].ndim != 2 or len(weights[GENES]) < 2:
-        raise ValueError(f"{source} has no gene vectors ({GENES}): it was trained without gene2vec, or is no scBERT.")
-    if not weights[GENES].isfinite().all():
-        raise ValueError(f"{source} has NaN or infinity in {GENES}: fetch it again, or from another place.")
-    return weights[GENES][:-1].numpy().copy()
 
 
 def _describe(path_or_state_dict):

@@ -1,87 +1,10 @@
-"""Gene vectors: gene2vec as published, and skip-gram on co-expression."""
-
-import zipfile
-from collections.abc import Sequence
-from pathlib import Path
+"""Gene vectors: skip-gram on co-expression, as gene2vec."""
 
 import anndata
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
-from ..data.checks import check_unique
 from ..data.preprocess import lognormalize
-from ..model.published import read_published_vectors
-from .genes import load_vocabulary
-
-
-def read_gene2vec(path: str | Path, genes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Read gene vectors from gene2vec's text file, or out of a published checkpoint.
-
-    Parameters
-    ----------
-    path
-        A text file with a gene and its numbers on each line, or a torch file of published weights, which holds
-        vectors for the published vocabulary alone.
-    genes
-        The vocabulary, in the model's order.
-
-    Returns
-    -------
-    (genes, dim) float32, zero for a gene without a vector; and the names of those genes.
-
-    Raises
-    ------
-    ValueError
-        No such file, lines that are no vectors or of different lengths, no shared gene, or NaN.
-
-    Paper: Methods, "gene embedding" (gene2vec, 200 dimensions).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}: scbert fetch gene2vec, or give the path of your own vectors.")
-    if zipfile.is_zipfile(path):
-        names, vectors = load_vocabulary(), read_published_vectors(path)
-        if len(names) != len(vectors):
-            raise ValueError(
-                f"{path} holds {len(vectors)} gene vectors, where the published vocabulary has {len(names)}."
-            )
-    else:
-        names, vectors = _read_vectors(path)
-        check_unique(pd.Index(names), f"Genes of {path}")
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"{path} holds NaN or infinite values: take another copy.")
-    position = pd.Index(names).get_indexer(pd.Index(genes))
-    if not (position >= 0).any():
-        raise ValueError(
-            f"{path} has no vector for any of the {len(position)} genes ({', '.join(list(genes)[:3])}, ...)."
-        )
-    found = np.where((position >= 0)[:, None], vectors[position], 0).astype(np.float32)
-    return found, [gene for gene, row in zip(genes, position, strict=True) if row < 0]
-
-
-def _read_vectors(path):
-    names, rows = [], []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            words = line.split()
-            if number == 1 and len(words) == 2 and all(word.isdigit() for word in words):
-                continue  # word2vec's head: how many vectors, of how many dimensions
-            try:
-                row = np.array(words[1:], dtype=np.float32)
-            except ValueError:
-                raise ValueError(
-                    f"Line {number} of {path} is no gene with its numbers: is it a gene2vec file?"
-                ) from None
-            if not row.size or (rows and len(row) != len(rows[0])):
-                raise ValueError(
-                    f"Line {number} of {path} has {len(row)} numbers: the file is cut off, or no gene2vec file."
-                )
-            names.append(words[0])
-            rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} is empty: it should hold a gene and its numbers on each line.")
-    return names, np.stack(rows)
 
 
 def train_gene2vec(
