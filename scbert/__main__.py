@@ -132,7 +132,11 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
             write_annotated(adata, file)
             click.echo(f"Wrote {file}")
     if umap is not None:
-        draw_umap(adata, umap)
+        from .figures import plot
+
+        plot.place_cells(adata)
+        axes = plot.annotation(adata, adata.obs[["scbert_cell_type", "scbert_confidence"]])
+        axes[0].figure.savefig(umap, bbox_inches="tight", dpi=150)
         click.echo(f"Wrote {umap}")
 
 
@@ -164,20 +168,6 @@ def list_scores(memory):
         name = METHODS[i].replace("_", " ").replace("scbert", "scBERT")
         lines.append(f"  {name}: macro-F1 {scores[i, 1]:.3f}, accuracy {scores[i, 0]:.3f}")
     return lines
-
-
-def draw_umap(adata, path):
-    """Draw the cells in two dimensions, by label and by confidence."""
-    import matplotlib.pyplot as plt
-
-    from .figures import plot
-
-    plot.place_cells(adata)
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[1, 1.15])
-    for ax, column in zip(axes, ["scbert_cell_type", "scbert_confidence"], strict=True):
-        plot.embedding(adata, column, ax=ax)
-    fig.tight_layout()
-    fig.savefig(path, bbox_inches="tight", dpi=150)
 
 
 @main.command()

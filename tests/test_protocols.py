@@ -165,10 +165,8 @@ MAKERS = {
     "uneven": lambda adata, data, seed: protocols.class_imbalance(
         adata, data, **(TWO | {"n_query": 6}), n_repeats=2, seed=seed
     ),
-    "one out": lambda adata, data, seed: protocols.leave_one_out(adata, batch_key="study", n_repeats=2, seed=seed),
-    "one out, some aside": lambda adata, data, seed: protocols.leave_one_out(
-        adata, batch_key="study", n_repeats=2, aside=True, seed=seed
-    ),
+    "one out": lambda adata, data, seed: protocols.carry_over(adata, n_repeats=2, seed=seed),
+    "one out, some aside": lambda adata, data, seed: protocols.carry_over(adata, n_repeats=2, aside=True, seed=seed),
     "types out": lambda adata, data, seed: protocols.hold_out_types(
         adata, data, together=["C"], alone=["C", "D"], n_repeats=2, seed=seed
     ),
@@ -376,13 +374,13 @@ def test_an_imbalance_that_cannot_be_is_refused(studies, options, reason):
 
 
 def test_a_study_left_out_is_tested_whole_and_trains_nothing(studies):
-    splits = protocols.leave_one_out(studies, batch_key="study")
+    splits = protocols.carry_over(studies)
     assert [split.protocol for split in splits] == ["held_out:s1", "held_out:s2", "held_out:s3"]
     for split in splits:
         out = studies.obs["study"] == split.protocol.removeprefix("held_out:")
         assert set(split.test) == set(studies.obs_names[out])
         assert learns(split) == set(studies.obs_names[~out])
-    repeats = protocols.leave_one_out(studies, batch_key="study", n_repeats=2)
+    repeats = protocols.carry_over(studies, n_repeats=2)
     assert names_of(repeats[:3]) == names_of(splits)
     for one, other in zip(repeats[:3], repeats[3:], strict=True):
         assert (one.repeat, other.repeat) == (0, 1)
@@ -392,7 +390,7 @@ def test_a_study_left_out_is_tested_whole_and_trains_nothing(studies):
 
 def test_of_shared_labels_those_that_a_study_lacks_take_no_part(studies):
     labels = studies.obs["cell_type"].astype(str)
-    for split in protocols.leave_one_out(studies, batch_key="study", labels="shared"):
+    for split in protocols.carry_over(studies, labels="shared"):
         assert set(labels[split.test]) == set(labels[split.train]) == {"A", "B", "C"}
         assert learns(split) | set(split.test) == set(labels.index[labels != "D"])
 
@@ -403,36 +401,33 @@ def test_a_label_of_one_training_cell_is_not_learnt_and_its_test_cells_count_as_
     in_s1 = d[studies.obs.loc[d, "study"] == "s1"]
     lone = d.difference(in_s1)[0]
     studies = studies[~studies.obs_names.isin(d.difference([*in_s1, lone]))].copy()
-    split = protocols.leave_one_out(studies, batch_key="study")[0]
+    split = protocols.carry_over(studies)[0]
     assert lone not in learns(split) | set(split.test)
     unseen = protocols.find_unseen(studies, split)
     assert unseen.dtype == bool
     assert set(split.test[unseen]) == set(in_s1)
-    home = protocols.leave_one_out(studies, batch_key="study")[2]  # s1 trains, and teaches D
+    home = protocols.carry_over(studies)[2]  # s1 trains, and teaches D
     assert not protocols.find_unseen(studies, home).any()
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("study", "options", "reason"),
     [
-        ({"batch_key": "donor"}, "adata has no column 'donor' in obs"),
-        ({"label_key": "labels"}, "adata has no column 'labels' in obs"),
-        ({"batch_key": "batch"}, r"obs\['batch'\] of adata has one value only \(b1\)"),
-        ({"labels": "common"}, "labels must be any or shared, not 'common'"),
-        ({"label_key": "study", "labels": "shared"}, "The studies of study share 0 labels: take labels = any"),
-        ({"label_key": "study", "batch_key": "half"}, "held_out:one leaves 1 labels of two cells or more"),
+        (None, {}, "adata has no column 'study' in obs"),
+        ("study", {"label_key": "labels"}, "adata has no column 'labels' in obs"),
+        ("batch", {}, r"obs\['study'\] of adata has one value only \(b1\)"),
+        ("study", {"labels": "common"}, "labels must be any or shared, not 'common'"),
+        ("study", {"label_key": "origin", "labels": "shared"}, "The studies share 0 labels: take labels = any"),
+        ("half", {"label_key": "origin"}, "held_out:one leaves 1 labels of two cells or more"),
     ],
 )
-def test_studies_that_cannot_be_left_out_are_refused(studies, options, reason):
+def test_studies_that_cannot_be_left_out_are_refused(studies, study, options, reason):
     studies.obs["half"] = np.where(studies.obs["study"] == "s1", "two", "one")
+    studies.obs["origin"] = own = studies.obs.pop("study")
+    if study is not None:
+        studies.obs["study"] = own if study == "study" else studies.obs[study]
     with pytest.raises(ValueError, match=reason):
-        protocols.leave_one_out(studies, **({"batch_key": "study"} | options))
-
-
-def test_annotation_is_carried_over_from_all_studies_but_one(studies):
-    carried = protocols.carry_over(studies, labels="shared", n_repeats=2, seed=3)
-    expected = protocols.leave_one_out(studies, batch_key="study", labels="shared", n_repeats=2, seed=3)
-    assert names_of(carried) == names_of(expected)
+        protocols.carry_over(studies, **options)
 
 
 @pytest.mark.parametrize("train_on", ["s1", "saved"])
@@ -619,9 +614,9 @@ def test_an_eighth_of_each_label_of_eight_or_more_is_set_aside(studies):
 
 def test_cells_set_aside_are_of_the_training_studies_and_of_labels_that_train(studies):
     labels, study = studies.obs["cell_type"].astype(str), studies.obs["study"].astype(str)
-    plain = protocols.leave_one_out(studies, batch_key="study")
+    plain = protocols.carry_over(studies)
     assert all(split.aside.tolist() == [] for split in plain)
-    splits = protocols.leave_one_out(studies, batch_key="study", aside=True, n_repeats=2)
+    splits = protocols.carry_over(studies, aside=True, n_repeats=2)
     for split, before in zip(splits, plain * 2, strict=True):
         out = split.protocol.removeprefix("held_out:")
         assert set(split.test) == set(before.test)
@@ -631,7 +626,7 @@ def test_cells_set_aside_are_of_the_training_studies_and_of_labels_that_train(st
         assert labels[split.aside].value_counts().to_dict() == {name: n // 8 for name, n in pool.items() if n >= 8}
         assert set(labels[split.aside]) <= set(labels[split.train])
     assert set(splits[0].aside) != set(splits[3].aside)
-    shared = protocols.leave_one_out(studies, batch_key="study", aside=True, labels="shared")
+    shared = protocols.carry_over(studies, aside=True, labels="shared")
     assert all({"A"} <= set(labels[split.aside]) <= {"A", "B", "C"} for split in shared)
 
 
@@ -648,13 +643,6 @@ def test_what_would_be_tested_at_home_is_set_aside_on_request(studies, saved):
             assert [*split.test, *split.aside] == list(before.test)
             assert set(split.aside) == {cell for cell in before.test if not away[cell]} != set()
             assert away[split.test].all()
-
-
-def test_studies_of_one_set_with_some_aside_are_those_left_out_one_at_a_time(studies):
-    carried = protocols.carry_over(studies, aside=True, n_repeats=2, seed=3)
-    expected = protocols.leave_one_out(studies, batch_key="study", aside=True, n_repeats=2, seed=3)
-    assert names_of(carried) == names_of(expected)
-    assert all(len(split.aside) for split in carried)
 
 
 def test_a_cell_set_aside_neither_trains_nor_is_tested(studies):

@@ -280,56 +280,6 @@ def class_imbalance(
     return splits
 
 
-def leave_one_out(
-    adata: anndata.AnnData,
-    *,
-    label_key: str = "cell_type",
-    batch_key: str = "batch",
-    labels: str = "any",
-    n_repeats: int = 1,
-    aside: bool = False,
-    seed: int = 0,
-) -> list[Split]:
-    """Make splits "held_out:<study>" that train on all studies, samples or organs but one, and test that one (E4, E5).
-
-    Labels of one training cell are left out of training.
-
-    Parameters
-    ----------
-    labels
-        "any": the training studies teach all labels that they have; tested cells of another label cannot be named
-        rightly, and are in the split all the same (see `find_unseen`). "shared": only cells of labels that all studies
-        have take part, as in the paper.
-    n_repeats
-        Draws of the validation cells: an eighth of the training cells, at least one of each label.
-    aside
-        Whether an eighth of the training studies' cells is set aside, see `set_aside`.
-
-    A ValueError: no such column, one study only, or fewer than two labels to learn without a study.
-
-    Paper: Methods, "benchmarking"; Fig. 3 (four pancreas studies, four shared types); Extended Data Fig. 5b (organs, by
-    its caption in five folds instead).
-    """
-    check_column(adata, label_key, "adata", constant_is_fine=False)
-    check_column(adata, batch_key, "adata", constant_is_fine=False)
-    if labels not in ("any", "shared"):
-        raise ValueError(f"labels must be any or shared, not {labels!r}.")
-    truth, batch = adata.obs[label_key].astype(str), adata.obs[batch_key].astype(str)
-    shared = set.intersection(*(set(own) for _, own in truth.groupby(batch)))
-    if labels == "shared" and len(shared) < 2:
-        raise ValueError(f"The studies of {batch_key} share {len(shared)} labels: take labels = any, or merge labels.")
-    cells = adata.obs_names[truth.isin(shared) if labels == "shared" else slice(None)]
-    splits = []
-    for repeat in range(n_repeats):
-        for number, study in enumerate(sorted(set(batch))):
-            own, others = cells[batch[cells] != study], cells[batch[cells] == study]
-            random = np.random.default_rng([seed, repeat, 2, number])
-            own, kept = set_aside(truth, own, random) if aside else (own, ())
-            options = {"label_key": label_key, "repeat": repeat, "aside": kept, "seed": seed}
-            splits.append(make_split(adata, own, others, f"held_out:{study}", **options))
-    return splits
-
-
 def carry_over(
     adata: anndata.AnnData,
     *,
@@ -340,7 +290,9 @@ def carry_over(
     aside: bool = False,
     seed: int = 0,
 ) -> list[Split]:
-    """Make the splits that carry annotation from one study to another (E4, E5).
+    """Make the splits that carry annotation from one study, sample or organ to another (E4, E5).
+
+    Labels of one training cell are left out of training.
 
     Parameters
     ----------
@@ -349,23 +301,31 @@ def carry_over(
     train_on
         The study that trains, while all others are tested; None: each study in turn is tested, and all others train.
         A study that bears the name of a set with a saved split trains on the cells which that split lets train.
-    labels, n_repeats
-        As in `leave_one_out`.
+    labels
+        "any": the training studies teach all labels that they have; tested cells of another label cannot be named
+        rightly, and are in the split all the same (see `find_unseen`). "shared": only cells of labels that all studies
+        have take part, as in the paper.
+    n_repeats
+        Draws of the validation cells: an eighth of the training cells, at least one of each label.
     aside
         Whether some cells of the studies that train are set aside. Without `train_on`: an eighth of each label, see
         `set_aside`. With it: the cells that `choose_pool` keeps from training, which are tested otherwise.
 
     Returns
     -------
-    Without `train_on`, those of `leave_one_out`. With it, splits of protocol "": tested are the other studies, and beside
+    Without `train_on`, splits "held_out:<study>". With it, splits of protocol "": tested are the other studies, and beside
     them those cells of the training study that `choose_pool` keeps from training, so that what is lost on the way is
     seen under one model.
 
-    A ValueError if no cell is of the study that is to train.
+    A ValueError: no such column, no cell of the study that is to train, one study only, or fewer than two labels to learn
+    without a study.
+
+    Paper: Methods, "benchmarking"; Fig. 3 (four pancreas studies, four shared types); Extended Data Fig. 5b (organs, by
+    its caption in five folds instead).
     """
     options = {"label_key": label_key, "seed": seed}
     if train_on is None:
-        return leave_one_out(adata, batch_key="study", labels=labels, n_repeats=n_repeats, aside=aside, **options)
+        return _leave_one_out(adata, labels, n_repeats, aside, **options)
     own, others = _part_studies(adata, train_on)
     pool, kept = choose_pool(own, train_on, **options)
     others = others.obs_names
@@ -375,6 +335,28 @@ def carry_over(
         kept = kept[truth[kept].isin(set(truth[others]))]
     tested, kept = (others, kept) if aside else (others.append(kept), ())
     return [make_split(adata, pool, tested, repeat=repeat, aside=kept, **options) for repeat in range(n_repeats)]
+
+
+def _leave_one_out(adata, labels, n_repeats, aside, label_key, seed):
+    """Return the splits that test each study in turn."""
+    check_column(adata, label_key, "adata", constant_is_fine=False)
+    check_column(adata, "study", "adata", constant_is_fine=False)
+    if labels not in ("any", "shared"):
+        raise ValueError(f"labels must be any or shared, not {labels!r}.")
+    truth, batch = adata.obs[label_key].astype(str), adata.obs["study"].astype(str)
+    shared = set.intersection(*(set(own) for _, own in truth.groupby(batch)))
+    if labels == "shared" and len(shared) < 2:
+        raise ValueError(f"The studies share {len(shared)} labels: take labels = any, or merge labels.")
+    cells = adata.obs_names[truth.isin(shared) if labels == "shared" else slice(None)]
+    splits = []
+    for repeat in range(n_repeats):
+        for number, study in enumerate(sorted(set(batch))):
+            own, others = cells[batch[cells] != study], cells[batch[cells] == study]
+            random = np.random.default_rng([seed, repeat, 2, number])
+            own, kept = set_aside(truth, own, random) if aside else (own, ())
+            options = {"label_key": label_key, "repeat": repeat, "aside": kept, "seed": seed}
+            splits.append(make_split(adata, own, others, f"held_out:{study}", **options))
+    return splits
 
 
 def _part_studies(adata, train_on):

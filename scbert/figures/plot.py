@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from scikit_posthocs import critical_difference_diagram
 from sklearn.metrics import confusion_matrix
 
-from ..data.preprocess import lognormalize
+from ..evaluate.embeddings import embed_pca
 
 GREY = "0.45"
 SCREEN = 72  # dots an inch of figures with many panels in a notebook, to keep it small; files have 120
@@ -115,11 +115,8 @@ def place_cells(adata: anndata.AnnData, seed: int = 0, *, basis: str | None = No
         return
     import scanpy
 
-    light = anndata.AnnData(lognormalize(adata), obs=adata.obs[[]].copy())
-    if basis is None:
-        scanpy.pp.pca(light, n_comps=min(30, min(light.shape) - 1), random_state=seed)
-    else:
-        light.obsm["X_pca"] = adata.obsm[basis]
+    light = anndata.AnnData(obs=adata.obs[[]].copy())
+    light.obsm["X_pca"] = embed_pca(adata, seed=seed) if basis is None else adata.obsm[basis]
     scanpy.pp.neighbors(light, use_rep="X_pca", random_state=seed)
     scanpy.tl.umap(light, random_state=seed)
     adata.obsm["X_umap"] = light.obsm["X_umap"]
