@@ -1,5 +1,6 @@
 """Metrics: an interval on every number, and paired comparisons of methods that named the same cells."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -233,24 +234,24 @@ def score(
     """
     table = check_predictions(predictions)
     values, drawn = resample_metrics(table, sizes=sizes, rare=rare, seed=seed, n_resamples=n_resamples)
-    tested = table.groupby("method")[["cell", "repeat"]].nunique()
-    rows = []
-    for (method, row), of_method in zip(values.iterrows(), np.moveaxis(drawn, 1, 0), strict=True):
-        n = {"n": tested.loc[method, "cell"], "repeats": tested.loc[method, "repeat"]}
-        for (metric, value), of_metric in zip(row.items(), of_method.T, strict=True):
-            if not np.isnan(value):
-                low, high = np.nanquantile(of_metric, [0.025, 0.975])
-                rows.append({"method": method, "metric": metric, "value": value, "low": low, "high": high} | n)
-    return pd.DataFrame(rows).set_index(["method", "metric"])
+    index = pd.MultiIndex.from_product([values.index, METRICS], names=["method", "metric"])
+    found = pd.DataFrame(_add_intervals(values, drawn).reshape(-1, 3), index, ["value", "low", "high"])
+    tested = table.groupby("method")[["cell", "repeat"]].nunique().set_axis(["n", "repeats"], axis=1)
+    return found.dropna(subset="value").join(tested)
+
+
+def _add_intervals(values, drawn):
+    """Return value, low and high of what was resampled, (resamples, ...), along a last axis; NaN if none is known."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        return np.stack([values, *np.nanquantile(drawn, [0.025, 0.975], axis=0)], axis=-1)
 
 
 def write_out(scores: pd.DataFrame, digits: int = 3) -> pd.Series:
     """Return value and interval of each row as text, such as "0.812 [0.790, 0.833]"."""
-    numbers = [f"{{:.{digits}f}}"] * 3
-    form = "{} [{}, {}]".format(*numbers)
-    return pd.Series(
-        [form.format(*row) for row in scores[["value", "low", "high"]].to_numpy()], scores.index, name="text"
-    )
+    form = f"{{:.{digits}f}} [{{:.{digits}f}}, {{:.{digits}f}}]"
+    numbers = scores[["value", "low", "high"]].to_numpy()
+    return pd.Series([form.format(*row) for row in numbers], scores.index, name="text")
 
 
 def score_classes(predictions: pd.DataFrame, *, seed: int = 0, n_resamples: int = 2000) -> pd.DataFrame:
@@ -263,17 +264,11 @@ def score_classes(predictions: pd.DataFrame, *, seed: int = 0, n_resamples: int 
     table = check_predictions(predictions)
     labels, _ = _find_labels(table, None, 1)
     methods, values, drawn = resample(table, measure_classes, labels, seed=seed, n_resamples=n_resamples)
+    index = pd.MultiIndex.from_product([methods, labels], names=["method", "label"])
+    columns = [f"{name}{end}" for name in ("precision", "recall", "f1") for end in ("", "_low", "_high")]
+    found = pd.DataFrame(_add_intervals(values, drawn).reshape(len(index), -1), index, columns)
     n = table.drop_duplicates(["method", "cell"]).groupby(["method", "truth"]).size()
-    rows = []
-    for i, method in enumerate(methods):
-        for j, label in enumerate(labels):
-            if (method, label) in n.index:
-                row = {"method": method, "label": label}
-                for column, name in enumerate(("precision", "recall", "f1"), 3 * j):
-                    low, high = np.nanquantile(drawn[:, i, column], [0.025, 0.975])
-                    row |= {name: values[i, column], f"{name}_low": low, f"{name}_high": high}
-                rows.append(row | {"n": n[method, label]})
-    return pd.DataFrame(rows).set_index(["method", "label"])
+    return found[index.isin(n.index)].assign(n=n.rename_axis(index.names))
 
 
 def score_trainings(predictions: pd.DataFrame, *, sizes: pd.Series | None = None, rare: int = 20) -> pd.DataFrame:
@@ -299,8 +294,14 @@ def score_trainings(predictions: pd.DataFrame, *, sizes: pd.Series | None = None
     return pd.concat(tables, ignore_index=True)
 
 
-def check_paired(table: pd.DataFrame, methods: Sequence[str], metric: str) -> None:
-    """Raise a ValueError unless the metric is known, and the methods named the same cells in the same trainings."""
+def resample_paired(
+    table: pd.DataFrame, methods: Sequence[str], metric: str, *, sizes: pd.Series | None, rare: int, **options
+) -> tuple[pd.Series, pd.DataFrame]:
+    """Return a metric by method, and resampled, resamples x methods: see `resample_metrics`.
+
+    A ValueError says that there is no such method or metric, that the methods did not name the same cells in the same
+    trainings, or that no label is common.
+    """
     if metric not in METRICS:
         raise ValueError(f"There is no metric {metric!r}: take one of {', '.join(METRICS)}.")
     known = set(table["method"])
@@ -315,6 +316,10 @@ def check_paired(table: pd.DataFrame, methods: Sequence[str], metric: str) -> No
             f"Not all of {', '.join(methods)} named cell {cell} in repeat {repeat}, fold {fold}: only methods that were "
             "tested on the same cells can be compared."
         )
+    values, drawn = resample_metrics(table, sizes=sizes, rare=rare, **options)
+    if values[metric].isna().any():
+        raise ValueError(f"No label has {rare} cells: {metric} is not defined here.")
+    return values[metric], pd.DataFrame(drawn[:, :, METRICS.index(metric)], columns=values.index)
 
 
 def compare(
@@ -330,17 +335,11 @@ def compare(
 ) -> dict[str, float]:
     """Return a metric of `method` minus that of `other`, on the same cells, repeats and weights: value, low, high, n.
 
-    The interval is paired, so it can leave out zero where those of the two methods overlap; parameters as in `score`. A
-    ValueError says that the methods were not tested on the same cells, that there is no such method or metric, or what
-    `check_predictions` says.
+    The interval is paired, so it can leave out zero where those of the two methods overlap; parameters as in `score`.
+    ValueErrors are those of `check_predictions` and `resample_paired`.
     """
-    table = check_predictions(predictions)
-    check_paired(table, [method, other], metric)
-    table = table[table["method"].isin([method, other])]
-    values, drawn = resample_metrics(table, sizes=sizes, rare=rare, seed=seed, n_resamples=n_resamples)
-    one, two, column = values.index.get_loc(method), values.index.get_loc(other), METRICS.index(metric)
-    value = values.loc[method, metric] - values.loc[other, metric]
-    if np.isnan(value):
-        raise ValueError(f"No label has {rare} cells: {metric} is not defined here.")
-    low, high = np.nanquantile(drawn[:, one, column] - drawn[:, two, column], [0.025, 0.975])
-    return {"value": float(value), "low": float(low), "high": float(high), "n": table["cell"].nunique()}
+    table, options = check_predictions(predictions), {"sizes": sizes, "rare": rare, "seed": seed}
+    values, drawn = resample_paired(table, [method, other], metric, n_resamples=n_resamples, **options)
+    found = _add_intervals(values[method] - values[other], drawn[method] - drawn[other])
+    n = table.loc[table["method"] == method, "cell"].nunique()
+    return dict(zip(("value", "low", "high"), found.tolist(), strict=True)) | {"n": n}

@@ -107,21 +107,21 @@ def resample_novelty(
     sizes = first["truth"].map(first["truth"].value_counts()).to_numpy()
     strata = first["seen"].to_numpy(int)
     parts = [table[table["repeat"] == repeat] for repeat in repeats]
-    rows = [cells.get_indexer(part["cell"]) for part in parts]
-    names = None
 
     def average(weights, of_repeats):
-        nonlocal names
-        values = []
-        for repeat, part, row in zip(repeats, parts, rows, strict=True):
-            names, measured = _measure(part, thresholds[thresholds["repeat"] == repeat], weights[:, row])
-            values.append(measured)
-        return np.einsum("rbv,br->bv", np.stack(values), of_repeats) / of_repeats.sum(1, keepdims=True)
+        found = [
+            _measure(part, thresholds[thresholds["repeat"] == repeat], weights[:, cells.get_indexer(part["cell"])])
+            for repeat, part in zip(repeats, parts, strict=True)
+        ]
+        values = np.stack(
+            [np.stack([*of_repeat.values()], axis=1) for of_repeat in found]
+        )  # (repeats, resamples, names)
+        return [*found[-1]], np.einsum("rbv,br->bv", values, of_repeats) / of_repeats.sum(1, keepdims=True)
 
-    value = average(np.ones((1, len(cells))), np.ones((1, len(repeats))))[0]
+    names, value = average(np.ones((1, len(cells))), np.ones((1, len(repeats))))
     block = max(1, 1_000_000 // len(cells))
-    drawn = [average(*pair) for pair in draw_weights(strata, sizes, len(repeats), seed, n_resamples, block)]
-    return pd.MultiIndex.from_tuples(names, names=["score", "rule", "metric"]), value, np.concatenate(drawn)
+    drawn = [average(*pair)[1] for pair in draw_weights(strata, sizes, len(repeats), seed, n_resamples, block)]
+    return pd.MultiIndex.from_tuples(names, names=["score", "rule", "metric"]), value[0], np.concatenate(drawn)
 
 
 def measure_novelty(
@@ -166,8 +166,7 @@ def compare_methods(
 ) -> pd.DataFrame:
     """Return what a method has more than another on the same resampled cells, by data, level, score, rule and metric.
 
-    A row is value, low, high (95 %, paired); `measure_novelty` says of what. Methods that were not tested on the same
-    cells are a ValueError.
+    A row is value, low, high (95 %, paired), see `measure_novelty`. Methods tested on other cells are a ValueError.
     """
     test = take_held_out(cells)
     found = {}
@@ -232,30 +231,24 @@ def count_calls(cells: pd.DataFrame, threshold: float = PAPER) -> pd.DataFrame:
 
 
 def _measure(part, thresholds, weights):
-    """Return names (score, rule, metric) and values (resamples, names) of one training under weights (resamples, cells)."""
+    """Return (score, rule, metric) -> values (resamples,) of one training under weights (resamples, cells)."""
     novel = ~part["seen"].to_numpy()
     right = (part["truth"] == part["predicted"]).to_numpy() & ~novel
     n_novel, n_known = weights @ novel, weights @ ~novel
-    names, values = [("", "", "known_accuracy_all")], [(weights @ right) / n_known]
+    values = {("", "", "known_accuracy_all"): (weights @ right) / n_known}
     for score in [name for name in SCORES if name in part]:
-        auroc, aupr = _rank_cells(part[score].to_numpy(), novel, weights)
-        names += [(score, "", "auroc"), (score, "", "aupr")]
-        values += [auroc, aupr]
-    balanced = {}
+        values[score, "", "auroc"], values[score, "", "aupr"] = _rank_cells(part[score].to_numpy(), novel, weights)
     for score, rule, threshold in thresholds[["score", "rule", "threshold"]].itertuples(index=False):
         unassigned = part[score].to_numpy() > threshold
         found, lost = weights @ (novel & unassigned), weights @ (~novel & unassigned)
         recall, kept = found / n_novel, 1 - lost / n_known
         at = {"jaccard": found / (n_novel + lost), "recall": recall, "kept": kept}
         at |= {"known_accuracy": (weights @ (right & ~unassigned)) / n_known, "balanced_accuracy": (recall + kept) / 2}
-        names += [(score, rule, metric) for metric in at]
-        values += at.values()
-        balanced[score, rule] = at["balanced_accuracy"]
-    for score, rule in list(balanced):
-        if rule == "tuned" and (score, "best") in balanced:
-            names.append((score, "", "cost_of_tuning"))
-            values.append(balanced[score, "best"] - balanced[score, "tuned"])
-    return names, np.stack(values, axis=1)
+        values |= {(score, rule, metric): value for metric, value in at.items()}
+    for score, rule, metric in list(values):
+        if (rule, metric) == ("tuned", "balanced_accuracy") and (score, "best", metric) in values:
+            values[score, "", "cost_of_tuning"] = values[score, "best", metric] - values[score, rule, metric]
+    return values
 
 
 def _rank_cells(score, novel, weights):

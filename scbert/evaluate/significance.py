@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from .metrics import METRICS, check_paired, check_predictions, resample_metrics, score_trainings
+from .metrics import check_predictions, resample_paired, score_trainings
 
 
 def compare_all(
@@ -57,14 +57,11 @@ def compare_all(
     """
     table = check_predictions(predictions)
     methods = list(table["method"].unique())
-    check_paired(table, [reference, *methods], metric)
     others = [method for method in methods if method != reference]
-    if not others:
+    if methods == [reference]:
         raise ValueError(f"There is only {reference}: nothing to compare it with.")
-    values, drawn = resample_metrics(table, sizes=sizes, rare=rare, seed=seed, n_resamples=n_resamples)
-    if np.isnan(values.loc[reference, metric]):
-        raise ValueError(f"No label has {rare} cells: {metric} is not defined here.")
-    drawn = pd.DataFrame(drawn[:, :, METRICS.index(metric)], columns=values.index)
+    options = {"sizes": sizes, "rare": rare, "seed": seed, "n_resamples": n_resamples}
+    values, drawn = resample_paired(table, [reference, *methods], metric, **options)
     trainings = score_trainings(table, sizes=sizes, rare=rare)
     trainings = trainings.pivot(index=["repeat", "fold"], columns="method", values=metric).dropna()
     ratio = test_train_ratio
@@ -81,7 +78,7 @@ def compare_all(
         verdict = "better" if low_adjusted > 0 else "worse" if high_adjusted < 0 else "not decided"
         pairs = (trainings[reference] - trainings[other]).to_numpy()
         rows[other] = {
-            "value": values.loc[reference, metric] - values.loc[other, metric],
+            "value": values[reference] - values[other],
             "low": low,
             "high": high,
             "low_adjusted": low_adjusted,
