@@ -403,12 +403,15 @@ def test_the_genes_of_a_named_set_come_first_and_the_most_variable_fill_up(make_
         ("many", "genes must be all, a number, a set and a number, or published, not 'many'"),
         ("0", "genes must be all, a number, a set and a number, or published, not '0'"),
         ("-3", "genes must be all, a number, a set and a number, or published, not '-3'"),
-        ("25", "genes = 25 asks for more than the 24 genes of the data: take all, or fewer"),
     ],
 )
 def test_another_choice_of_genes_is_one_sentence(make_cells, choice, message):
     with pytest.raises(ValueError, match=message):
         genes.choose_genes(make_cells(), choice)
+
+
+def test_a_number_beyond_the_genes_of_the_data_is_all_of_them(make_cells):
+    assert genes.choose_genes(make_cells(), "25") == list(make_cells().var_names)
 
 
 def test_the_published_choice_is_the_fetched_list_and_known_by_its_hash(make_cells, monkeypatch):

@@ -301,13 +301,13 @@ def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
         Training cells with counts in ``X``: others must not have a say.
     choice
         "all" genes of the data; a number, such as "1000": that many, whose log-normalised values vary most, in the
-        data's order; or "published", the 16,906 of the published weights. A set before the number, as in
+        data's order, or all where there are no more; or "published", the 16,906 of the published weights. A set before the number, as in
         "pbmc68k_reduced 1000", has its genes come first: all that the data have of them, filled up to that many.
 
     Raises
     ------
     ValueError
-        Another choice, or more genes than the data have.
+        Another choice.
 
     Paper: how its 16,906 genes were chosen is not stated.
     """
@@ -318,11 +318,8 @@ def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
     *first, choice = str(choice).rsplit(maxsplit=1) or [""]
     if not choice.isdigit() or int(choice) < 1:
         raise ValueError(f"genes must be all, a number, a set and a number, or published, not {choice!r}.")
-    if int(choice) > adata.n_vars:
-        raise ValueError(
-            f"genes = {choice} asks for more than the {adata.n_vars} genes of the data: take all, or fewer."
-        )
-
+    if int(choice) >= adata.n_vars:
+        return list(adata.var_names)
     values = lognormalize(adata)
     variance = np.asarray(values.multiply(values).mean(0) - np.square(values.mean(0))).ravel()
     if first:
