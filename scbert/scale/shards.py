@@ -27,18 +27,7 @@ from ..data.checks import check_unique
 from ..data.counts import hash_data
 from ..data.preprocess import hash_genes, tokenize
 from ..paths import find_file, first_line, write_text
-from .stream import (
-    FORMAT,
-    STORE,
-    UNFINISHED,
-    CellStore,
-    is_complete,
-    join_runs,
-    open_store,
-    read_column,
-    read_runs,
-    read_state,
-)
+from .stream import FORMAT, STORE, UNFINISHED, CellStore, is_complete, open_store, read_column, read_state
 
 CELLS_AT_ONCE = 2_000  # tokenized in one go
 SPARE_DISK = 2**26  # bytes of the disk that are left to others
@@ -179,21 +168,23 @@ def _open_adata(adata):
 
 
 def _open_file(path, file):
-    counts, obs = file["X"], file["obs"]
+    counts = sparse_dataset(file["X"]) if isinstance(file["X"], h5py.Group) else file["X"]
+    obs = file["obs"]
     genes = read_elem(file["var"]).index
     check_unique(genes, f"Gene names of {path}")
-    is_sparse, index = isinstance(counts, h5py.Group), obs.attrs["_index"]
+    index = obs.attrs["_index"]
     n_cells = obs[index].shape[0]
-
-    def read_counts(start, stop):
-        return join_runs(read_runs(counts, [(start, stop)]), len(genes)) if is_sparse else counts[start:stop]
 
     def read_obs(start, stop):
         rows = slice(start, stop)
         columns = {name: read_column(obs[name], rows) for name in obs.attrs["column-order"]}
         return pd.DataFrame(columns, index=read_column(obs[index], rows))
 
-    return _Source(str(path), n_cells, genes, _identify_file(path) | {"cells": n_cells}, read_counts, read_obs)
+    return _Source(
+        str(path), n_cells, genes, _identify_file(path) | {"cells": n_cells},
+        read_counts=lambda start, stop: counts[start:stop],
+        read_obs=read_obs,
+    )  # fmt: skip
 
 
 def _identify_file(path):
