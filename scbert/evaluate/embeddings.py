@@ -37,9 +37,8 @@ def embed_pca(adata: anndata.AnnData, n_comps: int = 30, *, seed: int = 0) -> np
 def correct_by_harmony(embedding: np.ndarray, batches: Sequence[str], *, seed: int = 0) -> np.ndarray:
     """Return the embedding with studies moved onto each other by Harmony at its defaults, (cells, components).
 
-    It reads which study a cell is from, and no labels. Where studies are so far apart that each of its clusters has cells of
-    one of them, it changes nothing. Without the package harmonypy, with one batch only, or an array that does not fit, it
-    raises a ValueError.
+    It reads no labels. Where studies are so far apart that each of its clusters has cells of one of them, it changes nothing.
+    Without the package harmonypy, with one batch only, or an array that does not fit, it raises a ValueError.
     """
     embedding, batches = _check(embedding, batches=batches)
     if len(set(batches)) < 2:
@@ -63,8 +62,7 @@ def measure_mixing(
 ) -> pd.DataFrame:
     """Measure how well an embedding keeps types apart, and how well it mixes studies.
 
-    Distances in the embedding, (cells, dims), are Euclidean. Each cell has its true type and its study. `resolutions` are
-    those of Leiden, for the metrics that end in ``_best``.
+    Distances in the embedding, (cells, dims), are Euclidean. Labels are true types, and batches are studies.
 
     Returns
     -------
@@ -80,7 +78,7 @@ def measure_mixing(
     nmi, ari
         Of the labels and Leiden's clusters at resolution 1, on the graph of 15 neighbours.
     nmi_best, ari_best
-        Their largest over `resolutions`: chosen by the labels, so flattering, to all embeddings alike.
+        Their largest over `resolutions` of Leiden: chosen by the labels, so flattering, to all embeddings alike.
     batch_silhouette
         1 - |s| of the batches within each label, as mean over labels of the mean over cells. It can be high where batches
         are in pieces that overlap in part: read it beside the next.
@@ -136,9 +134,8 @@ def add_intervals(values: pd.Series, measure: Callable, n_cells: int, *, seed: i
     start; the standard deviation of their values, times the root of m / (n - m) for m of n cells, is the standard error of
     the whole (delete-d jackknife), and Student's t with 14 degrees of freedom does the rest.
 
-    `values` are of all cells; `measure` takes numbers of cells, and returns values as those. A value that a subsample lacks
-    counts for nothing. The table has a row a value: value, low, high and n. Intervals are cut at 0, but that of ARI, and
-    at 1, but that of batch_mixing.
+    `values` are of all cells; `measure` takes numbers of cells, and returns values as those, or lacks some. The table has a
+    row a value: value, low, high and n. Intervals are cut at 0, but that of ARI, and at 1, but that of batch_mixing.
     """
     m, random = min(n_cells // 2, LARGEST_SUBSAMPLE), np.random.default_rng(seed)
     drawn = [measure(np.sort(random.choice(n_cells, m, replace=False))) for _ in range(N_SUBSAMPLES)]
@@ -223,10 +220,7 @@ def _measure_within_labels(embedding, labels, batches):
 
 
 def cluster(embedding: np.ndarray, resolutions: Sequence[float], *, seed: int = 0) -> np.ndarray:
-    """Return Leiden's clusters of the cells at each resolution, on scanpy's graph of 15 neighbours, (resolutions, cells).
-
-    Without the package igraph it raises a ValueError.
-    """
+    """Return Leiden's clusters at each resolution, (resolutions, cells); a ValueError without the package igraph."""
     if importlib.util.find_spec("igraph") is None:
         raise ValueError("Leiden needs the package igraph: pip install 'scbert-companion[integrate]'.")
     import scanpy

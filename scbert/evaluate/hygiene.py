@@ -89,10 +89,7 @@ def _take(adata, rows, genes):
 
 
 def drop_duplicates(adata: anndata.AnnData, other: anndata.AnnData, name: str = "the other set") -> anndata.AnnData:
-    """Return the cells of `adata` that are not in `other`, and print how many were dropped: see `find_duplicates`.
-
-    Cells that may be in `other`, with too little evidence to say, are dropped too.
-    """
+    """Return the cells of `adata` that `find_duplicates` does not find in `other`, on any evidence, and print the rest."""
     found = find_duplicates(adata, other, minimum_genes=0)
     kept = ~adata.obs_names.isin(found["cell"])
     met = found.attrs
@@ -146,9 +143,8 @@ def saved_splits() -> list[str]:
 def load_split(adata: anndata.AnnData, name: str = "zheng_facs") -> tuple[np.ndarray, np.ndarray]:
     """Return the saved split of all cells of a set, in any order, as (training, test) cell numbers, sorted.
 
-    "zheng_facs": 70 and 30 % of each label, made by ``make_split(adata)`` once and for all. Pretraining sees the 70
-    only; whatever trains, trains inside the 70 and reports on the 30. Splits are files of ``scbert/evaluate/splits``; no
-    such file, or other cells than the split's, is a ValueError.
+    "zheng_facs": 70 and 30 % of each label, made by ``make_split(adata)`` once and for all; whatever trains, trains inside
+    the 70 and reports on the 30. No file of ``scbert/evaluate/splits``, or other cells than the split's, is a ValueError.
     """
     file = SPLITS / f"{name}.csv.gz"
     if not file.exists():

@@ -72,9 +72,8 @@ def split_cells(
 ) -> list[Split]:
     """Split all cells of a set, a split a fold: by its saved split where it has one, else by `stratified_splits`.
 
-    "zheng_facs" has a saved split, whose 30 % are always the test cells, see `scbert.hygiene.load_split`. An eighth of
-    its training cells is validation, drawn by `seed`. Asked for folds of it, or with cells missing, this raises a
-    ValueError.
+    The test cells of a saved split are always the same, see `scbert.hygiene.load_split`, and an eighth of its training cells
+    is validation, drawn by `seed`. Asked for folds of it, or with cells missing, this raises a ValueError.
     """
     if dataset not in saved_splits():
         return _name_cells(adata, stratified_splits(adata.obs[label_key], n_folds, seed))
@@ -106,7 +105,8 @@ def check_disjoint(*parts: Sequence[str]) -> None:
 
 def drop_rare(adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: int = 5) -> anndata.AnnData:
     """Return the cells whose label has at least so many, and print which labels were left out; a ValueError if below two stay."""
-    sizes = adata.obs[label_key].astype(str).value_counts()
+    labels = adata.obs[label_key].astype(str)
+    sizes = labels.value_counts()
     rare = sizes[sizes < minimum]
     if len(sizes) - len(rare) < 2:
         raise ValueError(
@@ -116,7 +116,7 @@ def drop_rare(adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: 
         return adata
     names = ", ".join(f"{label} ({n})" for label, n in rare.items())
     print(f"Left out, fewer than {minimum} cells: {names}")
-    return adata[(~adata.obs[label_key].astype(str).isin(rare.index)).to_numpy()].copy()
+    return adata[(~labels.isin(rare.index)).to_numpy()].copy()
 
 
 def choose_pool(
@@ -124,8 +124,7 @@ def choose_pool(
 ) -> tuple[pd.Index, pd.Index]:
     """Return the names of the cells that may train, and of those that are tested whatever trains.
 
-    Those of the set's saved split, see `scbert.hygiene.load_split`; where there is none, a fifth of each label is
-    tested, drawn by `seed`.
+    Those of the set's saved split; where there is none, a fifth of each label is tested, drawn by `seed`.
     """
     if dataset in saved_splits():
         rest, test = load_split(adata, dataset)
@@ -140,12 +139,10 @@ def cross_validation(
 ) -> list[Split]:
     """Make the splits of stratified cross-validation, each with validation cells of its own (E1).
 
-    Of all cells of a set, each fold is tested once, and an eighth of the rest is validation: see `stratified_splits`. Where
-    the set has a saved split, the folds are of its training cells: each in turn is validation, the others train, and the
-    same test cells are tested by each, so that a training is a repeat.
+    Folds are those of `stratified_splits`. Where the set has a saved split, they are of its training cells: each in turn is
+    validation, the others train, and the same test cells are tested by each, so that a training is a repeat.
 
-    Paper: Methods, "benchmarking" (five folds); Fig. 2a.
-    Differs from the published code: the script draws one 80/20 split and reports on the cells that stopped the training.
+    Paper: Methods, "benchmarking" (five folds); Fig. 2a. Differs from the published code: see `stratified_splits`.
     """
     labels = adata.obs[label_key].astype(str)
     if dataset not in saved_splits():
@@ -169,9 +166,7 @@ def reference_sizes(
     query: str = "fixed",
     seed: int = 0,
 ) -> list[Split]:
-    """Make splits with references of several sizes, "reference:0.30" or "few:10" by protocol (E2).
-
-    An eighth of a reference is validation, at least one cell of each label.
+    """Make splits with references of several sizes, "reference:0.30" or "few:10" by protocol (E2); see `hold_out`.
 
     Parameters
     ----------
@@ -236,8 +231,8 @@ def class_imbalance(
 
     Labels that are `common` give `n_common` reference cells, those that are `rare` each of `n_rare`; no other label takes
     part, and `n_query` cells of each are tested. The protocol is "imbalance:17" where a rare label has 17 cells. The query
-    is the same for all of a repeat, a smaller reference is part of a larger one, and an eighth of it is validation, at
-    least one cell of each label. Labels that the data lack, or too few cells, raise a ValueError.
+    is the same for all of a repeat, and a smaller reference is part of a larger one. Labels that the data lack, or too few
+    cells, raise a ValueError.
 
     Paper: Methods, "benchmarking"; Fig. 2e. Of the counts printed there (10,000, 100, 10,000, 100 for CD19+ B, CD8+
     cytotoxic T, CD34+ and CD8+/CD45RA+ cells) only one reading can be drawn from Zheng68K, which has 242 CD34+ cells:
@@ -300,10 +295,8 @@ def leave_one_out(
         "any": the training studies teach all labels that they have; tested cells of another label cannot be named
         rightly, and are in the split all the same (see `find_unseen`). "shared": only cells of labels that all studies
         have take part, as in the paper.
-    n_repeats
-        Draws of the validation cells: an eighth of the training cells, at least one of each label.
-    aside
-        Whether an eighth of the training studies' cells is set aside, see `set_aside`.
+    n_repeats, aside
+        Draws of the validation cells, see `hold_out`; whether training studies' cells are set aside, see `set_aside`.
 
     A ValueError: no such column, one study only, or fewer than two labels to learn without a study.
 
@@ -352,16 +345,13 @@ def carry_over(
     labels, n_repeats
         As in `leave_one_out`.
     aside
-        Whether some cells of the studies that train are set aside. Without `train_on`: an eighth of each label, see
-        `set_aside`. With it: the cells that `choose_pool` keeps from training, which are tested otherwise.
+        Whether some cells of the studies that train are set aside: those of `set_aside` or, with `train_on`, the cells that
+        `choose_pool` keeps from training, which are tested otherwise.
 
     Returns
     -------
-    Without `train_on`, those of `leave_one_out`. With it, splits of protocol "": tested are the other studies, and beside
-    them those cells of the training study that `choose_pool` keeps from training, so that what is lost on the way is
-    seen under one model.
-
-    A ValueError if no cell is of the study that is to train.
+    Without `train_on`, those of `leave_one_out`. With it, splits of protocol "": tested are the other studies and, so that
+    what is lost on the way is seen under one model, those cells of the training study. A ValueError if it has no cell.
     """
     options = {"label_key": label_key, "seed": seed}
     if train_on is None:
@@ -429,17 +419,13 @@ def hold_out_types(
 
     Parameters
     ----------
-    adata
-        All cells of the set, or of several studies, which ``obs["study"]`` then names.
-    dataset
-        Its name, as in `choose_pool`.
+    adata, dataset
+        All cells of the set, or of several studies, which ``obs["study"]`` then names; its name, as in `choose_pool`.
     together, alone
         Types that are held out all at once, and those held out one at a time.
     train_on
         The study that trains, by a saved split of its name as in `carry_over`, while all cells of the others are tested;
         None: all cells are of one study.
-    n_repeats
-        Draws of tested, set-aside and validation cells; of a set with a saved split the tested are always the same.
 
     Returns
     -------
@@ -550,14 +536,8 @@ def find_unseen(adata: anndata.AnnData, split: Split, label_key: str = "cell_typ
 
 def save_splits(splits: Sequence[Split], path: str | Path) -> None:
     """Write splits as gzipped CSV, a row a cell: protocol, repeat, fold, part, cell."""
-    rows = [
-        pd.DataFrame(
-            {"protocol": s.protocol, "repeat": s.repeat, "fold": s.fold, "part": part, "cell": getattr(s, part)}
-        )
-        for s in splits
-        for part in PARTS
-    ]
-    save_split(pd.concat(rows).set_index("protocol"), path)
+    rows = [(*split[:3], part, cell) for split in splits for part in PARTS for cell in getattr(split, part)]
+    save_split(pd.DataFrame(rows, columns=["protocol", "repeat", "fold", "part", "cell"]).set_index("protocol"), path)
 
 
 def read_splits(path: str | Path) -> list[Split]:
