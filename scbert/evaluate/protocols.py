@@ -105,8 +105,7 @@ def check_disjoint(*parts: Sequence[str]) -> None:
 
 def drop_rare(adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: int = 5) -> anndata.AnnData:
     """Return the cells whose label has at least so many, and print which labels were left out; a ValueError if below two stay."""
-    labels = adata.obs[label_key].astype(str)
-    sizes = labels.value_counts()
+    sizes = adata.obs[label_key].astype(str).value_counts()
     rare = sizes[sizes < minimum]
     if len(sizes) - len(rare) < 2:
         raise ValueError(
@@ -116,7 +115,7 @@ def drop_rare(adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: 
         return adata
     names = ", ".join(f"{label} ({n})" for label, n in rare.items())
     print(f"Left out, fewer than {minimum} cells: {names}")
-    return adata[(~labels.isin(rare.index)).to_numpy()].copy()
+    return adata[(~adata.obs[label_key].astype(str).isin(rare.index)).to_numpy()].copy()
 
 
 def choose_pool(

@@ -1,7 +1,4 @@
-"""What a run of a notebook leaves behind: where it goes, what is in it, and whether its numbers hold.
-
-Everything a run makes goes to ``runs/<profile>/<notebook>/``.
-"""
+"""What a run of a notebook leaves behind in ``runs/<profile>/<notebook>/``, and whether its numbers hold."""
 
 import json
 import os
@@ -158,11 +155,8 @@ class Run:
         if find_part():
             print("No record is written: this process was to compute a part of a benchmark.")
             return
-        record = {
-            "notebook": self.notebook,
-            "profile": self.profile,
-            "parameters": self.parameters,
-            "seed": self.seed,
+        record = {name: getattr(self, name) for name in ("notebook", "profile", "parameters", "seed")}
+        record |= {
             "git_commit": _git_commit(),
             "versions": self.versions,
             "data": self.data,

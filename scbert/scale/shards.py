@@ -1,7 +1,4 @@
-"""More cells than memory: cells tokenized block by block, and written as shards for `scbert.stream` to read.
-
-Writing holds a block of cells in memory, however many cells there are.
-"""
+"""More cells than memory: cells tokenized block by block, and written as shards for `scbert.stream` to read."""
 
 import contextlib
 import errno
@@ -115,8 +112,6 @@ def write_store(
 
 
 class _Source(NamedTuple):
-    """Cells with counts that are read from `start` to `stop`."""
-
     name: str
     n_cells: int
     genes: pd.Index
@@ -169,16 +164,15 @@ def _open_adata(adata):
 
 def _open_file(path, file):
     counts = sparse_dataset(file["X"]) if isinstance(file["X"], h5py.Group) else file["X"]
-    obs = file["obs"]
-    genes = read_elem(file["var"]).index
+    obs, genes = file["obs"], read_elem(file["var"]).index
     check_unique(genes, f"Gene names of {path}")
-    index = obs.attrs["_index"]
-    n_cells = obs[index].shape[0]
+    names = obs[obs.attrs["_index"]]
+    n_cells = len(names)
 
     def read_obs(start, stop):
         rows = slice(start, stop)
         columns = {name: read_column(obs[name], rows) for name in obs.attrs["column-order"]}
-        return pd.DataFrame(columns, index=read_column(obs[index], rows))
+        return pd.DataFrame(columns, index=read_column(names, rows))
 
     return _Source(
         str(path), n_cells, genes, _identify_file(path) | {"cells": n_cells},
@@ -203,9 +197,6 @@ def _tokenize_block(part, start, stop, genes, n_bins, library):
         raise ValueError(f"{part.name} cannot be read at cell {start} ({first_line(error)}): is it damaged?") from None
     genes = None if part.genes.equals(genes) else genes
     return tokenize(block, genes, n_bins, library, name=part.name)
-
-
-# Shards
 
 
 def _find_shards(path, call):

@@ -1,13 +1,11 @@
-"""More cells than memory: tokenized cells in shards on disk, to train on and to annotate from.
-
-`scbert.shards` writes them. Reading holds some thousands of cells' tokens in memory, however many cells there are.
-"""
+"""More cells than memory: tokenized cells in shards on disk, to train on and to annotate from; `scbert.shards` writes them."""
 
 import contextlib
 import copy
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections import UserDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -56,8 +54,8 @@ class CellStore:
     ``store.obs["cell_type"]`` reads one column of all cells; ``store[rows]``, with a slice, a mask or increasing
     numbers, is a store of these cells. `genes`, `n_bins` and `n_obs` are attributes.
 
-    What grows with the number of cells: a column that is asked for, labels, the numbers of chosen cells, and the
-    order of a ``"bootstrap"`` epoch (8 to 24 bytes a cell each).
+    Some thousands of cells' tokens are in memory. What grows with the number of cells: a column that is asked for,
+    labels, the numbers of chosen cells, and the order of a ``"bootstrap"`` epoch (8 to 24 bytes a cell each).
     """
 
     def __init__(self, path: Path, state: dict):
@@ -85,15 +83,17 @@ class CellStore:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(self) or (np.diff(rows) <= 0).any()):
             raise ValueError(f"Cells of a store are chosen by increasing numbers below {len(self)}, or by a mask.")
-        part = copy.copy(self)
-        part.obs, part.targets = _Columns(part, list(self.obs)), None if self.targets is None else self.targets[rows]
+        part = self.with_targets(None if self.targets is None else self.targets[rows])
         part.rows = rows if self.rows is None else self.rows[rows]
         return part
 
-    def with_targets(self, targets: np.ndarray) -> "CellStore":
+    def with_targets(self, targets: np.ndarray | None) -> "CellStore":
         """Return the same cells with one integer each, which `batch` returns beside their tokens."""
         part = copy.copy(self)
-        part.obs, part.targets = _Columns(part, list(self.obs)), np.asarray(targets, np.int64)
+        part.obs, part.targets = (
+            _Columns(part, list(self.obs)),
+            None if targets is None else np.asarray(targets, np.int64),
+        )
         return part
 
     def read(self, indices: np.ndarray) -> sparse.csr_matrix:
@@ -133,9 +133,8 @@ class CellStore:
         """Yield (numbers of the cells, bins) of an epoch's batches, in an order that seed and epoch alone fix.
 
         Runs of 16 neighbours are put in random order, and cells mixed within each 8,192 that are read in one go.
-        ``"epoch"`` visits each cell once, ``"bootstrap"`` draws with replacement. `skip` and `part` as in
-        `CellDataset.epoch`: each process reads its own cells only. Without scDataset, which does this, it raises a
-        ModuleNotFoundError.
+        `sampling`, `skip` and `part` as in `CellDataset.epoch`: each process reads its own cells only. Without scDataset,
+        which does this, it raises a ModuleNotFoundError.
         """
         try:
             from scdataset import BlockShuffling, BlockWeightedSampling, scDataset
@@ -221,25 +220,16 @@ class CellStore:
         return np.concatenate([np.asarray(piece) for piece in pieces]) if pieces else np.array([])
 
 
-class _Columns(Mapping):
+class _Columns(UserDict):
     """The columns of a store's obs, each read when it is asked for."""
 
     def __init__(self, store, names):
+        super().__init__(dict.fromkeys(names))
         self.store, self.columns = store, names
 
     def __getitem__(self, name):
-        if name not in self.columns:
-            raise KeyError(name)
+        super().__getitem__(name)  # a KeyError of others
         return pd.Series(self.store._read_column(name), name=name)
-
-    def __contains__(self, name):
-        return name in self.columns
-
-    def __iter__(self):
-        return iter(self.columns)
-
-    def __len__(self):
-        return len(self.columns)
 
 
 class _RunOrder:
