@@ -89,13 +89,11 @@ def measure_mixing(
         (LISI - 1) / (batches - 1) of the median cell (iLISI). Types that some batches lack hold it down.
 
     What is undefined has no row: label_silhouette, label_lisi, nmi and ari of one label or of one for each cell, all of
-    batches where there is one, and batch_silhouette and batch_mixing where no label has cells of two. Labels of one batch
-    have no part in these two.
+    batches where there is one, and batch_silhouette and batch_mixing, of labels of two batches or more, where there is none.
 
     A ValueError: fewer than 32 cells, arrays that do not fit, values that are not finite, or no resolution above zero.
 
-    Paper: Fig. 3a, 3b (shown, not measured); for interpretability, ARI of the embedding, 0.95 against 0.87 of raw
-    expression, by a clustering that is not described.
+    Paper: Fig. 3a, 3b (shown, not measured); "Model interpretability", see `sweep_clusters`.
     """
     embedding, labels, batches = _check(embedding, labels=labels, batches=batches)
     _check_size(labels, resolutions)
@@ -180,8 +178,7 @@ def find_neighbours(embedding: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarr
 def measure_lisi(distances: np.ndarray, neighbours: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """Return the local inverse Simpson index of each cell: of how many groups its neighbours are, in effect; (cells,).
 
-    Neighbours, from `find_neighbours`, are weighted by exp(-b d), with b such that their perplexity is a third of their
-    number: 30 of 90. Groups are types or studies.
+    Neighbours, of `find_neighbours`, have weights exp(-b d), with b for a perplexity of a third of their number: 30 of 90.
 
     Korsunsky et al. 2019. ``harmonypy.compute_lisi`` gives the same numbers, to 5e-5, but takes no neighbours: it looks for
     them again for each column of groups, and slowly where there are many dimensions. Measured with harmonypy 2.1 on one
@@ -249,11 +246,10 @@ def sweep_clusters(
 ) -> pd.DataFrame:
     """Compare Leiden's clusters with the labels at each resolution.
 
-    A row a resolution: resolution, clusters (how many), ari, ari_low, ari_high, nmi, nmi_low, nmi_high (95 %, see
-    `add_intervals`; of the NMI that is divided by the mean of both entropies) and n (cells). ValueErrors are those of
-    `measure_mixing`.
+    A row a resolution: resolution, clusters (how many), ari, ari_low, ari_high, nmi (over the mean of both entropies),
+    nmi_low, nmi_high (95 %, see `add_intervals`) and n (cells). ValueErrors are those of `measure_mixing`.
 
-    Paper: Methods, "Model interpretability"; the clustering behind its ARI of 0.95 is not described.
+    Paper: Methods, "Model interpretability": ARI of 0.95 against 0.87 of raw expression, by a clustering not described.
     """
     embedding, labels = _check(embedding, labels=labels)
     _check_size(labels, resolutions)

@@ -75,8 +75,7 @@ def fit_logistic_regression(
     L1 is one-against-the-rest by liblinear, as in Boiarsky et al. 2023; L2 is multinomial. The best macro-F1 on
     validation cells wins, ties go to the smaller loss. The choice is ``predict.chosen``, the fitted model
     ``predict.model``. With `class_weight` "balanced", cells weigh in inverse proportion to their label's frequency: under
-    L1 in each problem of one label against the rest, by the frequencies of these two. ValueErrors are those of
-    `fit_nearest_centroid`.
+    L1 in each problem of one label against the rest, by these two. ValueErrors are those of `fit_nearest_centroid`.
     """
     y, truth = _read_labels(train, validation, label_key)
     x, x_validation = lognormalize(train), lognormalize(validation)
@@ -134,8 +133,7 @@ def fit_nearest_centroid(
     Nothing is drawn by lot: `seed` is there for the signature. Probabilities are the softmax of similarities over a
     temperature, the one with the least log loss on validation cells; it moves no cell to another label.
 
-    A ValueError says: no such label column, missing labels, one label only, no validation cells, or validation cells
-    with a label that no training cell has.
+    A ValueError says: no such label column, missing labels, one label only, no validation cells, or new labels there.
     """
     y, truth = _read_labels(train, validation, label_key)
     labels, x = np.unique(y), lognormalize(train)

@@ -42,8 +42,7 @@ def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) ->
     validation. A label with fewer cells than folds (than five, for one fold) is a ValueError.
 
     Paper: Methods, "benchmarking" (five-fold cross-validation).
-    Differs from the published code: real folds, where the script draws one 80/20 split and reports on the
-    cells that stopped the training.
+    Differs from the published code: the script draws one 80/20 split and reports on the cells that stopped the training.
     """
     labels = np.asarray(labels, dtype=str)
     n_made = 5 if n_folds == 1 else n_folds
@@ -228,10 +227,9 @@ def class_imbalance(
 ) -> list[Split]:
     """Make splits of a few labels whose references differ in size, tested on as many cells of each (E3).
 
-    Labels that are `common` give `n_common` reference cells, those that are `rare` each of `n_rare`; no other label takes
-    part, and `n_query` cells of each are tested. The protocol is "imbalance:17" where a rare label has 17 cells. The query
-    is the same for all of a repeat, and a smaller reference is part of a larger one. Labels that the data lack, or too few
-    cells, raise a ValueError.
+    Labels that are `common` give `n_common` reference cells, those that are `rare` each of `n_rare`; `n_query` cells of each
+    are tested. The protocol is "imbalance:17" where a rare label has 17 cells. The query is the same for all of a repeat,
+    and a smaller reference is part of a larger one. Labels that the data lack, or too few cells, raise a ValueError.
 
     Paper: Methods, "benchmarking"; Fig. 2e. Of the counts printed there (10,000, 100, 10,000, 100 for CD19+ B, CD8+
     cytotoxic T, CD34+ and CD8+/CD45RA+ cells) only one reading can be drawn from Zheng68K, which has 242 CD34+ cells:
@@ -291,9 +289,8 @@ def leave_one_out(
     Parameters
     ----------
     labels
-        "any": the training studies teach all labels that they have; tested cells of another label cannot be named
-        rightly, and are in the split all the same (see `find_unseen`). "shared": only cells of labels that all studies
-        have take part, as in the paper.
+        "any": the training studies teach all labels that they have; tested are those of other labels too (see
+        `find_unseen`). "shared": only cells of labels that all studies have take part, as in the paper.
     n_repeats, aside
         Draws of the validation cells, see `hold_out`; whether training studies' cells are set aside, see `set_aside`.
 
@@ -439,8 +436,7 @@ def hold_out_types(
     ValueError
         A type that the cells lack, fewer than two types without those held out, or no cell of the study that is to train.
 
-    Paper: Methods, "novel cell type detection"; Fig. 4. Methods say one type at a time, the caption and Khan et al. 2023 read
-    as all at once: both are here.
+    Paper: Methods, "novel cell type detection" (one type at a time); Fig. 4 and Khan et al. 2023 (read as all at once).
     """
     labels = adata.obs[label_key].astype(str)
     missing = sorted({*together, *alone} - set(labels))
@@ -483,8 +479,7 @@ def make_split(
 ) -> Split:
     """Make the split that trains on some cells, an eighth of which is validation, and tests others, all by name.
 
-    Cells `aside` are none of these, see `Split`. Fewer than two labels with two training cells each, or a cell on both
-    sides, raise a ValueError.
+    A ValueError: fewer than two labels with two training cells each, or a cell on both sides, or in `aside`, too.
     """
     labels = adata.obs[label_key].astype(str)
     sizes = labels[train].value_counts()

@@ -89,8 +89,7 @@ def plan(
     methods
         Name -> ``fit(train, validation, label_key=, seed=)``, see `scbert.methods`; `functools.partial` carries options.
     genes
-        Names, in the order of the model; or a choice of `scbert.genes.choose_genes`, made on each split's training and
-        validation cells.
+        Names, in the model's order; or a choice of `scbert.genes.choose_genes`, on each split's training and validation cells.
     keep, keep_models
         Whether logits and vectors of the predicted cells are kept, for `read_kept`; names of the methods that are kept as
         fitted, for `read_model`: scBERT and logistic regression can be.
@@ -102,8 +101,7 @@ def plan(
     Raises
     ------
     ValueError
-        A cell on two sides of a split, a method in `keep_models` that is not planned or can't be kept, or another
-        `report_on`.
+        A cell on two sides of a split, another `report_on`, or in `keep_models` what is not planned or can't be kept.
     """
     if report_on not in ("test", "validation"):
         raise ValueError(f"report_on must be 'test' or 'validation', not {report_on!r}.")
@@ -198,8 +196,7 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     """Compute the jobs that have no result yet, and return the results of all.
 
     A result is a file of the folder ``jobs`` of the run, named by all that it depends on: what was done is not done
-    again, after an interruption or beside new jobs, and what depends on a changed parameter is. Under ``scbert run
-    --part 2/8`` only a share of the jobs is computed.
+    again, and what depends on a changed parameter is. ``scbert run --part 2/8`` computes only a share of the jobs.
 
     `progress` is a bar, and a word on how long it may take.
 

@@ -24,12 +24,11 @@ def compare_all(
 ) -> pd.DataFrame:
     """Compare a method with each other one, on the same cells and trainings.
 
-    Three looks at each difference: the paired bootstrap of `scbert.metrics.score`, the corrected resampled t-test
-    (Nadeau and Bengio 2003) and the exact Wilcoxon signed-rank test, these two over trainings, a pair a repeat and
-    fold. The verdict is that of the bootstrap, at the level divided by the number of comparisons (Bonferroni): it
-    counts cells, where the Wilcoxon test of five pairs can't fall below 0.0625. With one repeat it is about these
-    trained models alone; the t-test is the one that asks about other trainings, and where the two disagree nothing is
-    decided about the method as such.
+    Three looks at each difference: the paired bootstrap of `scbert.metrics.score`, and over trainings, a pair a repeat
+    and fold, `corrected_t_test` and `wilcoxon_test`. The verdict is that of the bootstrap, at the level divided by the
+    number of comparisons (Bonferroni): it counts cells, where the Wilcoxon test of five pairs can't fall below 0.0625.
+    With one repeat it is about these trained models alone; the t-test is the one that asks about other trainings, and
+    where the two disagree nothing is decided about the method as such.
 
     Parameters
     ----------
@@ -74,15 +73,13 @@ def compare_all(
     tails = level / len(others) / 2
     for other in others:
         difference = drawn[reference] - drawn[other]
-        low, high, low_adjusted, high_adjusted = np.nanquantile(difference, [0.025, 0.975, tails, 1 - tails])
-        verdict = "better" if low_adjusted > 0 else "worse" if high_adjusted < 0 else "not decided"
+        ends = np.nanquantile(difference, [0.025, 0.975, tails, 1 - tails])
+        row = dict(zip(["low", "high", "low_adjusted", "high_adjusted"], ends, strict=True))
+        verdict = "better" if row["low_adjusted"] > 0 else "worse" if row["high_adjusted"] < 0 else "not decided"
         pairs = (trainings[reference] - trainings[other]).to_numpy()
         rows[other] = {
             "value": values[reference] - values[other],
-            "low": low,
-            "high": high,
-            "low_adjusted": low_adjusted,
-            "high_adjusted": high_adjusted,
+            **row,
             "n": table["cell"].nunique(),
             "repeats": table["repeat"].nunique(),
             "trainings": len(pairs),
@@ -102,9 +99,7 @@ def corrected_t_test(differences: np.ndarray, test_train_ratio: float) -> float:
     """Return the two-sided p of the corrected resampled t-test; NaN for one difference, or if all are the same.
 
     Trainings share cells, so the variance of their mean is taken as (1/k + test cells / training cells) times that
-    between them, in place of 1/k times.
-
-    Nadeau and Bengio 2003, Machine Learning 52:239-281.
+    between them, in place of 1/k times (Nadeau and Bengio 2003, Machine Learning 52:239-281).
     """
     k = len(differences)
     if k < 2 or np.ptp(differences) < 1e-12:

@@ -158,8 +158,7 @@ def _find_existing(folder):
 def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: int = 1) -> list[str]:
     """Say in a sentence each what `list_needs` asks for and this machine has not; what is not known is not counted.
 
-    `jobs` is how many notebooks run at once: the memory of the largest is added up. `parts` is how many processes share
-    the jobs of a benchmark: each holds what the notebook needs.
+    The memory of the largest `jobs` notebooks is added up; of a benchmark, each of `parts` processes holds what it needs.
     """
     free = measure_resources(profile, gpu=needs["gpu_memory_gb"].max() > 0)
     found, folder = [], find_root() / "notebooks"

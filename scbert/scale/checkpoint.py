@@ -42,8 +42,7 @@ def read_checkpoint(path: str | Path | None, identity: str) -> tuple[Path | None
 def write_checkpoint(path: str | Path | None, write: Callable[[Path], None]) -> None:
     """Write a checkpoint in one step, nothing if the path is None, and keep the one it takes the place of.
 
-    `write` is called with the file to write. Where that fails, for want of disk say, the two checkpoints that are there
-    stay, and training goes on with a warning.
+    Where that fails, for want of disk say, the two checkpoints that are there stay, and training goes on with a warning.
     """
     if not path:
         return

@@ -58,16 +58,15 @@ def write_store(
     Writes
     ------
     ``shard-00000.h5ad`` ..., each an AnnData with ``layers["bins"]``, the ``obs`` of its cells and no counts, with
-    checksums; each is written under another name first. Then ``store.json``: without it no store opens.
+    checksums. Then ``store.json``: without it no store opens.
 
     Raises
     ------
     ValueError
         What `tokenize` and `scbert.datasets.load` refuse (of each source, the first 1,000 cells are checked before
-        anything is written, the others as they are read; whether two sources share cell names is looked for among those
-        first cells only); sources of different genes without `genes`; an
-        ``.h5ad`` stored by genes, or by anndata before 0.8; too little room on the disk; or a folder that holds
-        anything else.
+        anything is written, the others as they are read; names that two sources share, among those first cells only);
+        sources of different genes without `genes`; an ``.h5ad`` stored by genes, or by anndata before 0.8; too little
+        room on the disk; or a folder that holds anything else.
     OSError
         The disk is full, or fails: whole shards are kept, and the same call continues.
 
@@ -89,7 +88,9 @@ def write_store(
         bytes_needed, columns, names = 0, None, pd.Index([])
         for part in parts:
             sample = _tokenize_block(part, 0, min(SAMPLE, part.n_cells), **options)
-            bytes_needed += part.n_cells * _bytes_a_cell(sample)
+            # A byte and a column number a token, and obs.
+            sample_bytes = 5 * sample.layers["bins"].nnz + sample.obs.memory_usage(deep=True).sum()
+            bytes_needed += part.n_cells * (sample_bytes / sample.n_obs + 8)
             columns = [name for name in sample.obs if columns is None or name in columns]
             names = names.append(sample.obs_names)
         check_unique(names, "Cell names, among the first of each source,")
@@ -213,11 +214,6 @@ def _find_shards(path, call):
             "remove it."
         )
     return {shard["file"]: shard for shard in store["shards"] if is_complete(path, shard)}
-
-
-def _bytes_a_cell(sample):
-    """Estimate what a cell takes on disk: a byte and a column number a token, and obs."""
-    return (5 * sample.layers["bins"].nnz + sample.obs.memory_usage(deep=True).sum()) / sample.n_obs + 8
 
 
 def _check_room(path, needed):

@@ -133,8 +133,7 @@ class CellStore:
         """Yield (numbers of the cells, bins) of an epoch's batches, in an order that seed and epoch alone fix.
 
         Runs of 16 neighbours are put in random order, and cells mixed within each 8,192 that are read in one go.
-        `sampling`, `skip` and `part` as in `CellDataset.epoch`: each process reads its own cells only. Without scDataset,
-        which does this, it raises a ModuleNotFoundError.
+        `sampling`, `skip` and `part` as in `CellDataset.epoch`. Without scDataset it raises a ModuleNotFoundError.
         """
         try:
             from scdataset import BlockShuffling, BlockWeightedSampling, scDataset
