@@ -60,10 +60,7 @@ def write_fitted(predict: Callable, path: str | Path) -> None:
 
 
 def read_fitted(path: str | Path) -> Callable:
-    """Return `predict`, with its attributes, of a folder that `write_fitted` wrote; scBERT is on the device that trains.
-
-    A damaged bundle is a ValueError, see `scbert.load`.
-    """
+    """Return `predict` of a folder that `write_fitted` wrote, scBERT on the device that trains; ValueErrors as of `scbert.load`."""
     path = Path(path)
     about = json.loads((path / "fitted.json").read_text())
     if "labels" in about:
@@ -78,8 +75,7 @@ def read_fitted(path: str | Path) -> Callable:
 def regression_to_arrays(model: LogisticRegression | OneVsRestClassifier) -> dict[str, np.ndarray]:
     """Return what a fitted logistic regression predicts by, but for the labels' names, ``model.classes_``.
 
-    "coef", (labels, genes), and "intercept", (labels,), are float64 and of one row for two labels; "one_against_rest" is a
-    truth value without axes.
+    "coef", (labels, genes), and "intercept", (labels,), are float64, of one row for two labels; "one_against_rest" is bool.
     """
     one_against_rest = isinstance(model, OneVsRestClassifier)
     parts = model.estimators_ if one_against_rest else [model]

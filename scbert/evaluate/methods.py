@@ -55,9 +55,7 @@ SCVI_LOGGERS = ("scvi", "lightning.pytorch", "lightning.fabric")
 def fit_majority(train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int = 0) -> Callable:
     """Learn the commonest label, and the share of each."""
     shares = train.obs[label_key].astype(str).value_counts(normalize=True, sort=True)
-    return lambda adata: pd.DataFrame(
-        np.tile(shares.to_numpy(), (adata.n_obs, 1)), index=adata.obs_names, columns=list(shares.index)
-    )
+    return lambda adata: pd.DataFrame(np.tile(shares, (adata.n_obs, 1)), adata.obs_names, list(shares.index))
 
 
 def fit_logistic_regression(
@@ -152,9 +150,8 @@ def fit_celltypist(train: anndata.AnnData, validation: anndata.AnnData, *, label
     methods), mini-batches of stochastic gradient descent, and majority voting over clusters of test cells, which would
     let test cells inform each other. Everything else stays at its defaults, C=1 among them: validation cells choose nothing.
 
-    CellTypist expects each cell's genes to sum to 10,000 before the logarithm. Here the total is over all measured
-    genes and only the selection is given, so that its check is switched off (``check_expression=False``; in prediction
-    it is a mere remark). Its probabilities, independent for each label, are divided by their sum over labels.
+    CellTypist expects the given genes to sum to 10,000 in a cell. Here all measured genes do, so its check is switched off
+    (``check_expression=False``). Its probabilities, independent for each label, are divided by their sum over labels.
 
     A ValueError says: its package is not installed, no such label column, missing labels, or one label only.
     """
@@ -336,8 +333,7 @@ def rebalance(
     Parameters
     ----------
     how
-        "subsample": cells of large labels are left out; "oversample": cells of small labels are drawn again, with
-        replacement, and their copies named <cell>-copy<n>.
+        "subsample": leave out cells of large labels; "oversample": draw cells of small ones again, as <cell>-copy<n>.
     size
         Cells a label: of the smallest label if None, to subsample, be it a single cell, or of the largest, to
         oversample. With a number, labels that have fewer, or when oversampling more, stay as they are.

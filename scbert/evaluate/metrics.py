@@ -79,8 +79,7 @@ def measure_classes(counts: np.ndarray) -> np.ndarray:
 def check_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the predictions with all of `RUN` as columns, labels as text, and a new index.
 
-    A ValueError says: a column or a label is missing, a cell has two true labels or is named twice in one training, or
-    the rows are of more than one data set or protocol.
+    A ValueError: a column or label is missing, a cell has two true labels or is twice in a training, or data sets are mixed.
     """
     missing = [column for column in ("method", "cell", "truth", "predicted") if column not in predictions]
     if missing or predictions.empty:

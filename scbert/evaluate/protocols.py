@@ -169,8 +169,7 @@ def reference_sizes(
     Parameters
     ----------
     fractions
-        Of the cells that may train, label by label, at least two of each; a smaller one is part of a larger one. With
-        query "rest", of all cells.
+        Of the cells that may train (with query "rest", of all), label by label, at least two; smaller ones are part of larger.
     cells_per_label
         How many cells of each label, for few-shot references; a label that has fewer gives all it has.
     query
@@ -296,8 +295,7 @@ def leave_one_out(
 
     A ValueError: no such column, one study only, or fewer than two labels to learn without a study.
 
-    Paper: Methods, "benchmarking"; Fig. 3 (four pancreas studies, four shared types); Extended Data Fig. 5b (organs, by
-    its caption in five folds instead).
+    Paper: Methods, "benchmarking"; Fig. 3 (four studies, four shared types); Extended Data Fig. 5b (organs, in five folds).
     """
     check_column(adata, label_key, "adata", constant_is_fine=False)
     check_column(adata, batch_key, "adata", constant_is_fine=False)
@@ -420,8 +418,7 @@ def hold_out_types(
     together, alone
         Types that are held out all at once, and those held out one at a time.
     train_on
-        The study that trains, by a saved split of its name as in `carry_over`, while all cells of the others are tested;
-        None: all cells are of one study.
+        The study that trains, as in `carry_over`, while all cells of the others are tested; None: there is one study.
 
     Returns
     -------

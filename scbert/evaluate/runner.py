@@ -43,8 +43,6 @@ PACKAGE = Path(__file__).parent.parent
 ROOMS = ("data", "sources", "evaluate")
 ROOMS_OF_SCBERT = ("model", "scale", "train", "annotate.py")
 
-COLUMNS = ("cell", "truth", "predicted", "confidence", "seen", "part")  # of predictions, beside whose they are
-
 
 class Job(NamedTuple):
     """One method on one split of one data set."""
@@ -179,8 +177,7 @@ def hash_room(room: str) -> str:
 def hash_code(*sources: str) -> str:
     """Return a hash of what Python sources do: comments, layout and docstrings do not count."""
     digest = hashlib.sha256()
-    for source in sources:
-        tree = ast.parse(textwrap.dedent(source))
+    for tree in (ast.parse(textwrap.dedent(source)) for source in sources):
         for node in ast.walk(tree):
             if isinstance(body := getattr(node, "body", None), list):
                 node.body = [part for part in body if not _is_docstring(part)]
@@ -434,8 +431,8 @@ def _gather(jobs, results):
     """Return the predictions and costs of all jobs."""
     predictions, costs = [], []
     for job, done in zip(jobs, results, strict=True):
-        own = _name(job)
-        predictions.append(_list_cells(job, done).reset_index().assign(**own)[[*own, *COLUMNS]])
+        own, cells = _name(job), _list_cells(job, done).reset_index()
+        predictions.append(cells.assign(**own)[[*own, *cells]])
         kept = ("labels", "predicted", "confidence", *own)
         costs.append(own | {key: value for key, value in done.items() if key not in kept})
     return pd.concat(predictions, ignore_index=True), pd.DataFrame(costs)

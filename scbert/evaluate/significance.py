@@ -111,10 +111,9 @@ def corrected_t_test(differences: np.ndarray, test_train_ratio: float) -> float:
 def wilcoxon_test(differences: np.ndarray) -> float:
     """Return the exact two-sided p of the Wilcoxon signed-rank test; NaN for one difference, or if all are zero.
 
-    Zeros are left out and ties share their mean rank. The p is over all signs of these ranks, so it is exact with ties too,
-    and accuracies of folds have many. ``scipy.stats.wilcoxon`` gives the same, but counts the signs one by one where ranks
-    are tied: measured with scipy 1.17, 0.7 s for 12 pairs, 170 s for 20. By default it takes a normal approximation from 14
-    tied pairs on, up to five times off for 20. Here sums of ranks are counted, in less than a millisecond for 50.
+    Zeros are left out and ties share their mean rank. The p is exact with ties too, and accuracies of folds have many.
+    ``scipy.stats.wilcoxon`` gives the same, but counts the signs one by one where ranks are tied: with scipy 1.17, 0.7 s for
+    12 pairs, 170 s for 20; by default its normal approximation is up to five times off. Here sums of ranks are counted.
     """
     differences = np.round(differences, 12)  # equal shares of cells are equal
     kept = differences[differences != 0]
@@ -146,8 +145,7 @@ def correct_by_holm(p: pd.Series) -> np.ndarray:
 def rank_methods(scores: pd.DataFrame, *, level: float = 0.05) -> pd.DataFrame:
     """Rank methods over blocks, with the Friedman test and Nemenyi's critical difference.
 
-    Scores are blocks (data sets, studies or splits) x methods, higher is better; blocks should share no cells. A missing
-    score, or a single method, is a ValueError.
+    Scores are blocks (sets, studies or splits that share no cells) x methods, higher is better; none may be missing.
 
     Returns
     -------

@@ -30,11 +30,9 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
         raise ValueError(f"The folder {output.parent} can't be written to: name another.")
     if output.exists() and source.exists() and output.samefile(source):
         raise ValueError(f"{output} is the input itself: give the annotated file another name.")
-    if not output.exists():
-        return
-    if not overwrite:
+    if output.exists() and not overwrite:
         raise ValueError(f"{output} is there already: give another name, or say --overwrite.")
-    if output.suffix == ".h5ad" and not h5py.is_hdf5(output):
+    if output.exists() and output.suffix == ".h5ad" and not h5py.is_hdf5(output):
         raise ValueError(f"{output} is no h5ad file, whatever its name: it is left alone. Give another name.")
 
 
