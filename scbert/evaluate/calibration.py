@@ -16,8 +16,8 @@ N_BINS = 15  # of confidence, of equal width
 def fit_temperature(logits: pd.DataFrame, truth: Sequence[str]) -> float:
     """Return the temperature, between 0.05 and 20, at which softmax(logits / temperature) has the least log loss (Guo 2017).
 
-    Fit it on cells that nothing was trained or chosen on. Above 1 the method was too sure of itself. No cells, or a true
-    label without a column in the logits, are a ValueError.
+    Fit it on cells that nothing was trained or chosen on. Above 1 the method was too sure. No cells, or a true label
+    without a column in the logits, are a ValueError.
     """
     array, true = check_logits(logits), _find_columns(logits, truth)
 
@@ -65,8 +65,7 @@ def find_quantile(logits: pd.DataFrame, truth: Sequence[str], level: float = 0.9
     """Return how improbable a label may be and still be in a prediction set: split conformal, 1 - p of the true label.
 
     The ceil((n + 1) level)-th smallest of n cells that nothing was trained or chosen on. Infinite, so that every label
-    is in every set, where n is below level / (1 - level): 9 cells for 0.9. A level that is not between 0 and 1 is a
-    ValueError.
+    is in every set, where n is below level / (1 - level): 9 cells for 0.9. A level outside 0 to 1 is a ValueError.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}: 0.9 asks for sets that hold the truth in 90 %.")

@@ -37,9 +37,8 @@ def embed_pca(adata: anndata.AnnData, n_comps: int = 30, *, seed: int = 0) -> np
 def correct_by_harmony(embedding: np.ndarray, batches: Sequence[str], *, seed: int = 0) -> np.ndarray:
     """Return the embedding with studies moved onto each other by Harmony at its defaults, (cells, components).
 
-    It reads which study a cell is from, and no labels. Where studies are so far apart that each of its clusters has cells of
-    one of them, it changes nothing. Without the package harmonypy, with one batch only, or an array that does not fit, it
-    raises a ValueError.
+    It reads no labels. Where studies are so far apart that each of its clusters has cells of one of them, it changes nothing.
+    Without the package harmonypy, with one batch only, or an array that does not fit, it raises a ValueError.
     """
     embedding, batches = _check(embedding, batches=batches)
     if len(set(batches)) < 2:
@@ -63,8 +62,7 @@ def measure_mixing(
 ) -> pd.DataFrame:
     """Measure how well an embedding keeps types apart, and how well it mixes studies.
 
-    Distances in the embedding, (cells, dims), are Euclidean. Each cell has its true type and its study. `resolutions` are
-    those of Leiden, for the metrics that end in ``_best``.
+    Distances in the embedding, (cells, dims), are Euclidean. Labels are true types, and batches are studies.
 
     Returns
     -------
@@ -80,10 +78,9 @@ def measure_mixing(
     nmi, ari
         Of the labels and Leiden's clusters at resolution 1, on the graph of 15 neighbours.
     nmi_best, ari_best
-        Their largest over `resolutions`: chosen by the labels, so flattering, to all embeddings alike.
+        Their largest over `resolutions` of Leiden: chosen by the labels, so flattering, to all embeddings alike.
     batch_silhouette
-        1 - |s| of the batches within each label, as mean over labels of the mean over cells. It can be high where batches
-        are in pieces that overlap in part: read it beside the next.
+        1 - |s| of batches in each label, mean over labels of means over cells; high too where pieces of batches overlap.
     batch_mixing
         Among the 15 nearest neighbours within its own label, how many are of another batch, over how many would be by
         chance; sums over cells. 0 is apart, 1 mixed; more than 1 is possible.
@@ -91,13 +88,11 @@ def measure_mixing(
         (LISI - 1) / (batches - 1) of the median cell (iLISI). Types that some batches lack hold it down.
 
     What is undefined has no row: label_silhouette, label_lisi, nmi and ari of one label or of one for each cell, all of
-    batches where there is one, and batch_silhouette and batch_mixing where no label has cells of two. Labels of one batch
-    have no part in these two.
+    batches where there is one, and batch_silhouette and batch_mixing, of labels of two batches or more, where there is none.
 
     A ValueError: fewer than 32 cells, arrays that do not fit, values that are not finite, or no resolution above zero.
 
-    Paper: Fig. 3a, 3b (shown, not measured); for interpretability, ARI of the embedding, 0.95 against 0.87 of raw
-    expression, by a clustering that is not described.
+    Paper: Fig. 3a, 3b (shown, not measured); "Model interpretability", see `sweep_clusters`.
     """
     embedding, labels, batches = _check(embedding, labels=labels, batches=batches)
     _check_size(labels, resolutions)
@@ -136,9 +131,8 @@ def add_intervals(values: pd.Series, measure: Callable, n_cells: int, *, seed: i
     start; the standard deviation of their values, times the root of m / (n - m) for m of n cells, is the standard error of
     the whole (delete-d jackknife), and Student's t with 14 degrees of freedom does the rest.
 
-    `values` are of all cells; `measure` takes numbers of cells, and returns values as those. A value that a subsample lacks
-    counts for nothing. The table has a row a value: value, low, high and n. Intervals are cut at 0, but that of ARI, and
-    at 1, but that of batch_mixing.
+    `values` are of all cells; `measure` takes numbers of cells, and returns values as those, or lacks some. The table has a
+    row a value: value, low, high and n. Intervals are cut at 0, but that of ARI, and at 1, but that of batch_mixing.
     """
     m, random = min(n_cells // 2, LARGEST_SUBSAMPLE), np.random.default_rng(seed)
     drawn = [measure(np.sort(random.choice(n_cells, m, replace=False))) for _ in range(N_SUBSAMPLES)]
@@ -183,12 +177,10 @@ def find_neighbours(embedding: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarr
 def measure_lisi(distances: np.ndarray, neighbours: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """Return the local inverse Simpson index of each cell: of how many groups its neighbours are, in effect; (cells,).
 
-    Neighbours, from `find_neighbours`, are weighted by exp(-b d), with b such that their perplexity is a third of their
-    number: 30 of 90. Groups are types or studies.
+    Neighbours, of `find_neighbours`, have weights exp(-b d), with b for a perplexity of a third of their number: 30 of 90.
 
-    Korsunsky et al. 2019. ``harmonypy.compute_lisi`` gives the same numbers, to 5e-5, but takes no neighbours: it looks for
-    them again for each column of groups, and slowly where there are many dimensions. Measured with harmonypy 2.1 on one
-    core, types and studies of 10,000 cells at the paper's 200 dimensions: 265 s, against 2 s here.
+    Korsunsky et al. 2019. ``harmonypy.compute_lisi`` gives the same numbers, to 5e-5, but looks for neighbours itself, for
+    each column of groups: with harmonypy 2.1, of 10,000 cells in 200 dimensions, 265 s on one core, against 2 s here.
     """
     target = math.log(max(distances.shape[1] / 3, 1))
     apart = distances - distances[:, :1]  # (cells, k); weights are relative, and this keeps them from vanishing
@@ -223,10 +215,7 @@ def _measure_within_labels(embedding, labels, batches):
 
 
 def cluster(embedding: np.ndarray, resolutions: Sequence[float], *, seed: int = 0) -> np.ndarray:
-    """Return Leiden's clusters of the cells at each resolution, on scanpy's graph of 15 neighbours, (resolutions, cells).
-
-    Without the package igraph it raises a ValueError.
-    """
+    """Return Leiden's clusters at each resolution, (resolutions, cells); a ValueError without the package igraph."""
     if importlib.util.find_spec("igraph") is None:
         raise ValueError("Leiden needs the package igraph: pip install 'scbert-companion[integrate]'.")
     import scanpy
@@ -255,11 +244,10 @@ def sweep_clusters(
 ) -> pd.DataFrame:
     """Compare Leiden's clusters with the labels at each resolution.
 
-    A row a resolution: resolution, clusters (how many), ari, ari_low, ari_high, nmi, nmi_low, nmi_high (95 %, see
-    `add_intervals`; of the NMI that is divided by the mean of both entropies) and n (cells). ValueErrors are those of
-    `measure_mixing`.
+    A row a resolution: resolution, clusters (how many), ari, ari_low, ari_high, nmi (over the mean of both entropies),
+    nmi_low, nmi_high (95 %, see `add_intervals`) and n (cells). ValueErrors are those of `measure_mixing`.
 
-    Paper: Methods, "Model interpretability"; the clustering behind its ARI of 0.95 is not described.
+    Paper: Methods, "Model interpretability": ARI of 0.95 against 0.87 of raw expression, by a clustering not described.
     """
     embedding, labels = _check(embedding, labels=labels)
     _check_size(labels, resolutions)

@@ -55,10 +55,7 @@ def write_fitted(predict: Callable, path: str | Path) -> None:
 
 
 def read_fitted(path: str | Path) -> Callable:
-    """Return `predict`, with its attributes, of a folder that `write_fitted` wrote; scBERT is on the device that trains.
-
-    A damaged bundle is a ValueError, see `scbert.load`.
-    """
+    """Return `predict` of a folder that `write_fitted` wrote, scBERT on the device that trains; ValueErrors as of `scbert.load`."""
     path = Path(path)
     about = json.loads((path / "fitted.json").read_text())
     if "labels" in about:

@@ -60,16 +60,15 @@ def find_duplicates(adata: anndata.AnnData, other: anndata.AnnData, *, minimum_g
     differs = (mine != theirs).getnnz(axis=1) > 0
     expressed = mine.getnnz(axis=1)
     few = ~differs & (expressed < minimum_genes)
-    found = pd.DataFrame(
-        {
-            "cell": adata.obs_names[pairs["row"]],
-            "other_cell": other.obs_names[pairs["other_row"]],
-            "barcode": pairs["barcode"].to_numpy(),
-            "shared_genes": len(genes),
-            "expressed_genes": expressed,
-            "shared_counts": np.asarray(mine.sum(axis=1)).ravel(),
-        }
-    )[~differs & ~few].reset_index(drop=True)
+    columns = {
+        "cell": adata.obs_names[pairs["row"]],
+        "other_cell": other.obs_names[pairs["other_row"]],
+        "barcode": pairs["barcode"].to_numpy(),
+        "shared_genes": len(genes),
+        "expressed_genes": expressed,
+        "shared_counts": np.asarray(mine.sum(axis=1)).ravel(),
+    }
+    found = pd.DataFrame(columns)[~differs & ~few].reset_index(drop=True)
     found.attrs = {
         "same_barcode": len(pairs),
         "by_chance": int(differs.sum()),
@@ -88,10 +87,7 @@ def _take(adata, rows, genes):
 
 
 def drop_duplicates(adata: anndata.AnnData, other: anndata.AnnData, name: str = "the other set") -> anndata.AnnData:
-    """Return the cells of `adata` that are not in `other`, and print how many were dropped: see `find_duplicates`.
-
-    Cells that may be in `other`, with too little evidence to say, are dropped too.
-    """
+    """Return the cells of `adata` that are not, nor may be, in `other`, see `find_duplicates`; print how many were dropped."""
     found = find_duplicates(adata, other, minimum_genes=0)
     kept = ~adata.obs_names.isin(found["cell"])
     met = found.attrs
@@ -143,6 +139,6 @@ def mark_small_classes(labels: Sequence[str], minimum: int = 20) -> pd.DataFrame
 
     A label of `minimum` cells is large enough; `scbert.evaluate.score` leaves the others out of ``macro_f1_common``.
     """
-    cells = pd.Series(np.asarray(labels, dtype=str)).value_counts().rename_axis("label").rename("cells").to_frame()
+    cells = pd.Series(np.asarray(labels, dtype=str)).value_counts().rename_axis("label").to_frame("cells")
     cells = cells.sort_index().sort_values("cells", ascending=False, kind="stable")
     return cells.assign(small=cells["cells"] < minimum)

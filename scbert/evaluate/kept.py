@@ -64,13 +64,9 @@ def write_file(path: Path, logits: pd.DataFrame, embedding: np.ndarray, distance
     """Write what `read_file` reads, in one step; the cells' names stand elsewhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
-    np.savez_compressed(
-        temporary,
-        logits=logits.to_numpy(np.float32),
-        labels=np.array(logits.columns, dtype=str),
-        embedding=embedding,
-        distance=distance,
-    )
+    labels = np.array(logits.columns, dtype=str)
+    arrays = {"logits": logits.to_numpy(np.float32), "labels": labels, "embedding": embedding, "distance": distance}
+    np.savez_compressed(temporary, **arrays)
     temporary.replace(path)
 
 

@@ -8,6 +8,7 @@ softmax is these probabilities, and vectors (cells, dim), or None for a method w
 
 import contextlib
 import copy
+import functools
 import inspect
 import logging
 import math
@@ -51,9 +52,7 @@ SCVI_LOGGERS = ("scvi", "lightning.pytorch", "lightning.fabric")
 def fit_majority(train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int = 0) -> Callable:
     """Learn the commonest label, and the share of each."""
     shares = train.obs[label_key].astype(str).value_counts(normalize=True, sort=True)
-    return lambda adata: pd.DataFrame(
-        np.tile(shares.to_numpy(), (adata.n_obs, 1)), index=adata.obs_names, columns=list(shares.index)
-    )
+    return lambda adata: pd.DataFrame(np.tile(shares, (adata.n_obs, 1)), adata.obs_names, list(shares.index))
 
 
 def fit_logistic_regression(
@@ -106,8 +105,7 @@ def fit_nearest_centroid(
     Nothing is drawn by lot: `seed` is there for the signature. Probabilities are the softmax of similarities over a
     temperature, the one with the least log loss on validation cells; it moves no cell to another label.
 
-    A ValueError says: no such label column, missing labels, one label only, no validation cells, or validation cells
-    with a label that no training cell has.
+    A ValueError says: no such label column, missing labels, one label only, no validation cells, or new labels there.
     """
     y, truth = _read_labels(train, validation, label_key)
     labels, x = np.unique(y), lognormalize(train)
@@ -126,11 +124,10 @@ def fit_celltypist(train: anndata.AnnData, validation: anndata.AnnData, *, label
     methods), mini-batches of stochastic gradient descent, and majority voting over clusters of test cells, which would
     let test cells inform each other. Everything else stays at its defaults, C=1 among them: validation cells choose nothing.
 
-    CellTypist expects each cell's genes to sum to 10,000 before the logarithm. Here the total is over all measured
-    genes and only the selection is given, so that its check is switched off (``check_expression=False``; in prediction
-    it is a mere remark). Its probabilities, independent for each label, are divided by their sum over labels.
+    CellTypist expects the given genes to sum to 10,000 in a cell. Here all measured genes do, so its check is switched off
+    (``check_expression=False``). Its probabilities, independent for each label, are divided by their sum over labels.
 
-    A ValueError says: celltypist is not installed, no such label column, missing labels, or one label only.
+    A ValueError says: its package is not installed, no such label column, missing labels, or one label only.
     """
     _check_installed("celltypist")
     y = _read_labels(train, None, label_key)
@@ -144,34 +141,19 @@ def fit_celltypist(train: anndata.AnnData, validation: anndata.AnnData, *, label
             scores = celltypist.annotate(_lognormalized(adata), model=model).decision_matrix
         return pd.DataFrame(log_expit(scores.to_numpy(np.float64)), adata.obs_names, scores.columns), None
 
-    def predict(adata):
-        # The softmax of log p is p over its sum, also where all p are too small for a float.
-        return to_probabilities(read_out(adata)[0])
-
-    predict.read_out = read_out
-    return predict
+    return _predict_from_logits(read_out)  # the softmax of log p is p over its sum, also where all p are tiny
 
 
-def fit_singler(
-    train: anndata.AnnData,
-    validation: anndata.AnnData,
-    *,
-    label_key: str,
-    seed: int = 0,
-    temperatures: Sequence[float] = TEMPERATURES,
-    num_threads: int = 1,
-) -> Callable:
+def fit_singler(train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int = 0) -> Callable:
     """Fit SingleR: Spearman correlation with single training cells over markers, and fine-tuning between close labels.
 
     Markers ("classic"), the quantile of correlations (0.8) and the threshold of fine-tuning (0.05) are the defaults
     of the package singler. These markers are made for bulk references: they compare medians, which are zero for many
-    genes of single cells; the package's other ways need a further package. Nothing is drawn by lot: `seed` is there
-    for the signature.
+    genes of single cells; the package's other ways need a further package.
 
     SingleR gives a label and, from before fine-tuning, one score a label. Where fine-tuning chose another label than
     the one of the largest score, the two exchange their scores: the label of largest probability is always SingleR's.
-    Probabilities are the softmax of scores over a temperature, as in `fit_nearest_centroid`; ValueErrors too, or that
-    singler is not installed.
+    Probabilities, `seed` and ValueErrors are as in `fit_nearest_centroid`; another is that singler is not installed.
 
     Paper: Fig. 2 and 3 (SingleR in R; this is its port to Python).
     """
@@ -179,13 +161,11 @@ def fit_singler(
     import singler
 
     y, truth = _read_labels(train, validation, label_key)
-    reference = singler.train_single(
-        lognormalize(train).T.tocsc(), list(y), list(train.var_names), num_threads=num_threads
-    )
+    reference = singler.train_single(lognormalize(train).T.tocsc(), list(y), list(train.var_names), num_threads=1)
     labels = np.array(list(reference.labels))
 
     def score(adata):
-        result = singler.classify_single(lognormalize(adata).T.tocsc(), reference, num_threads=num_threads)
+        result = singler.classify_single(lognormalize(adata).T.tocsc(), reference, num_threads=1)
         scores = np.column_stack([result["scores"][label] for label in reference.labels])  # (cells, labels)
         rows, best = np.arange(len(scores)), pd.Index(labels).get_indexer(result["best"])
         first = scores.argmax(1)
@@ -193,7 +173,7 @@ def fit_singler(
         scores[rows, best] += 1e-9 * (scores.argmax(1) != best)  # several largest scores: SingleR's choice leads
         return scores
 
-    return _predict_from_scores(score, labels, validation, truth, temperatures)
+    return _predict_from_scores(score, labels, validation, truth)
 
 
 def fit_scanvi(
@@ -202,17 +182,13 @@ def fit_scanvi(
     *,
     label_key: str,
     seed: int = 0,
-    n_latent: int = 10,
     max_epochs: tuple[int, int] = (50, 20),
 ) -> Callable:
     """Fit scVI, then scANVI on top of it, on whole counts of the given genes, on the CPU.
 
-    The latent space has `n_latent` dimensions; `max_epochs` are passes over the training cells of scVI, and of scANVI. No
-    batches are told apart, since those of test cells may be new; validation cells choose nothing. All else is the
-    default of scvi-tools. `seed` sets the random numbers of the whole process, as scvi-tools does.
-
-    A ValueError says: scvi-tools is not installed, counts are fractional, no such label column, missing labels, or one
-    label only.
+    `max_epochs` are passes over the training cells of scVI, and of scANVI. No batches are told apart, since those of test
+    cells may be new; validation cells choose nothing. All else is the default of scvi-tools. `seed` sets the random numbers
+    of the whole process, as scvi-tools does. ValueErrors are those of `fit_celltypist`, or that counts are fractional.
     """
     _check_installed("scanvi")
     y = _read_labels(train, None, label_key)
@@ -224,7 +200,7 @@ def fit_scanvi(
         scvi.settings.seed = seed
         options = {"accelerator": "cpu", "enable_progress_bar": False}
         scvi.model.SCVI.setup_anndata(cells, labels_key="label")
-        first = scvi.model.SCVI(cells, n_latent=n_latent)
+        first = scvi.model.SCVI(cells, n_latent=10)
         first.train(max_epochs=max_epochs[0], **options)
         model = scvi.model.SCANVI.from_scvi_model(first, unlabeled_category=unlabelled, labels_key="label")
         model.train(max_epochs=max_epochs[1], **options)
@@ -267,14 +243,12 @@ def fit_scbert(
     n_epochs, patience, batch_size, accumulate, learning_rate, recipe
         Of fine-tuning, as in `scbert.finetune`. Published: batches of 3, 60 a step, rate 1e-4.
     min_steps
-        Optimiser steps at least, where `n_epochs` of few cells would be fewer: epochs are added, and patience is a third of them if
-        that is more.
+        Optimiser steps at least: epochs are added where `n_epochs` are fewer, and patience is a third of them, or more.
     checkpoints
         A folder of this method alone, for continuing after an interruption.
 
     The trained model is ``predict.classifier``, one row an epoch of fine-tuning ``predict.history``, and
-    ``predict.cell_steps`` counts how often a training cell was learnt from: cells times epochs, of pretraining and of
-    fine-tuning.
+    ``predict.cell_steps`` are cells times epochs, of pretraining and of fine-tuning.
     """
     model = ScBert(encoder, seed=seed) if isinstance(encoder, ScBertConfig) else copy.deepcopy(encoder)
     stage = None if checkpoints is None else Path(checkpoints) / hash_genes(list(train.obs_names))[:12]
@@ -300,10 +274,7 @@ def wrap_classifier(classifier: Classifier, cell_steps: int = 0) -> Callable:
     def predict(adata):
         return predict_proba(classifier, adata)
 
-    def read_out(adata):
-        return read_out_scbert(classifier, adata)
-
-    predict.classifier, predict.read_out = classifier, read_out
+    predict.classifier, predict.read_out = classifier, functools.partial(read_out_scbert, classifier)
     predict.history, predict.cell_steps = classifier.history, cell_steps
     return predict
 
@@ -336,13 +307,10 @@ def rebalance(
     Parameters
     ----------
     how
-        "subsample": cells of large labels are left out; "oversample": cells of small labels are drawn again, with
-        replacement, and their copies named <cell>-copy<n>.
+        "subsample": leave out cells of large labels; "oversample": draw cells of small ones again, as <cell>-copy<n>.
     size
         Cells a label: of the smallest label if None, to subsample, be it a single cell, or of the largest, to
         oversample. With a number, labels that have fewer, or when oversampling more, stay as they are.
-    seed
-        Fixes which cells.
 
     What is returned is a copy with all layers and columns; what stays keeps its order, copies come last. Another `how`, a
     `size` below 1, no such label column or missing labels are a ValueError.
@@ -400,8 +368,7 @@ def offer(fit: Callable, **options) -> dict:
 def read_out(predict: Callable, adata: anndata.AnnData) -> tuple[pd.DataFrame, np.ndarray | None]:
     """Return a fitted method's logits (cells x labels), whose softmax is its probabilities, and its vectors of cells.
 
-    Of methods that decide on each label against the rest, logits are the logarithms of these probabilities: the sum of
-    their exponentials says how often "yes" was said. Of a method that tells probabilities alone, they are the logarithms of these.
+    Of methods that decide on each label against the rest, or tell probabilities alone, logits are their logarithms.
     """
     if hasattr(predict, "read_out"):
         return predict.read_out(adata)
@@ -433,7 +400,7 @@ def _read_labels(train, validation, label_key):
     return y, truth
 
 
-def _predict_from_scores(score, labels, validation, truth, temperatures):
+def _predict_from_scores(score, labels, validation, truth, temperatures=TEMPERATURES):
     """Return `predict`, the softmax of scores (cells, labels) over the temperature that validation cells choose."""
     scores, column = score(validation), pd.Index(labels).get_indexer(truth)
     losses = [-log_softmax(scores / t, axis=1)[np.arange(len(truth)), column].mean() for t in temperatures]
@@ -442,10 +409,16 @@ def _predict_from_scores(score, labels, validation, truth, temperatures):
     def read_out(adata):
         return pd.DataFrame(score(adata) / temperature, adata.obs_names, labels), None
 
+    predict = _predict_from_logits(read_out)
+    predict.chosen = f"temperature={temperature:g}"
+    return predict
+
+
+def _predict_from_logits(read_out):
     def predict(adata):
         return to_probabilities(read_out(adata)[0])
 
-    predict.chosen, predict.read_out = f"temperature={temperature:g}", read_out
+    predict.read_out = read_out
     return predict
 
 

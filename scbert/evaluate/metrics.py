@@ -79,8 +79,7 @@ def measure_classes(counts: np.ndarray) -> np.ndarray:
 def check_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the predictions with all of `RUN` as columns, labels as text, and a new index.
 
-    A ValueError says: a column or a label is missing, a cell has two true labels or is named twice in one training, or
-    the rows are of more than one data set or protocol.
+    A ValueError: a column or label is missing, a cell has two true labels or is twice in a training, or data sets are mixed.
     """
     missing = [column for column in ("method", "cell", "truth", "predicted") if column not in predictions]
     if missing or predictions.empty:
@@ -112,8 +111,7 @@ def count_cells(
 ) -> sparse.csr_matrix:
     """Mark what each cell adds to the counts of `measure`: (cells, parts * 3 * labels).
 
-    Weights (resamples, cells) times this matrix are the counts of all parts under all weights. `part`, (rows,), says to
-    which training, or method and repeat, a row belongs, from 0.
+    Weights (resamples, cells) times this matrix are the counts of all parts. `part`, (rows,), numbers a row's training.
     """
     row, truth, predicted = (
         index.get_indexer(table[column])
@@ -203,12 +201,7 @@ def _find_labels(table, sizes, rare):
 
 
 def score(
-    predictions: pd.DataFrame,
-    *,
-    sizes: pd.Series | None = None,
-    rare: int = 20,
-    seed: int = 0,
-    n_resamples: int = 2000,
+    predictions: pd.DataFrame, *, sizes: pd.Series | None = None, rare: int = 20, seed: int = 0, n_resamples: int = 2000
 ) -> pd.DataFrame:
     """Measure each method, with 95 % intervals over test cells and, where there are several, repeats.
 
@@ -221,16 +214,15 @@ def score(
     Parameters
     ----------
     predictions
-        One row a method and test cell, of one data set and protocol: method, cell, truth, predicted, and repeat and
-        fold where there are several.
+        One row a method and test cell: method, cell, truth, predicted, and repeat and fold where there are several.
     sizes, rare
         Cells of each label in the whole set (those tested, if None), and how many make it common.
 
     Returns
     -------
-    A row for each method and metric: accuracy, macro_f1 over the labels that are true somewhere in the repeat,
-    macro_f1_common over the common of them alone (no row where there are none), balanced_accuracy, mcc; columns
-    value, low, high, n (different test cells) and repeats. ValueErrors are those of `check_predictions`.
+    A row for each method and of `METRICS`: macro_f1 is over the labels that are true somewhere in the repeat,
+    macro_f1_common over the common of them alone (no row where there are none); columns value, low, high, n (different
+    test cells) and repeats. ValueErrors are those of `check_predictions`.
     """
     table = check_predictions(predictions)
     values, drawn = resample_metrics(table, sizes=sizes, rare=rare, seed=seed, n_resamples=n_resamples)
@@ -274,9 +266,8 @@ def score_classes(predictions: pd.DataFrame, *, seed: int = 0, n_resamples: int 
 def score_trainings(predictions: pd.DataFrame, *, sizes: pd.Series | None = None, rare: int = 20) -> pd.DataFrame:
     """Measure each training of each method on the cells that it tested, without intervals: the points of a box plot.
 
-    Predictions are as in `score`, but of any number of data sets and protocols, each of which has label sizes of its own
-    where `sizes` is None. A row a training and method: data, protocol, repeat, fold, method, each of `METRICS`, n (cells).
-    ValueErrors are those of `check_predictions`.
+    Predictions and ValueErrors are as in `score`, but of any number of data sets and protocols, each with label sizes of its
+    own where `sizes` is None. A row a training and method: data, protocol, repeat, fold, method, `METRICS`, n (cells).
 
     Paper: Fig. 2a.
     """
@@ -299,8 +290,7 @@ def resample_paired(
 ) -> tuple[pd.Series, pd.DataFrame]:
     """Return a metric by method, and resampled, resamples x methods: see `resample_metrics`.
 
-    A ValueError says that there is no such method or metric, that the methods did not name the same cells in the same
-    trainings, or that no label is common.
+    A ValueError: no such method or metric, methods that named other cells in some training, or no common label.
     """
     if metric not in METRICS:
         raise ValueError(f"There is no metric {metric!r}: take one of {', '.join(METRICS)}.")

@@ -42,8 +42,7 @@ def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) ->
     validation. A label with fewer cells than folds (than five, for one fold) is a ValueError.
 
     Paper: Methods, "benchmarking" (five-fold cross-validation).
-    Differs from the published code: real folds, where the script draws one 80/20 split and reports on the
-    cells that stopped the training.
+    Differs from the published code: the script draws one 80/20 split and reports on the cells that stopped the training.
     """
     labels = np.asarray(labels, dtype=str)
     n_made = 5 if n_folds == 1 else n_folds
@@ -72,9 +71,8 @@ def split_cells(
 ) -> list[Split]:
     """Split all cells of a set, a split a fold: by its saved split where it has one, else by `stratified_splits`.
 
-    "zheng_facs" has a saved split, whose 30 % are always the test cells, see `scbert.hygiene.load_split`. An eighth of
-    its training cells is validation, drawn by `seed`. Asked for folds of it, or with cells missing, this raises a
-    ValueError.
+    The test cells of a saved split are always the same, see `scbert.hygiene.load_split`, and an eighth of its training cells
+    is validation, drawn by `seed`. Asked for folds of it, or with cells missing, this raises a ValueError.
     """
     if dataset not in saved_splits():
         return _name_cells(adata, stratified_splits(adata.obs[label_key], n_folds, seed))
@@ -124,8 +122,7 @@ def choose_pool(
 ) -> tuple[pd.Index, pd.Index]:
     """Return the names of the cells that may train, and of those that are tested whatever trains.
 
-    Those of the set's saved split, see `scbert.hygiene.load_split`; where there is none, a fifth of each label is
-    tested, drawn by `seed`.
+    Those of the set's saved split; where there is none, a fifth of each label is tested, drawn by `seed`.
     """
     if dataset in saved_splits():
         rest, test = load_split(adata, dataset)
@@ -140,12 +137,10 @@ def cross_validation(
 ) -> list[Split]:
     """Make the splits of stratified cross-validation, each with validation cells of its own (E1).
 
-    Of all cells of a set, each fold is tested once, and an eighth of the rest is validation: see `stratified_splits`. Where
-    the set has a saved split, the folds are of its training cells: each in turn is validation, the others train, and the
-    same test cells are tested by each, so that a training is a repeat.
+    Folds are those of `stratified_splits`. Where the set has a saved split, they are of its training cells: each in turn is
+    validation, the others train, and the same test cells are tested by each, so that a training is a repeat.
 
-    Paper: Methods, "benchmarking" (five folds); Fig. 2a.
-    Differs from the published code: the script draws one 80/20 split and reports on the cells that stopped the training.
+    Paper: Methods, "benchmarking" (five folds); Fig. 2a. Differs from the published code: see `stratified_splits`.
     """
     labels = adata.obs[label_key].astype(str)
     if dataset not in saved_splits():
@@ -169,15 +164,12 @@ def reference_sizes(
     query: str = "fixed",
     seed: int = 0,
 ) -> list[Split]:
-    """Make splits with references of several sizes, "reference:0.30" or "few:10" by protocol (E2).
-
-    An eighth of a reference is validation, at least one cell of each label.
+    """Make splits with references of several sizes, "reference:0.30" or "few:10" by protocol (E2); see `hold_out`.
 
     Parameters
     ----------
     fractions
-        Of the cells that may train, label by label, at least two of each; a smaller one is part of a larger one. With
-        query "rest", of all cells.
+        Of the cells that may train (with query "rest", of all), label by label, at least two; smaller ones are part of larger.
     cells_per_label
         How many cells of each label, for few-shot references; a label that has fewer gives all it has.
     query
@@ -234,10 +226,9 @@ def class_imbalance(
 ) -> list[Split]:
     """Make splits of a few labels whose references differ in size, tested on as many cells of each (E3).
 
-    Labels that are `common` give `n_common` reference cells, those that are `rare` each of `n_rare`; no other label takes
-    part, and `n_query` cells of each are tested. The protocol is "imbalance:17" where a rare label has 17 cells. The query
-    is the same for all of a repeat, a smaller reference is part of a larger one, and an eighth of it is validation, at
-    least one cell of each label. Labels that the data lack, or too few cells, raise a ValueError.
+    Labels that are `common` give `n_common` reference cells, those that are `rare` each of `n_rare`; `n_query` cells of each
+    are tested. The protocol is "imbalance:17" where a rare label has 17 cells. The query is the same for all of a repeat,
+    and a smaller reference is part of a larger one. Labels that the data lack, or too few cells, raise a ValueError.
 
     Paper: Methods, "benchmarking"; Fig. 2e. Of the counts printed there (10,000, 100, 10,000, 100 for CD19+ B, CD8+
     cytotoxic T, CD34+ and CD8+/CD45RA+ cells) only one reading can be drawn from Zheng68K, which has 242 CD34+ cells:
@@ -308,8 +299,8 @@ def carry_over(
     n_repeats
         Draws of the validation cells: an eighth of the training cells, at least one of each label.
     aside
-        Whether some cells of the studies that train are set aside. Without `train_on`: an eighth of each label, see
-        `set_aside`. With it: the cells that `choose_pool` keeps from training, which are tested otherwise.
+        Whether some cells of the studies that train are set aside: those of `set_aside` or, with `train_on`, the cells that
+        `choose_pool` keeps from training, which are tested otherwise.
 
     Returns
     -------
@@ -411,17 +402,12 @@ def hold_out_types(
 
     Parameters
     ----------
-    adata
-        All cells of the set, or of several studies, which ``obs["study"]`` then names.
-    dataset
-        Its name, as in `choose_pool`.
+    adata, dataset
+        All cells of the set, or of several studies, which ``obs["study"]`` then names; its name, as in `choose_pool`.
     together, alone
         Types that are held out all at once, and those held out one at a time.
     train_on
-        The study that trains, by a saved split of its name as in `carry_over`, while all cells of the others are tested;
-        None: all cells are of one study.
-    n_repeats
-        Draws of tested, set-aside and validation cells; of a set with a saved split the tested are always the same.
+        The study that trains, as in `carry_over`, while all cells of the others are tested; None: there is one study.
 
     Returns
     -------
@@ -436,8 +422,7 @@ def hold_out_types(
     ValueError
         A type that the cells lack, fewer than two types without those held out, or no cell of the study that is to train.
 
-    Paper: Methods, "novel cell type detection"; Fig. 4. Methods say one type at a time, the caption and Khan et al. 2023 read
-    as all at once: both are here.
+    Paper: Methods, "novel cell type detection" (one type at a time); Fig. 4 and Khan et al. 2023 (read as all at once).
     """
     labels = adata.obs[label_key].astype(str)
     missing = sorted({*together, *alone} - set(labels))
@@ -480,8 +465,7 @@ def make_split(
 ) -> Split:
     """Make the split that trains on some cells, an eighth of which is validation, and tests others, all by name.
 
-    Cells `aside` are none of these, see `Split`. Fewer than two labels with two training cells each, or a cell on both
-    sides, raise a ValueError.
+    A ValueError: fewer than two labels with two training cells each, or a cell on both sides, or in `aside`, too.
     """
     labels = adata.obs[label_key].astype(str)
     sizes = labels[train].value_counts()
@@ -532,11 +516,5 @@ def find_unseen(adata: anndata.AnnData, split: Split, label_key: str = "cell_typ
 
 def save_splits(splits: Sequence[Split], path: str | Path) -> None:
     """Write splits as gzipped CSV, a row a cell: protocol, repeat, fold, part, cell."""
-    rows = [
-        pd.DataFrame(
-            {"protocol": s.protocol, "repeat": s.repeat, "fold": s.fold, "part": part, "cell": getattr(s, part)}
-        )
-        for s in splits
-        for part in PARTS
-    ]
-    save_split(pd.concat(rows).set_index("protocol"), path)
+    rows = [(*split[:3], part, cell) for split in splits for part in PARTS for cell in getattr(split, part)]
+    save_split(pd.DataFrame(rows, columns=["protocol", "repeat", "fold", "part", "cell"]).set_index("protocol"), path)

@@ -43,8 +43,6 @@ PACKAGE = Path(__file__).parent.parent
 ROOMS = ("data", "sources", "evaluate")
 ROOMS_OF_SCBERT = ("model", "scale", "train", "annotate.py")
 
-COLUMNS = ("cell", "truth", "predicted", "confidence", "seen", "part")  # of predictions, beside whose they are
-
 
 class Job(NamedTuple):
     """One method on one split of one data set."""
@@ -89,12 +87,10 @@ def plan(
     methods
         Name -> ``fit(train, validation, label_key=, seed=)``, see `scbert.methods`; `functools.partial` carries options.
     genes
-        Names, in the order of the model; or a choice of `scbert.genes.choose_genes`, made on each split's training and
-        validation cells.
-    keep
-        Whether logits and vectors of the predicted cells are kept, for `read_kept`.
-    keep_models
-        Names of the methods that are kept as fitted, for `read_model`: scBERT and logistic regression can be.
+        Names, in the model's order; or a choice of `scbert.genes.choose_genes`, on each split's training and validation cells.
+    keep, keep_models
+        Whether logits and vectors of the predicted cells are kept, for `read_kept`; names of the methods that are kept as
+        fitted, for `read_model`: scBERT and logistic regression can be.
     report_on
         Which cells are predicted: "test", or "validation", as published; see `Recipe.report_on`.
     seed
@@ -103,8 +99,7 @@ def plan(
     Raises
     ------
     ValueError
-        A cell on two sides of a split, a method in `keep_models` that is not planned or can't be kept, or another
-        `report_on`.
+        A cell on two sides of a split, another `report_on`, or in `keep_models` what is not planned or can't be kept.
     """
     if report_on not in ("test", "validation"):
         raise ValueError(f"report_on must be 'test' or 'validation', not {report_on!r}.")
@@ -182,8 +177,7 @@ def hash_room(room: str) -> str:
 def hash_code(*sources: str) -> str:
     """Return a hash of what Python sources do: comments, layout and docstrings do not count."""
     digest = hashlib.sha256()
-    for source in sources:
-        tree = ast.parse(textwrap.dedent(source))
+    for tree in (ast.parse(textwrap.dedent(source)) for source in sources):
         for node in ast.walk(tree):
             if isinstance(body := getattr(node, "body", None), list):
                 node.body = [part for part in body if not _is_docstring(part)]
@@ -199,10 +193,9 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     """Compute the jobs that have no result yet, and return the results of all.
 
     A result is a file of the folder ``jobs`` of the run, named by all that it depends on: what was done is not done
-    again, after an interruption or beside new jobs, and what depends on a changed parameter is. Under ``scbert run
-    --part 2/8`` only a share of the jobs is computed.
+    again, and what depends on a changed parameter is. ``scbert run --part 2/8`` computes only a share of the jobs.
 
-    Jobs may be of any number of data sets and protocols. `progress` is a bar, and a word on how long it may take.
+    `progress` is a bar, and a word on how long it may take.
 
     Returns
     -------
@@ -234,9 +227,8 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
         raise PartDone(f"Part {part[0]}/{part[1]} is done: {len(mine)} jobs, {len(missing)} of them computed.")
     results = [json.loads(_file(run, job).read_text()) for job in jobs]
     here = {job.identity for job in missing}
-    run.earlier_seconds += sum(
-        done["seconds"] for job, done in zip(jobs, results, strict=True) if job.identity not in here
-    )
+    earlier = [done["seconds"] for job, done in zip(jobs, results, strict=True) if job.identity not in here]
+    run.earlier_seconds += sum(earlier)
     largest = max((done["memory_mb"] for done in results), default=0)
     run.earlier_memory_mb = max(run.earlier_memory_mb, measure_peak_memory_mb() + largest)  # for preflight
     return _gather(jobs, results)
@@ -310,18 +302,17 @@ def _announce(jobs, mine, missing, progress):
 def _time_cell(job):
     """Return seconds of training a cell: one epoch over up to 32 training cells, after another that warms up."""
     prepared = _prepare(job)
+    labels = prepared.obs[job.label_key].astype(str)
     train, validation = (
-        prepared[
-            pd.Series(cells).groupby(prepared.obs.loc[cells, job.label_key].astype(str).to_numpy()).head(8)[:32]
-        ].copy()
+        prepared[labels[cells].groupby(labels[cells].to_numpy()).head(8).index[:32]].copy()
         for cells in (job.split.train, job.split.validation)
     )
-    known = validation.obs[job.label_key].isin(set(train.obs[job.label_key]))
+    validation = validation[validation.obs[job.label_key].isin(set(train.obs[job.label_key])).to_numpy()].copy()
     options = {"n_epochs": 1, "pretrain_epochs": 0, "min_steps": 0, "progress": False}
     seconds = []
     for _ in range(2):
         start = time.monotonic()
-        job.fit(train, validation[known.to_numpy()].copy(), label_key=job.label_key, seed=0, **options)
+        job.fit(train, validation, label_key=job.label_key, seed=0, **options)
         seconds.append(time.monotonic() - start)
     return min(seconds) / train.n_obs
 
@@ -376,9 +367,8 @@ def _compute_job(job, prepared, checkpoints):
         if job.keep:
             kept = kept_files.describe_cells(predict, train, test, label_key=job.label_key, seed=job.seed)
             probabilities = kept_files.to_probabilities(kept[0])
-            rows = predict_cells(job.method, lambda _: probabilities, test, label_key=job.label_key)
-        else:
-            rows = predict_cells(job.method, predict, test, label_key=job.label_key)
+        name_cells = (lambda _: probabilities) if job.keep else predict
+        rows = predict_cells(job.method, name_cells, test, label_key=job.label_key)
         seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
     chosen_by = predict_cells(job.method, predict, validation, label_key=job.label_key)
     labels = sorted(set(rows["predicted"]))
@@ -441,22 +431,21 @@ def _gather(jobs, results):
     """Return the predictions and costs of all jobs."""
     predictions, costs = [], []
     for job, done in zip(jobs, results, strict=True):
-        own = _name(job)
-        predictions.append(_list_cells(job, done).reset_index().assign(**own)[[*own, *COLUMNS]])
+        own, cells = _name(job), _list_cells(job, done).reset_index()
+        predictions.append(cells.assign(**own)[[*own, *cells]])
         kept = ("labels", "predicted", "confidence", *own)
         costs.append(own | {key: value for key, value in done.items() if key not in kept})
     return pd.concat(predictions, ignore_index=True), pd.DataFrame(costs)
 
 
 def predict_cells(
-    method: str, predict: Callable, adata: anndata.AnnData, *, label_key: str = "cell_type", fold: int = 0
+    method: str, predict: Callable, adata: anndata.AnnData, *, label_key: str = "cell_type"
 ) -> pd.DataFrame:
-    """Predict cells with a fitted method: a row a cell, with method, fold, cell, truth, predicted and confidence."""
+    """Predict cells with a fitted method: a row a cell, with method, cell, truth, predicted and confidence."""
     probabilities = predict(adata)
     return pd.DataFrame(
         {
             "method": method,
-            "fold": fold,
             "cell": adata.obs_names,
             "truth": adata.obs[label_key].astype(str).to_numpy(),
             "predicted": probabilities.columns[probabilities.to_numpy().argmax(1)],

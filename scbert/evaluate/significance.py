@@ -24,12 +24,11 @@ def compare_all(
 ) -> pd.DataFrame:
     """Compare a method with each other one, on the same cells and trainings.
 
-    Three looks at each difference: the paired bootstrap of `scbert.metrics.score`, the corrected resampled t-test
-    (Nadeau and Bengio 2003) and the exact Wilcoxon signed-rank test, these two over trainings, a pair a repeat and
-    fold. The verdict is that of the bootstrap, at the level divided by the number of comparisons (Bonferroni): it
-    counts cells, where the Wilcoxon test of five pairs can't fall below 0.0625. With one repeat it is about these
-    trained models alone; the t-test is the one that asks about other trainings, and where the two disagree nothing is
-    decided about the method as such.
+    Three looks at each difference: the paired bootstrap of `scbert.metrics.score`, and over trainings, a pair a repeat
+    and fold, `corrected_t_test` and `wilcoxon_test`. The verdict is that of the bootstrap, at the level divided by the
+    number of comparisons (Bonferroni): it counts cells, where the Wilcoxon test of five pairs can't fall below 0.0625.
+    With one repeat it is about these trained models alone; the t-test is the one that asks about other trainings, and
+    where the two disagree nothing is decided about the method as such.
 
     Parameters
     ----------
@@ -74,15 +73,13 @@ def compare_all(
     tails = level / len(others) / 2
     for other in others:
         difference = drawn[reference] - drawn[other]
-        low, high, low_adjusted, high_adjusted = np.nanquantile(difference, [0.025, 0.975, tails, 1 - tails])
-        verdict = "better" if low_adjusted > 0 else "worse" if high_adjusted < 0 else "not decided"
+        ends = np.nanquantile(difference, [0.025, 0.975, tails, 1 - tails])
+        row = dict(zip(["low", "high", "low_adjusted", "high_adjusted"], ends, strict=True))
+        verdict = "better" if row["low_adjusted"] > 0 else "worse" if row["high_adjusted"] < 0 else "not decided"
         pairs = (trainings[reference] - trainings[other]).to_numpy()
         rows[other] = {
             "value": values[reference] - values[other],
-            "low": low,
-            "high": high,
-            "low_adjusted": low_adjusted,
-            "high_adjusted": high_adjusted,
+            **row,
             "n": table["cell"].nunique(),
             "repeats": table["repeat"].nunique(),
             "trainings": len(pairs),
@@ -102,9 +99,7 @@ def corrected_t_test(differences: np.ndarray, test_train_ratio: float) -> float:
     """Return the two-sided p of the corrected resampled t-test; NaN for one difference, or if all are the same.
 
     Trainings share cells, so the variance of their mean is taken as (1/k + test cells / training cells) times that
-    between them, in place of 1/k times.
-
-    Nadeau and Bengio 2003, Machine Learning 52:239-281.
+    between them, in place of 1/k times (Nadeau and Bengio 2003, Machine Learning 52:239-281).
     """
     k = len(differences)
     if k < 2 or np.ptp(differences) < 1e-12:
@@ -116,10 +111,9 @@ def corrected_t_test(differences: np.ndarray, test_train_ratio: float) -> float:
 def wilcoxon_test(differences: np.ndarray) -> float:
     """Return the exact two-sided p of the Wilcoxon signed-rank test; NaN for one difference, or if all are zero.
 
-    Zeros are left out and ties share their mean rank. The p is over all signs of these ranks, so it is exact with ties too,
-    and accuracies of folds have many. ``scipy.stats.wilcoxon`` gives the same, but counts the signs one by one where ranks
-    are tied: measured with scipy 1.17, 0.7 s for 12 pairs, 170 s for 20. By default it takes a normal approximation from 14
-    tied pairs on, up to five times off for 20. Here sums of ranks are counted, in less than a millisecond for 50.
+    Zeros are left out and ties share their mean rank. The p is exact with ties too, and accuracies of folds have many.
+    ``scipy.stats.wilcoxon`` gives the same, but counts the signs one by one where ranks are tied: with scipy 1.17, 0.7 s for
+    12 pairs, 170 s for 20; by default its normal approximation is up to five times off. Here sums of ranks are counted.
     """
     differences = np.round(differences, 12)  # equal shares of cells are equal
     kept = differences[differences != 0]
@@ -151,8 +145,7 @@ def correct_by_holm(p: pd.Series) -> np.ndarray:
 def rank_methods(scores: pd.DataFrame, *, level: float = 0.05) -> pd.DataFrame:
     """Rank methods over blocks, with the Friedman test and Nemenyi's critical difference.
 
-    Scores are blocks (data sets, studies or splits) x methods, higher is better; blocks should share no cells. A missing
-    score, or a single method, is a ValueError.
+    Scores are blocks (sets, studies or splits that share no cells) x methods, higher is better; none may be missing.
 
     Returns
     -------

@@ -7,6 +7,8 @@ import anndata
 import h5py
 import pandas as pd
 
+from ..paths import first_line
+
 COLUMNS = ("cell_type", "cell_type_ontology_term_id", "confidence", "consensus", "agreement", "logistic_regression",
            "nearest_centroid", "distance", "unlike_training")  # fmt: skip
 """Of ``obs`` that `scbert.annotate` writes, each after ``scbert_``, in the order of the table."""
@@ -28,22 +30,14 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
         raise ValueError(f"The folder {output.parent} can't be written to: name another.")
     if output.exists() and source.exists() and output.samefile(source):
         raise ValueError(f"{output} is the input itself: give the annotated file another name.")
-    if not output.exists():
-        return
-    if not overwrite:
+    if output.exists() and not overwrite:
         raise ValueError(f"{output} is there already: give another name, or say --overwrite.")
-    if output.suffix == ".h5ad" and not h5py.is_hdf5(output):
+    if output.exists() and output.suffix == ".h5ad" and not h5py.is_hdf5(output):
         raise ValueError(f"{output} is no h5ad file, whatever its name: it is left alone. Give another name.")
 
 
 def write_annotated(adata: anndata.AnnData, output: Path) -> None:
-    """Write cells as ``.h5ad``, or their columns of `COLUMNS` as ``.csv``, in one step; nothing is left of a failure.
-
-    Raises
-    ------
-    ValueError
-        The file can't be written, in a sentence.
-    """
+    """Write cells as ``.h5ad``, or their columns of `COLUMNS` as ``.csv``, in one step; a ValueError if that fails."""
     temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     try:
         if output.suffix == ".csv":
@@ -53,9 +47,8 @@ def write_annotated(adata: anndata.AnnData, output: Path) -> None:
         temporary.replace(output)
     except Exception as error:  # h5py and anndata raise errors of many types
         temporary.unlink(missing_ok=True)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{output} could not be written ({reason}). The names are not lost for good: the same command with "
+            f"{output} could not be written ({first_line(error)}). The names are not lost for good: the same command with "
             f"-o {output.with_suffix('.csv').name} writes them as a table."
         ) from None
 
@@ -71,13 +64,11 @@ def make_plain(adata: anndata.AnnData) -> anndata.AnnData:
     adata.obs_names = pd.Index(adata.obs_names.astype(object), name=adata.obs_names.name)  # those of obsm's tables too
     adata.var_names = pd.Index(adata.var_names.astype(object), name=adata.var_names.name)
     for table in (adata.obs, adata.var):
-        for name in table.columns:
-            if isinstance(table[name].dtype, pd.StringDtype):
-                table[name] = table[name].astype(object).where(table[name].notna(), "")
-            elif isinstance(table[name].dtype, pd.CategoricalDtype) and isinstance(
-                table[name].cat.categories.dtype, pd.StringDtype
-            ):
-                table[name] = table[name].cat.rename_categories(table[name].cat.categories.astype(object))
+        for name, column in list(table.items()):
+            if isinstance(column.dtype, pd.StringDtype):
+                table[name] = column.astype(object).where(column.notna(), "")
+            elif isinstance(getattr(column.dtype, "categories", column).dtype, pd.StringDtype):
+                table[name] = column.cat.rename_categories(column.cat.categories.astype(object))
     return adata
 
 

@@ -44,10 +44,7 @@ def run_part(source: Path, output: Path, parameters: dict) -> None:
 
 
 def run_beside(source: Path, parameters: dict) -> None:
-    """Run a notebook in another than the first process of torchrun or srun: it joins in training and leaves nothing.
-
-    Its kernel inherits the rank, so that `scbert.pretrain` finds the others.
-    """
+    """Run a notebook in another than the first process of torchrun or srun: it joins in training and leaves nothing."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SCBERT_RUNS"] = folder
         execute(source, Path(folder) / source.name, parameters, progress=False)
@@ -136,10 +133,7 @@ def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str
 
 
 def execute(source: Path, output: Path, parameters: dict, progress: bool = True) -> str | None:
-    """Run a notebook from the caller's folder; what was executed stands in `output`, also after an error.
-
-    Returns what a part of a benchmark said when it was done; None if the notebook ran to its end.
-    """
+    """Run a notebook into `output`, also after an error; return what a part of a benchmark said, None at the end."""
     import nbformat
     import papermill
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor

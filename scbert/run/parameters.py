@@ -38,9 +38,8 @@ def parse_value(name: str, value, kind: str):
 def check_parameters(values: Mapping, kinds: Mapping[str, str]) -> dict:
     """Return a notebook's parameters in the types of their defaults; a ValueError if one can't be meant.
 
-    `kinds` is name -> "int", "float", "str" or "bool"; a value of another kind stays as it is. Numbers are held to their
-    limits; sets, tables and encoders must be there, the label column of an ``.h5ad`` too, and none may be one that scbert
-    writes itself.
+    A value of another kind than `KINDS` stays as it is. Numbers are held to `LIMITS`; sets, tables, encoders and the label
+    column of an ``.h5ad`` must be there, and none may be one that scbert writes itself.
     """
     parsed = {}
     for name, value in values.items():

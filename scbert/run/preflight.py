@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+import yaml
 
 from ..paths import find_root, run_directory
 from ..sources import datasets
@@ -29,15 +30,13 @@ def list_needs(
     and for GPU memory and disk, they are as stated in ``notebooks/profiles/needs.yaml``. Downloads are the catalogue
     sets named by the notebook's parameters, and those under `data` in ``needs.yaml``, that are not here yet.
 
-    Notebooks are given by stem or path; None is all of the profile: those with a section in
-    ``notebooks/profiles/<profile>.yaml``, and of "demo" all there are. `parameters` were chosen on the command line,
+    Notebooks are given by stem or path; None is all of `read_sections`. `parameters` were chosen on the command line,
     beyond the profile's section, for all notebooks alike. No such profile or notebook is a ValueError.
 
     Returns
     -------
     One row a notebook: minutes, memory_gb, gpu_memory_gb, disk_gb (GB of 10^9 bytes, NaN where nothing is known),
-    basis (where these come from), files (a list of what has to be downloaded: url, bytes), by_hand (a list of sets
-    that have to be downloaded by hand).
+    basis (where these come from), files (to be downloaded: url, bytes), by_hand (sets to be downloaded by hand).
     """
     root = find_root()
     stated = _read_yaml(root / "notebooks" / "profiles" / "needs.yaml").get(profile) or {}
@@ -84,8 +83,6 @@ def has_benchmark(source: Path) -> bool:
 
 
 def _read_yaml(path):
-    import yaml
-
     return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
 
 
@@ -111,11 +108,9 @@ def _find_downloads(names):
     files, by_hand = [], []
     for name in dict.fromkeys(names):
         entry = datasets.CATALOGUE.get(name)
-        if entry is None:
-            continue
-        if entry.get("by_hand"):
+        if entry and entry.get("by_hand"):
             by_hand += [name] if datasets.missing_by_hand(name) else []
-        else:
+        elif entry:
             files += [{"url": file["url"], "bytes": file["bytes"]} for file in datasets.missing_files(name)]
     return files, by_hand
 
@@ -123,8 +118,7 @@ def _find_downloads(names):
 def measure_resources(profile: str, *, gpu: bool = False) -> dict[str, float]:
     """Return what is free here, in GB: memory_gb, cache_gb and runs_gb (are they on one_disk?), with `gpu` gpu_memory_gb.
 
-    Memory is what the system could give without swapping, and not more than a container may still take. The GPU is the one
-    with most free memory, 0 if there is none.
+    The GPU is the one with most free memory, 0 if there is none.
     """
     cache, runs = _find_existing(cache_directory()), _find_existing(run_directory(profile, "x"))
     free = {
@@ -164,8 +158,7 @@ def _find_existing(folder):
 def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: int = 1) -> list[str]:
     """Say in a sentence each what `list_needs` asks for and this machine has not; what is not known is not counted.
 
-    `jobs` is how many notebooks run at once: the memory of the largest is added up. `parts` is how many processes share
-    the jobs of a benchmark: each holds what the notebook needs.
+    The memory of the largest `jobs` notebooks is added up; of a benchmark, each of `parts` processes holds what it needs.
     """
     free = measure_resources(profile, gpu=needs["gpu_memory_gb"].max() > 0)
     found, folder = [], find_root() / "notebooks"
@@ -183,8 +176,7 @@ def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: i
             there = f"{free[column]:.1f} GB are free" if free[column] else "there is none"
             found.append(f"{names} {verb} {largest.sum():.1f} GB of {what}, and {there}: {remedy}.")
     cache, runs = cache_directory(), run_directory(profile, "x").parent
-    downloads, _ = sum_downloads(needs)
-    fetched, written = downloads / GB, needs["disk_gb"].sum()
+    fetched, written = sum_downloads(needs)[0] / GB, needs["disk_gb"].sum()
     if free["one_disk"]:
         fetched, written = 0, fetched + written
     places = [(cache, fetched, free["cache_gb"], "SCBERT_CACHE"), (runs, written, free["runs_gb"], "SCBERT_RUNS")]

@@ -1,7 +1,4 @@
-"""What a run of a notebook leaves behind: where it goes, what is in it, and whether its numbers hold.
-
-Everything a run makes goes to ``runs/<profile>/<notebook>/``.
-"""
+"""What a run of a notebook leaves behind in ``runs/<profile>/<notebook>/``, and whether its numbers hold."""
 
 import json
 import os
@@ -91,8 +88,7 @@ class Run:
     def write_card(self, title: str, licence: str = "", notes: Sequence[str] = ()) -> str:
         """Return a model card in markdown: data, parameters, notes, the metrics on record so far, licence.
 
-        `licence` is that of weights which training started from, where they are published ones: `encoder.licence`;
-        `notes` are lines on how it was trained.
+        `licence` is that of published weights which training started from; `notes` say how it was trained.
         """
         lines = [f"# {title}", "", f"Trained by scbert-companion, notebook {self.notebook}, {self.profile} profile."]
         lines += ["", "Data:", *(f"- {name}, sha256 {digest}" for name, digest in self.data.items())]
@@ -121,8 +117,7 @@ class Run:
     def check(self, name: str, value: float | None = None, band: tuple[float, float] | None = None) -> None:
         """Raise an AssertionError if a number, a metric on record if None, is outside its band (low, high), both allowed.
 
-        Without a band it is the one measured for this metric in ``tests/expected/<notebook>.json``, which holds for the
-        parameters named there and is skipped for others.
+        Without a band it is that in ``tests/expected/<notebook>.json``, skipped for other parameters than those named there.
         """
         value = float(self.metrics[name]["value"] if value is None else value)
         band = self._expected_band(name) if band is None else band
@@ -158,11 +153,8 @@ class Run:
         if find_part():
             print("No record is written: this process was to compute a part of a benchmark.")
             return
-        record = {
-            "notebook": self.notebook,
-            "profile": self.profile,
-            "parameters": self.parameters,
-            "seed": self.seed,
+        record = {name: getattr(self, name) for name in ("notebook", "profile", "parameters", "seed")}
+        record |= {
             "git_commit": _git_commit(),
             "versions": self.versions,
             "data": self.data,

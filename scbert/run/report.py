@@ -11,8 +11,7 @@ from ..paths import find_root, run_directory, write_text
 def read_records(profile: str) -> dict[str, dict]:
     """Return notebook -> record: this machine's run where there is one, else the published one.
 
-    Each has a further entry "source": "this machine", with the names of parameters that differ from those of the
-    published run, or "published".
+    Each has a further entry "source": "published", or "this machine" with the names of parameters that differ from it.
     """
     records = {}
     published = sorted((find_root() / "figures" / profile).glob("*.json"))

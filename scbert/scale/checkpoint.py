@@ -19,9 +19,8 @@ def find_before(path: str | Path) -> Path:
 def read_checkpoint(path: str | Path | None, identity: str) -> tuple[Path | None, dict]:
     """Return the newest sound checkpoint of the same call, the file and its state on the CPU; None and {} without any.
 
-    The path is that of the newest, None if nothing is kept; checkpoints whose state has another identity are passed over.
-    A damaged file warns, and the one before it is read. ``torch.load`` verifies no checksum, so all are verified
-    first; nothing in a file is run.
+    The path is that of the newest, None if nothing is kept. A damaged file warns, and the one before it is read.
+    ``torch.load`` verifies no checksum, so all are verified first; nothing in a file is run.
     """
     if not path:
         return None, {}
@@ -43,8 +42,7 @@ def read_checkpoint(path: str | Path | None, identity: str) -> tuple[Path | None
 def write_checkpoint(path: str | Path | None, write: Callable[[Path], None]) -> None:
     """Write a checkpoint in one step, nothing if the path is None, and keep the one it takes the place of.
 
-    `write` is called with the file to write. Where that fails, for want of disk say, the two checkpoints that are there
-    stay, and training goes on with a warning.
+    Where that fails, for want of disk say, the two checkpoints that are there stay, and training goes on with a warning.
     """
     if not path:
         return

@@ -110,8 +110,9 @@ class FrozenPrefix:
                 with np.errstate(over="ignore"):
                     rows = self._compute(bins).float().cpu().numpy().astype(self.dtype)
                 if not np.isfinite(rows).all():
-                    why = f"not finite in {self.dtype}: set cache='float32'."
-                    raise ValueError(f"What the frozen layers yield is {why}")
+                    raise ValueError(
+                        f"What the frozen layers yield is not finite in {self.dtype}: set cache='float32'."
+                    )
                 try:
                     self._write(start, rows)
                 except OSError as error:  # a full disk must not end the training

@@ -37,15 +37,15 @@ def check_devices(devices: int, nodes: int, strategy: str) -> None:
         )
     found = torch.cuda.device_count()
     if launched == 1 and 0 < found < devices:
-        remedy = f"ask for {found}, or accelerator='cpu'"
-        raise ValueError(f"devices={devices}, but this machine has {found} GPUs: {remedy}.")
+        raise ValueError(
+            f"devices={devices}, but this machine has {found} GPUs: ask for {found}, or accelerator='cpu'."
+        )
 
 
 def make_fabric(accelerator: str, strategy: str, precision: str) -> Fabric:
     """Return Fabric for this process, with as many beside it as were started.
 
-    ``strategy="auto"`` is DDP for several processes. FSDP shards weights and optimiser state, gathers all weights
-    for a forward pass, and needs GPUs.
+    "auto" is DDP for several processes. FSDP shards weights and optimiser state, and needs GPUs.
     """
     n_processes = count_processes()
     if n_processes == 1:

@@ -1,7 +1,4 @@
-"""More cells than memory: cells tokenized block by block, and written as shards for `scbert.stream` to read.
-
-Writing holds a block of cells in memory, however many cells there are.
-"""
+"""More cells than memory: cells tokenized block by block, and written as shards for `scbert.stream` to read."""
 
 import contextlib
 import errno
@@ -27,18 +24,7 @@ from ..data.checks import check_unique
 from ..data.counts import hash_data
 from ..data.preprocess import hash_genes, tokenize
 from ..paths import find_file, first_line, write_text
-from .stream import (
-    FORMAT,
-    STORE,
-    UNFINISHED,
-    CellStore,
-    is_complete,
-    join_runs,
-    open_store,
-    read_column,
-    read_runs,
-    read_state,
-)
+from .stream import FORMAT, STORE, UNFINISHED, CellStore, is_complete, open_store, read_column, read_state
 
 CELLS_AT_ONCE = 2_000  # tokenized in one go
 SPARE_DISK = 2**26  # bytes of the disk that are left to others
@@ -72,16 +58,15 @@ def write_store(
     Writes
     ------
     ``shard-00000.h5ad`` ..., each an AnnData with ``layers["bins"]``, the ``obs`` of its cells and no counts, with
-    checksums; each is written under another name first. Then ``store.json``: without it no store opens.
+    checksums. Then ``store.json``: without it no store opens.
 
     Raises
     ------
     ValueError
         What `tokenize` and `scbert.datasets.load` refuse (of each source, the first 1,000 cells are checked before
-        anything is written, the others as they are read; whether two sources share cell names is looked for among those
-        first cells only); sources of different genes without `genes`; an
-        ``.h5ad`` stored by genes, or by anndata before 0.8; too little room on the disk; or a folder that holds
-        anything else.
+        anything is written, the others as they are read; names that two sources share, among those first cells only);
+        sources of different genes without `genes`; an ``.h5ad`` stored by genes, or by anndata before 0.8; too little
+        room on the disk; or a folder that holds anything else.
     OSError
         The disk is full, or fails: whole shards are kept, and the same call continues.
 
@@ -103,7 +88,9 @@ def write_store(
         bytes_needed, columns, names = 0, None, pd.Index([])
         for part in parts:
             sample = _tokenize_block(part, 0, min(SAMPLE, part.n_cells), **options)
-            bytes_needed += part.n_cells * _bytes_a_cell(sample)
+            # A byte and a column number a token, and obs.
+            sample_bytes = 5 * sample.layers["bins"].nnz + sample.obs.memory_usage(deep=True).sum()
+            bytes_needed += part.n_cells * (sample_bytes / sample.n_obs + 8)
             columns = [name for name in sample.obs if columns is None or name in columns]
             names = names.append(sample.obs_names)
         check_unique(names, "Cell names, among the first of each source,")
@@ -126,8 +113,6 @@ def write_store(
 
 
 class _Source(NamedTuple):
-    """Cells with counts that are read from `start` to `stop`."""
-
     name: str
     n_cells: int
     genes: pd.Index
@@ -179,21 +164,22 @@ def _open_adata(adata):
 
 
 def _open_file(path, file):
-    counts, obs = file["X"], file["obs"]
-    genes = read_elem(file["var"]).index
+    counts = sparse_dataset(file["X"]) if isinstance(file["X"], h5py.Group) else file["X"]
+    obs, genes = file["obs"], read_elem(file["var"]).index
     check_unique(genes, f"Gene names of {path}")
-    is_sparse, index = isinstance(counts, h5py.Group), obs.attrs["_index"]
-    n_cells = obs[index].shape[0]
-
-    def read_counts(start, stop):
-        return join_runs(read_runs(counts, [(start, stop)]), len(genes)) if is_sparse else counts[start:stop]
+    names = obs[obs.attrs["_index"]]
+    n_cells = len(names)
 
     def read_obs(start, stop):
         rows = slice(start, stop)
         columns = {name: read_column(obs[name], rows) for name in obs.attrs["column-order"]}
-        return pd.DataFrame(columns, index=read_column(obs[index], rows))
+        return pd.DataFrame(columns, index=read_column(names, rows))
 
-    return _Source(str(path), n_cells, genes, _identify_file(path) | {"cells": n_cells}, read_counts, read_obs)
+    return _Source(
+        str(path), n_cells, genes, _identify_file(path) | {"cells": n_cells},
+        read_counts=lambda start, stop: counts[start:stop],
+        read_obs=read_obs,
+    )  # fmt: skip
 
 
 def _identify_file(path):
@@ -214,9 +200,6 @@ def _tokenize_block(part, start, stop, genes, n_bins, library):
     return tokenize(block, genes, n_bins, library, name=part.name)
 
 
-# Shards
-
-
 def _find_shards(path, call):
     """Return file name -> shard of an earlier, equal call, as far as they are whole."""
     found = [file for file in (path / STORE, path / UNFINISHED) if file.is_file()]
@@ -231,11 +214,6 @@ def _find_shards(path, call):
             "remove it."
         )
     return {shard["file"]: shard for shard in store["shards"] if is_complete(path, shard)}
-
-
-def _bytes_a_cell(sample):
-    """Estimate what a cell takes on disk: a byte and a column number a token, and obs."""
-    return (5 * sample.layers["bins"].nnz + sample.obs.memory_usage(deep=True).sum()) / sample.n_obs + 8
 
 
 def _check_room(path, needed):

@@ -1,20 +1,18 @@
-"""More cells than memory: tokenized cells in shards on disk, to train on and to annotate from.
-
-`scbert.shards` writes them. Reading holds some thousands of cells' tokens in memory, however many cells there are.
-"""
+"""More cells than memory: tokenized cells in shards on disk, to train on and to annotate from; `scbert.shards` writes them."""
 
 import contextlib
 import copy
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections import UserDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import torch
-from anndata.io import read_elem
+from anndata.io import read_elem, sparse_dataset
 from pandas.api.types import union_categoricals
 from scipy import sparse
 
@@ -56,8 +54,8 @@ class CellStore:
     ``store.obs["cell_type"]`` reads one column of all cells; ``store[rows]``, with a slice, a mask or increasing
     numbers, is a store of these cells. `genes`, `n_bins` and `n_obs` are attributes.
 
-    What grows with the number of cells: a column that is asked for, labels, the numbers of chosen cells, and the
-    order of a ``"bootstrap"`` epoch (8 to 24 bytes a cell each).
+    Some thousands of cells' tokens are in memory. What grows with the number of cells: a column that is asked for,
+    labels, the numbers of chosen cells, and the order of a ``"bootstrap"`` epoch (8 to 24 bytes a cell each).
     """
 
     def __init__(self, path: Path, state: dict):
@@ -94,12 +92,11 @@ class CellStore:
         """Return tokens of cells by number, in any order: (cells, genes) uint8."""
         rows = np.asarray(indices, np.int64) if self.rows is None else self.rows[indices]
         chosen, where = np.unique(rows, return_inverse=True)
-        runs = []
+        pieces = [sparse.csr_matrix((0, len(self.genes)), dtype=np.uint8)]
         for number, local in self._split(chosen):
-            neighbours = np.split(local, np.flatnonzero(np.diff(local) > 1) + 1)
             with self._open_shard(number) as file:
-                runs += read_runs(file["layers/bins"], [(int(run[0]), int(run[-1]) + 1) for run in neighbours])
-        bins = join_runs(runs, len(self.genes)) if runs else sparse.csr_matrix((0, len(self.genes)), dtype=np.uint8)
+                pieces.append(sparse_dataset(file["layers/bins"])[local])
+        bins = sparse.vstack(pieces, format="csr")
         return bins if np.array_equal(where, np.arange(len(chosen))) else bins[where]
 
     def batch(self, indices) -> torch.Tensor:
@@ -127,9 +124,7 @@ class CellStore:
         """Yield (numbers of the cells, bins) of an epoch's batches, in an order that seed and epoch alone fix.
 
         Runs of 16 neighbours are put in random order, and cells mixed within each 8,192 that are read in one go.
-        ``"epoch"`` visits each cell once, ``"bootstrap"`` draws with replacement. `skip` and `part` as in
-        `CellDataset.epoch`: each process reads its own cells only. Without scDataset, which does this, it raises a
-        ModuleNotFoundError.
+        `sampling`, `skip` and `part` as in `CellDataset.epoch`. Without scDataset it raises a ModuleNotFoundError.
         """
         try:
             from scdataset import BlockShuffling, BlockWeightedSampling, scDataset
@@ -215,25 +210,16 @@ class CellStore:
         return np.concatenate([np.asarray(piece) for piece in pieces]) if pieces else np.array([])
 
 
-class _Columns(Mapping):
+class _Columns(UserDict):
     """The columns of a store's obs, each read when it is asked for."""
 
     def __init__(self, store, names):
+        super().__init__(dict.fromkeys(names))
         self.store, self.columns = store, names
 
     def __getitem__(self, name):
-        if name not in self.columns:
-            raise KeyError(name)
+        super().__getitem__(name)  # a KeyError of others
         return pd.Series(self.store._read_column(name), name=name)
-
-    def __contains__(self, name):
-        return name in self.columns
-
-    def __iter__(self):
-        return iter(self.columns)
-
-    def __len__(self):
-        return len(self.columns)
 
 
 class _RunOrder:
@@ -249,25 +235,6 @@ class _RunOrder:
     def __getitem__(self, part):
         position = np.arange(*part.indices(self.n_cells))
         return self.runs[position // CELLS_A_RUN] * CELLS_A_RUN + position % CELLS_A_RUN
-
-
-def read_runs(matrix, runs):
-    """Yield (lengths of the rows, values, columns) of runs of rows of a CSR matrix in an open file; little more is read.
-
-    A run is (first, last + 1), and they are increasing.
-    """
-    first, data, indices = runs[0][0], matrix["data"], matrix["indices"]
-    indptr = matrix["indptr"][first : runs[-1][1] + 1].astype(np.int64)
-    for start, stop in runs:
-        ends = indptr[start - first : stop - first + 1]
-        yield np.diff(ends), data[ends[0] : ends[-1]], indices[ends[0] : ends[-1]]
-
-
-def join_runs(runs, n_columns: int) -> sparse.csr_matrix:
-    """Put what `read_runs` yields together, (rows, columns)."""
-    lengths, values, columns = (np.concatenate(arrays) for arrays in zip(*runs, strict=True))
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    return sparse.csr_matrix((values, columns, indptr), shape=(len(lengths), n_columns))
 
 
 def read_column(element, rows):
