@@ -18,22 +18,13 @@ from .genes import load_vocabulary
 def read_gene2vec(path: str | Path, genes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Read gene vectors from gene2vec's text file, or out of a published checkpoint.
 
-    Parameters
-    ----------
-    path
-        A text file with a gene and its numbers on each line, or a torch file of published weights, which holds
-        vectors for the published vocabulary alone.
-    genes
-        The vocabulary, in the model's order.
+    The file is a text with a gene and its numbers on each line, or a torch file of published weights, which holds vectors
+    for the published vocabulary alone. `genes` is the vocabulary, in the model's order.
 
     Returns
     -------
-    (genes, dim) float32, zero for a gene without a vector; and the names of those genes.
-
-    Raises
-    ------
-    ValueError
-        No such file, lines that are no vectors or of different lengths, no shared gene, or NaN.
+    (genes, dim) float32, zero for a gene without a vector; and the names of those genes. A ValueError: no such file, lines
+    that are no vectors or of different lengths, no shared gene, or NaN.
 
     Paper: Methods, "gene embedding" (gene2vec, 200 dimensions).
     """
@@ -89,10 +80,8 @@ def train_gene2vec(
 ) -> np.ndarray:
     """Train gene vectors by skip-gram on pairs of co-expressed genes, of any dimension.
 
-    Each gene is paired with the genes whose log-normalised expression correlates best with its own over these cells.
-    Give training cells only.
-
-    Each gene has at most `n_partners`, of positive correlation; the same seed gives the same vectors (one thread).
+    Each gene is paired with the genes, at most `n_partners`, whose log-normalised expression correlates best with its own
+    over these cells, and positively. Give training cells only. The same seed gives the same vectors (one thread).
 
     Returns
     -------
