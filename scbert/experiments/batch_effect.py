@@ -46,12 +46,9 @@ def mark_within(predictions: pd.DataFrame) -> pd.DataFrame:
 def compare_equalised(predictions: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Compare each method with itself: accuracy with studies at equal depth, minus as they were, on the same cells.
 
-    `predictions` are of test cells. Protocols "<level>:equalised" are compared with "<level>", others are left out.
-
-    Returns
-    -------
-    By data, level ("<level>:equalised"), method and the metric "accuracy_minus_unequal": value, low, high and n; empty
-    where nothing was equalised.
+    `predictions` are of test cells. Protocols "<level>:equalised" are compared with "<level>", others are left out. By
+    data, level ("<level>:equalised"), method and the metric "accuracy_minus_unequal": value, low, high and n; empty where
+    nothing was equalised.
     """
     rows = {}
     for (data, level), after in predictions.groupby(["data", "protocol"], sort=False):
@@ -80,14 +77,9 @@ def pair_equalised(scores: pd.DataFrame) -> pd.DataFrame:
 def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed: int = 0) -> anndata.AnnData:
     """Return the cells that a trained scBERT predicted, with its embedding of them and others beside it in ``obsm``.
 
-    Parameters
-    ----------
-    job, kept
-        A job of scBERT, see `scbert.runner.plan`, and what `scbert.runner.read_kept` returns of it.
-    control
-        What logistic regression kept on the same split; a ValueError if that is of other cells.
-    encoder
-        scBERT as it was before fine-tuning; anything but an encoder if each split pretrained its own.
+    `job` is one of scBERT, see `scbert.runner.plan`, and `kept` what `scbert.runner.read_kept` returns of it; `control` is
+    what logistic regression kept on the same split, a ValueError if that is of other cells. The `encoder` is scBERT as it
+    was before fine-tuning; anything but an encoder if each split pretrained its own.
 
     Returns
     -------
@@ -117,12 +109,8 @@ def measure_jobs(jobs: Sequence, run, encoders: Mapping, *, seed: int = 0) -> tu
     """Measure what the embeddings of kept jobs keep of types and studies, averaged over the splits of each data set.
 
     Of the `jobs` of `run` those planned with ``keep`` are measured: scBERT and, of the same splits, logistic
-    regression. `encoders` is data -> scBERT before fine-tuning, see `gather_embeddings`.
-
-    Returns
-    -------
-    Rows of `average_mixing` by data, embedding and metric; and data -> the cells of its first split, with all
-    embeddings.
+    regression. `encoders` is data -> scBERT before fine-tuning, see `gather_embeddings`. Returns rows of `average_mixing`
+    by data, embedding and metric; and data -> the cells of its first split, with all embeddings.
     """
     kept = {(job.data, *job.split[:3], job.method): job for job in jobs if job.keep}
     tables, first = {}, {}

@@ -66,18 +66,13 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
 
     Majority, logistic regression and scBERT are among them, named or not: a table without them says little.
 
-    Parameters
-    ----------
-    names
-        Any of `scbert.methods.FITS`; "scbert", from the encoder given, or pretrained for `n_epochs` on the training
-        cells if only a shape is; "scbert_scratch", of the same shape, from random weights; "scbert_published", as
-        "scbert" under `Recipe.published()`, in at least 15 epochs, of which its learning rate takes five to rise; from
-        the published weights with the script's batches, rate, epochs and patience too. A ValueError if one is unknown,
-        or its package is not installed.
-    encoder
-        See `choose_encoder`.
-    n_epochs
-        Passes over the training cells, at least: few cells get more, until 30 optimiser steps for each.
+    - Any of `scbert.methods.FITS`; a ValueError if one is unknown, or its package is not installed;
+    - "scbert", from the encoder of `choose_encoder`, or pretrained for `n_epochs` on the training cells if that is a shape;
+    - "scbert_scratch", of the same shape, from random weights;
+    - "scbert_published", as "scbert" under `Recipe.published()`, in at least 15 epochs, of which its learning rate takes
+      five to rise; from the published weights with the script's batches, rate, epochs and patience too.
+
+    There are `n_epochs` passes over the training cells, at least: few cells get more, until 30 optimiser steps for each.
     """
     config = encoder if isinstance(encoder, ScBertConfig) else encoder.config
     start = {"encoder": encoder, "pretrain_epochs": n_epochs if encoder is config else 0}
@@ -102,9 +97,9 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
 
 
 def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:
-    """Return the methods, and for scBERT and logistic regression among them the three remedies for unequal classes.
+    """Return the methods, and for scBERT and logistic regression among them three remedies for unequal classes.
 
-    Class weights, subsampling and oversampling, see `scbert.methods.rebalance`, as "scbert:class_weight", "scbert:subsample" and so on.
+    Those of `scbert.methods.rebalance`, as "scbert:class_weight", "scbert:subsample" and "scbert:oversample".
     """
     more = {}
     for name in ("scbert", "logistic_regression"):
@@ -119,8 +114,6 @@ def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:
 def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
     """Return what each method took a training, and sums over all jobs, from the costs of `scbert.runner.run`.
 
-    Returns
-    -------
     A row a method: seconds and cpu_seconds, medians over the trainings of `protocol` (all if None); memory_mb, the most
     of one of them, since later ones reuse what earlier ones left; cpu_hours_in_all and cell_steps_in_all.
     """
@@ -140,11 +133,7 @@ def say_costs(costs: pd.DataFrame) -> str:
 def measure_optimism(costs: pd.DataFrame) -> pd.DataFrame:
     """Return how much better each method looks on the cells that chose among its fits than on test cells.
 
-    `costs` are from `scbert.runner.run`, of one protocol. The published code reports validation scores.
-
-    Returns
-    -------
-    By method and metric (accuracy, macro_f1): value, the mean over trainings of validation minus test score; low and
+    `costs` are from `scbert.runner.run`, of one protocol. The published code reports validation scores. By method and metric (accuracy, macro_f1): value, the mean over trainings of validation minus test score; low and
     high, 95 % by Student's t over trainings, lowest and highest of two; n, the trainings.
     """
     rows = []
@@ -230,11 +219,7 @@ def take_references(scores: pd.DataFrame) -> pd.DataFrame:
 def score_rare(predictions: pd.DataFrame, rare: str, *, seed: int = 0) -> pd.DataFrame:
     """Measure how many cells of the label `rare` are found, by the size of its reference.
 
-    `predictions` are of one data set, on splits of `scbert.protocols.class_imbalance`.
-
-    Returns
-    -------
-    By `SIZE_OF_RARE`, method and the metric "recall_of_rare": value, low and high, beside the other columns of
+    `predictions` are of one data set, on splits of `scbert.protocols.class_imbalance`. By `SIZE_OF_RARE`, method and the metric "recall_of_rare": value, low and high, beside the other columns of
     `scbert.metrics.score_classes`.
     """
     sizes = predictions["protocol"].str.removeprefix("imbalance:").astype(int)

@@ -111,15 +111,14 @@ def score_by_attention(attention: pd.DataFrame, labels: Sequence[str]) -> pd.Dat
     return tabulate_scores(contrast_types(attention, labels, n_permutations=0))
 
 
-def score_by_weights(adata: anndata.AnnData, label_key: str = "cell_type", *, strength: float = 1.0) -> pd.DataFrame:
+def score_by_weights(adata: anndata.AnnData, label_key: str = "cell_type") -> pd.DataFrame:
     """Score genes by logistic regression: weight of the type x mean log-normalised expression in it, types x genes.
 
     To first order that is what the type's logit loses, in an average cell of it, when the gene is deleted. `adata` has
-    counts of training cells; `strength` is C of multinomial logistic regression with an L2 penalty, whose weights are
-    centred over types.
+    counts of training cells. The regression is multinomial, with an L2 penalty and C = 1; weights are centred over types.
     """
     x, labels = _read(adata, label_key)
-    model = LogisticRegression(C=strength, max_iter=5000).fit(x, labels)
+    model = LogisticRegression(max_iter=5000).fit(x, labels)
     weights = model.coef_ if len(model.classes_) > 2 else np.vstack([-model.coef_, model.coef_]) / 2
     weights = weights - weights.mean(0)
     means = np.vstack([np.asarray(x[labels == label].mean(0)) for label in model.classes_])
@@ -152,22 +151,15 @@ def score_by_expression(adata: anndata.AnnData, label_key: str = "cell_type") ->
 
 
 def score_by_gradients(
-    classifier: Classifier,
-    adata: anndata.AnnData,
-    label_key: str = "cell_type",
-    n_cells: int = 5,
-    *,
-    n_steps: int = 12,
-    seed: int = 0,
+    classifier: Classifier, adata: anndata.AnnData, label_key: str = "cell_type", n_cells: int = 5
 ) -> tuple[pd.DataFrame, float]:
     """Score genes by integrated gradients of the true type's logit: their mean in the type less that in other cells.
 
-    Of the tokenized training cells at most `n_cells` of each type are attributed, drawn by `seed`. Returns types x
-    genes; and the share of the logits' differences that the attributions miss in sum, small if they can be trusted.
+    Of the tokenized training cells at most `n_cells` of each type are attributed. Returns types x genes; and the share of the logits' differences that the attributions miss in sum, small if they can be trusted.
     """
     labels = _read(adata, label_key)[1]
-    chosen = choose_cells(labels, n_cells, seed)
-    values, sums = integrated_gradients(classifier, adata[chosen].copy(), labels[chosen], n_steps=n_steps)
+    chosen = choose_cells(labels, n_cells)
+    values, sums = integrated_gradients(classifier, adata[chosen].copy(), labels[chosen], n_steps=12)
     missed = (sums["sum"] - sums["difference"]).abs().sum() / sums["difference"].abs().sum()
     return score_by_attention(values, labels[chosen]), float(missed)
 
@@ -186,14 +178,8 @@ def score_genes(
     `score_by_weights`, `score_by_expression` and `score_by_gradients`. "even", "weights" and "expression" know no
     network, and are the same for each training.
 
-    Parameters
-    ----------
-    trained
-        Seed -> what `fit_scbert` returned.
-    adata
-        Tokenized training cells; `n_cells` of each type are taken for gradients.
-    contrasts
-        Seed -> `contrast_types` of the attention in these cells; its genes are those that are scored.
+    `trained` is seed -> what `fit_scbert` returned; `adata` are tokenized training cells, of which `n_cells` of each type
+    are taken for gradients; `contrasts` is seed -> `contrast_types` of the attention in these cells, whose genes are scored.
 
     Returns
     -------
@@ -262,23 +248,15 @@ def match_genes(
 ) -> list[dict[str, list[str]]]:
     """Draw for each gene of a ranking another one that the type expresses as strongly: what chance would do.
 
-    Parameters
-    ----------
-    ranking
-        Type -> genes, see `order_genes`.
-    adata
-        Counts of training cells.
-    n_draws
-        How many such rankings.
-    n_nearest
-        Each is drawn from so many genes of the nearest mean expression (log-normalised, in cells of the type) among
-        those that the ranking of the type does not name and that were not drawn before. Where a ranking takes the
-        strongest genes, all that are left are weaker: compare the means.
+    `ranking` is type -> genes, see `order_genes`; `adata` has counts of training cells. Each is drawn from the `n_nearest`
+    genes of the nearest mean expression (log-normalised, in cells of the type) among those that the ranking of the type
+    does not name and that were not drawn before. Where a ranking takes the strongest genes, all that are left are weaker:
+    compare the means.
 
     Returns
     -------
-    For each draw, type -> as many genes, in the order of those they stand for. A ValueError if there are too few other
-    genes, or no cells of a type.
+    For each of `n_draws`, type -> as many genes, in the order of those they stand for. A ValueError if there are too few
+    other genes, or no cells of a type.
     """
     x, labels = _read(adata, label_key)
     random, draws = np.random.default_rng(seed), [{} for _ in range(n_draws)]
@@ -348,7 +326,7 @@ def delete_genes(
             versions[-1].eliminate_zeros()
         return sparse.vstack(versions, format="csr")
 
-    n_versions = 1 + len(numbers)
+    n_versions = 1 + len(numbers)  # all are predicted in one call, the cells as they are first
     names = [f"{cell}|{number}" for number in (0, *numbers) for cell in adata.obs_names]
     obs = pd.DataFrame({"n_counts": np.tile(library_size(adata), n_versions)}, index=names)
     changed = anndata.AnnData(change(adata.X), obs=obs, var=pd.DataFrame(index=adata.var_names))
@@ -405,9 +383,7 @@ def judge_trainings(
     two draws of `match_genes` for the genes of "attention", whose levels are those in the cells of `train`. `cells` are
     tested. Of `numbers`, those beyond half of the genes leave none to draw, and are left out, which is printed.
 
-    Returns
-    -------
-    The table of `judge_rankings`, judges "scbert" and "logistic_regression", with the column seed.
+    Returns the table of `judge_rankings`, judges "scbert" and "logistic_regression", with the column seed.
     """
     truth, curves = cells.obs[label_key].astype(str).to_numpy(), {}
     if max(numbers) > cells.n_vars // 2:
@@ -423,12 +399,7 @@ def judge_trainings(
 
 
 def measure_areas(
-    curves: pd.DataFrame,
-    *,
-    against: str | None = None,
-    by_number: bool = False,
-    seed: int = 0,
-    n_resamples: int = 2000,
+    curves: pd.DataFrame, *, against: str | None = None, by_number: bool = False, seed: int = 0
 ) -> pd.DataFrame:
     """Measure the share of the true type's probability that is left, averaged over the numbers of genes.
 
@@ -445,8 +416,8 @@ def measure_areas(
         A ranking: return its area less that of each other ranking, with the interval of the difference.
     by_number
         Return the share at each number, in place of their mean.
-    seed, n_resamples
-        Fix the resampling, over cells within types, and over seeds where there are several, the same for all rankings,
+    seed
+        Fixes the resampling, over cells within types, and over seeds where there are several, the same for all rankings,
         see `scbert.metrics.draw_weights`.
 
     Returns
@@ -477,7 +448,7 @@ def measure_areas(
             )
             order = sorted(names)
             drawn = np.concatenate(
-                [_divide(left, intact, *w) for w in draw_weights(strata, sizes, len(seeds), seed, n_resamples)]
+                [_divide(left, intact, *w) for w in draw_weights(strata, sizes, len(seeds), seed, 2000)]
             )  # (resamples, rankings)
             value = _divide(left, intact, np.ones((1, len(types))), np.ones((1, len(seeds))))[0]
             for name in names:

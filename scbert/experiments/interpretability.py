@@ -59,25 +59,13 @@ def prepare_encoder(start: ScBert | ScBertConfig, train: anndata.AnnData, *, n_e
 
 
 def gene_attention(
-    classifier: Classifier | ScBert,
-    adata: anndata.AnnData,
-    *,
-    batch_size: int = 32,
-    by_layer: bool = False,
-    expressed_only: bool = True,
+    classifier: Classifier | ScBert, adata: anndata.AnnData, *, batch_size: int = 32, by_layer: bool = False
 ) -> pd.DataFrame | dict[int, pd.DataFrame]:
-    """Attention that each gene receives, averaged over queries, heads and layers; exact, and linear in the genes.
+    """Attention that each gene receives, averaged over expressed genes that attend, heads and layers, exact.
 
-    Parameters
-    ----------
-    classifier, adata
-        A fine-tuned model, or an encoder; and tokenized cells of its vocabulary, else a ValueError.
-    batch_size
-        Cells a forward pass; changes speed and memory, never the result.
-    by_layer
-        Return a table for each layer, numbered from 1, in place of their mean.
-    expressed_only
-        Average over expressed genes that attend; else over all positions that enter the encoder.
+    `classifier` is a fine-tuned model, or an encoder; `adata` are tokenized cells of its vocabulary, else a ValueError.
+    `batch_size` changes speed and memory, never the result. With `by_layer` there is a table for each layer, numbered from
+    1, in place of their mean.
 
     Returns
     -------
@@ -91,7 +79,7 @@ def gene_attention(
     encoder = getattr(classifier, "encoder", classifier)
     cells, device, batches = open_for(encoder, adata), next(encoder.parameters()).device, []
     for _, bins in cells.in_order(batch_size):
-        columns = encoder.attention_columns(bins.to(device), expressed_only=expressed_only)
+        columns = encoder.attention_columns(bins.to(device), expressed_only=True)
         batches.append(columns[..., :-1].mean(2).cpu().numpy())  # (cells, depth, genes)
     received = np.concatenate(batches).astype(np.float64)
 
@@ -239,14 +227,8 @@ def contrast_types(
 ) -> pd.DataFrame:
     """Compare what each gene receives in the cells of a type with what it receives in all others.
 
-    Parameters
-    ----------
-    attention
-        Cells x genes, see `gene_attention`; or any other value of a gene in a cell.
-    labels
-        (cells,), the type of each; a ValueError if all are one type.
-    n_permutations
-        Draws of labels permuted over cells, fixed by `seed`; 0 leaves p and fdr out.
+    `attention` is cells x genes, or any other value of a gene in a cell; `labels`, (cells,), are their types, a ValueError if
+    all are one. They are permuted over cells `n_permutations` times; 0 leaves z, p and fdr out.
 
     Returns
     -------
@@ -361,16 +343,9 @@ def enrich(
 ) -> pd.DataFrame:
     """Ask which sets a type's genes are in more often than by chance: the hypergeometric test, by gseapy.
 
-    Parameters
-    ----------
-    genes, sets
-        Type -> its top genes, and set -> genes.
-    background
-        All genes that could have come out on top: the model's own, and those that the cells express.
-    names
-        Type -> its own sets, see `load_sets`.
-    minimum, maximum
-        Sets with so many genes in the background are tested.
+    `genes` is type -> its top genes, `sets` set -> genes, and `names` type -> its own sets, see `load_sets`. The `background`
+    are all genes that could have come out on top: the model's own, and those that the cells express. Sets with `minimum` to
+    `maximum` genes in it are tested.
 
     Returns
     -------

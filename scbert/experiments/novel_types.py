@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 
 def count_parts(splits: Mapping[str, Sequence[Split]]) -> pd.DataFrame:
-    """Return how many cells train, choose, are tested and are set aside, by data and training, of the first repeat.
-
-    `splits` is data -> splits.
-    """
+    """Return how many cells train, choose, are tested and are set aside, by data and training, of the first repeat."""
     sizes = {
         (data, split.protocol): [len(getattr(split, part)) for part in PARTS]
         for data, own in splits.items()
@@ -42,11 +39,7 @@ def score_jobs(kept: Mapping[tuple, Kept]) -> pd.DataFrame:
     """Score how new the cells of all trainings look: what `scbert.novelty` and the other functions of this module read.
 
     `kept` is from `gather_kept`, protocols as in `scbert.protocols.hold_out_types`. The temperature of each training is
-    fitted on its cells set aside or, where it has none, on test cells of known types.
-
-    Returns
-    -------
-    A row a training and cell: data, purpose ("held_out" or "tuning"), level ("together" or a type), repeat, method,
+    fitted on its cells set aside or, where it has none, on test cells of known types. A row a training and cell: data, purpose ("held_out" or "tuning"), level ("together" or a type), repeat, method,
     cell, part, truth, predicted, seen, fitted (the temperature), and `scbert.novelty.SCORES`.
     """
     tables = []
@@ -175,14 +168,12 @@ def read_held_out(
     Parameters
     ----------
     text
-        Labels with commas between them, see `scbert.benchmark.split_labels`; or "auto": with `train_on` the types that
-        this study lacks, else every third label by size, from the second on, of those with `minimum` cells. A ValueError
-        if there are none.
+        Labels with commas between them, see `scbert.benchmark.split_labels`; or "auto": with `train_on`, the study that
+        trains while others are tested, the types that it lacks, else every third label by size, from the second on, of
+        those with `minimum` cells. A ValueError if there are none.
     alone
         "held_out": the same types; "last": the last of them; "all": all types with `minimum` cells; labels with commas
         between them; empty, or with `train_on`: none. A ValueError for another word.
-    train_on
-        The study of ``obs["study"]`` that trains while the others are tested; None: all cells are of one study.
     """
     labels = adata.obs[label_key].astype(str)
     sizes = labels.value_counts().sort_index().sort_values(ascending=False, kind="stable")

@@ -28,11 +28,7 @@ def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) 
     """Count the floating-point operations of one cell's matrix multiplies, and the bytes that go in and out of them.
 
     `tokens` is the length of the sequence, and `recompute` whether the backward pass computes chunks again, as it does
-    from `scbert.attention.KEPT_CHUNKS` on.
-
-    Returns
-    -------
-    One row a part of the encoder, all layers together: GFLOP of a `forward` pass and of a `training` step, and MB in
+    from `scbert.attention.KEPT_CHUNKS` on. One row a part of the encoder, all layers together: GFLOP of a `forward` pass and of a `training` step, and MB in
     and out of the part (`moved_mb`, float32, each number once).
 
     Paper: not in it; Choromanski et al. 2021, section 2 (linear in the tokens).
@@ -167,7 +163,7 @@ def estimate_pretraining(
             "do: raise it, or take fewer devices."
         )
     gradients = 4 * count_parameters(config)[1]  # bytes
-    rows = []
+    rows = {}
     for length, (card, (flops_per_second, bytes_per_second)) in itertools.product(tokens, cards.items()):
         once, again = (count_multiplies(config, length, recompute=recompute) for recompute in (False, True))
         computing = once["training"] * 1e9 / flops_per_second
@@ -185,26 +181,21 @@ def estimate_pretraining(
                 compute = alone / n_devices
                 synchronise = compute / efficiency - compute
             seconds = compute + synchronise
-            rows.append(
-                {
-                    "tokens": length,
-                    "card": card,
-                    "scenario": scenario,
-                    "devices": n_devices,
-                    "share": share,
-                    "gflop": once["training"].sum(),
-                    "gflop_recomputed": again["training"].sum(),
-                    "compute_s": compute,
-                    "synchronise_s": synchronise,
-                    "hours_per_epoch": seconds / 3600,
-                    "days": n_epochs * seconds / 86400,
-                    "gpu_hours": n_epochs * n_devices * seconds / 3600,
-                    "efficiency": alone / (n_devices * seconds),
-                    "scaling": "modelled" if efficiency is None else "measured",
-                    "memory_gb": estimate_memory(config, length, min(batch_size, own)),
-                }
-            )
-    table = pd.DataFrame(rows).set_index(["tokens", "card", "scenario", "devices"])
+            rows[length, card, scenario, n_devices] = {
+                "share": share,
+                "gflop": once["training"].sum(),
+                "gflop_recomputed": again["training"].sum(),
+                "compute_s": compute,
+                "synchronise_s": synchronise,
+                "hours_per_epoch": seconds / 3600,
+                "days": n_epochs * seconds / 86400,
+                "gpu_hours": n_epochs * n_devices * seconds / 3600,
+                "efficiency": alone / (n_devices * seconds),
+                "scaling": "modelled" if efficiency is None else "measured",
+                "memory_gb": estimate_memory(config, length, min(batch_size, own)),
+            }
+    index = pd.MultiIndex.from_tuples(rows, names=["tokens", "card", "scenario", "devices"])
+    table = pd.DataFrame(list(rows.values()), index)
     return table.assign(n_cells=n_cells, n_epochs=n_epochs, cells_per_step=cells_per_step, basis="estimate")
 
 
@@ -212,11 +203,8 @@ def estimate_days(config: ScBertConfig, claims: Mapping[str, tuple[int, int, Map
     """Estimate the days of trainings that others reported, to hold their timings against.
 
     `claims` is name -> cells, number of GPUs, and options of `estimate_pretraining` that are this training's own: its
-    one card, its number of epochs. Further `options` are of all trainings.
-
-    Returns
-    -------
-    One row a claim and one column a scenario of `shares`: days, an estimate each.
+    one card, its number of epochs. Further `options` are of all trainings. One row a claim and one column a scenario of
+    `shares`: days, an estimate each.
     """
     rows = {}
     for claim, (n_cells, n_devices, own) in claims.items():
@@ -269,16 +257,9 @@ class _Softmax(nn.Module):
 def make_step(model: ScBert, attention: str, step: str, bins: torch.Tensor, dtype: str = "float32") -> Callable:
     """Return a function without arguments that runs one forward pass, or one training step, of the encoder.
 
-    Parameters
-    ----------
-    model
-        Whose weights to use; all alternatives share them.
-    attention
-        One of `ATTENTIONS`. All but ours run performer-pytorch's unmodified `Performer` layers.
-    step
-        ``"forward"``, which returns the encodings, or ``"training"``, which returns the gradient of each weight.
-    bins, dtype
-        (cells, tokens); and ``"float32"``, or ``"bfloat16"`` for autocast.
+    `attention` is one of `ATTENTIONS`, which share the weights of `model`; all but ours run performer-pytorch's unmodified
+    `Performer` layers. `step` is ``"forward"``, which returns the encodings, or ``"training"``, which returns the gradient
+    of each weight; `bins` are (cells, tokens), and `dtype` ``"float32"``, or ``"bfloat16"`` for autocast.
     """
     if attention not in ATTENTIONS or step not in ("forward", "training"):
         raise ValueError(

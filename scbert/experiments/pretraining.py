@@ -90,11 +90,8 @@ def _prefixes(scores):
 def embed_genes(model: "ScBert", adata: "anndata.AnnData | CellStore", *, batch_size: int = 16) -> np.ndarray:
     """Return each gene's vector: what the encoder makes of it, averaged over the cells that express it.
 
-    `adata` are tokenized cells of the encoder's vocabulary, else a ValueError, or a store of them, read in one pass.
-
-    Returns
-    -------
-    (genes, dim) float32, the mean of `ScBert.encode` over cells in which the gene has a non-zero token; zero for a gene
+    `adata` are tokenized cells of the encoder's vocabulary, else a ValueError, or a store of them, read in one pass. Returned
+    are (genes, dim) float32, the mean of `ScBert.encode` over cells in which the gene has a non-zero token; zero for a gene
     that has none. The vectors that the model adds to each token are ``model.pos_emb.emb.weight[:-1]``.
     """
     cells, device = open_for(model, adata), next(model.parameters()).device
@@ -110,11 +107,8 @@ def embed_genes(model: "ScBert", adata: "anndata.AnnData | CellStore", *, batch_
 def correlate_genes(adata: "anndata.AnnData | CellStore") -> np.ndarray:
     """Return Pearson correlations of the genes' tokens over cells: vectors of genes that need no network.
 
-    `adata` are tokenized cells, else a ValueError, or a store of them, read in one pass.
-
-    Returns
-    -------
-    (genes, genes) float32; a gene's row is its vector. Rows and columns of a gene that never changes are zero.
+    `adata` are tokenized cells, else a ValueError, or a store of them, read in one pass. Returned are (genes, genes)
+    float32; a gene's row is its vector. Rows and columns of a gene that never changes are zero.
     """
     cells = open_cells(adata)
     check_tokenized(cells)
@@ -271,14 +265,8 @@ def join_sets(
 ) -> tuple[anndata.AnnData, anndata.AnnData]:
     """Join sets on the genes they share, and hold some of each one's cells out of training.
 
-    Parameters
-    ----------
-    sets
-        Name -> counts, such as `load_sets` returns.
-    label_key
-        Column of labels, which only chooses cells to hold out; a set without it may be among them.
-    seed
-        Draws the cells that are held out, where no split is saved.
+    `sets` is name -> counts, such as `load_sets` returns. `label_key`, which a set may lack, only chooses cells to hold out;
+    `seed` draws them where no split is saved.
 
     Returns
     -------
@@ -344,18 +332,9 @@ def measure_company(
 ) -> pd.DataFrame:
     """Apply `share_of_neighbours` to several vectors of genes and several collections of gene sets.
 
-    Parameters
-    ----------
-    vectors
-        Name -> (genes, dim), vectors of the genes of `adata`, in their order.
-    adata
-        The tokenized cells that the vectors were learnt from: a gene's level is its mean token in them.
-    gene_sets
-        Name of a collection -> what `read_sets` returns of it.
-
-    Returns
-    -------
-    A row for each collection and name of vectors, the index.
+    `vectors` is name -> (genes, dim), of the genes of `adata`, in their order; `adata` are the tokenized cells that they were
+    learnt from: a gene's level is its mean token in them. `gene_sets` is name of a collection -> what `read_sets` returns
+    of it. A row for each collection and name of vectors, the index.
     """
     levels = adata.layers["bins"].toarray().mean(0)
     rows = {

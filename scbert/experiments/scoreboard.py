@@ -69,13 +69,9 @@ def judge(number: dict | None, published: float, band: float) -> str:
 def fill_board(published: pd.DataFrame, metrics: Mapping[str, dict], profile: str) -> pd.DataFrame:
     """Put the paper's numbers, those of others and of this run in one table, with a verdict on each.
 
-    Parameters
-    ----------
-    published, metrics
-        From `read_published`; and name -> number of all records of the profile.
-    profile
-        Only "paper" runs the paper's own quantities, and gets verdicts. In the others each row shows its stand-in, a
-        quantity of other cells and another model, and says "not run".
+    `published` is from `read_published`; `metrics` is name -> number of all records of the `profile`. Only "paper" runs the
+    paper's own quantities, and gets verdicts. In the others each row shows its stand-in, a quantity of other cells and
+    another model, and says "not run".
 
     Returns
     -------

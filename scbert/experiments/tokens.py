@@ -22,8 +22,6 @@ def take_seen(counts: sparse.csr_matrix, bins: sparse.csr_matrix) -> np.ndarray:
 def count_tokens(counts: sparse.csr_matrix, bins: sparse.csr_matrix, n_bins: int = 5) -> pd.DataFrame:
     """Count how often each token comes, and say which counts become it.
 
-    Returns
-    -------
     One row a token: `from` and `to`, its edges in counts per 10,000, the upper one excluded; `values`, how often it
     comes among all values; and `molecules were seen`, how often among values with at least one molecule.
 
@@ -46,9 +44,6 @@ def measure_losses(counts: sparse.csr_matrix, ways: Mapping[str, sparse.csr_matr
     """Measure what tokens lose of values with at least one molecule.
 
     `ways` is name -> tokens of the same counts, (cells, genes), made in another way each, such as with another divisor.
-
-    Returns
-    -------
     One column a way: the share of these values that became token 0, as if nothing had been seen; the share that is cut
     off at the highest token; and their mean token.
     """

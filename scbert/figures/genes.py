@@ -58,9 +58,7 @@ def attention_heatmap(means: pd.DataFrame, top: pd.DataFrame, *, n: int = 10, ax
     return ax
 
 
-def dot_plot(
-    means: pd.DataFrame, shares: pd.DataFrame, top: pd.DataFrame, *, n: int = 3, ax: Axes | None = None
-) -> Axes:
+def dot_plot(means: pd.DataFrame, shares: pd.DataFrame, top: pd.DataFrame, *, n: int = 3) -> Axes:
     """Draw the top genes of each type as dots: size is the share of cells that express it, colour its attention.
 
     `means` and `shares` are types x genes: mean attention, whose z-scores over types are drawn for each gene; and the
@@ -72,7 +70,7 @@ def dot_plot(
     genes = list(dict.fromkeys(top.loc[top["rank"] <= n, "gene"]))
     types, values = list(means.index), means[genes]
     z = (values - values.mean()) / values.std(ddof=0)
-    ax = ax or make_panels(1, width=3.1 + 0.16 * len(genes), height=1.1 + 0.165 * len(types))[0]
+    ax = make_panels(1, width=3.1 + 0.16 * len(genes), height=1.1 + 0.165 * len(types))[0]
     x, y = np.meshgrid(np.arange(len(genes)), np.arange(len(types)))
     limit = float(np.abs(z.to_numpy()).max())
     size = 85 * shares.loc[types, genes].to_numpy()
@@ -84,21 +82,14 @@ def dot_plot(
     ax.figure.colorbar(dots, ax=ax, label="z-score of attention", pad=0.01, aspect=15)
     keys = [ax.scatter([], [], s=85 * share, color="0.6", label=f"{share:.0%}") for share in (0.25, 0.5, 1)]
     legend_beside(ax, keys, title="cells that\nexpress it", title_fontsize=8)
-    sns.despine(ax=ax)
     return ax
 
 
-def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 5, level: float = 0.05) -> np.ndarray:
+def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 5) -> np.ndarray:
     """Draw the best sets of each type: a panel a type, bars of -log10 FDR, the type's own sets filled.
 
-    Parameters
-    ----------
-    table
-        As `scbert.interpret.enrich` or `enrich_all` returns it; of the latter, the first collection and ranking.
-    n
-        Sets shown of each type; its own one of the best rank is added if it is not among them.
-    level
-        FDR at which the dashed line stands.
+    Of a table of `scbert.interpret.enrich_all`, the first collection and ranking are drawn. `n` sets are shown of each
+    type; its own one of the best rank is added if it is not among them.
 
     Paper: Fig. 5b.
     """
@@ -118,9 +109,8 @@ def enrichment(table: pd.DataFrame, *, n: int = 3, n_columns: int = 5, level: fl
         ax.set_yticks(range(len(shown)), names, fontsize=7)
         ax.tick_params(axis="x", labelsize=8)
         ax.set_ylim(n + 0.6, -0.6)
-        ax.axvline(-np.log10(level), color=GREY, ls="--", lw=1)
+        ax.axvline(-np.log10(0.05), color=GREY, ls="--", lw=1)
         ax.set_title(kind, fontsize=8)
-        sns.despine(ax=ax)
     for ax in axes[-n_columns:]:
         ax.tick_params(labelbottom=True)  # nothing stands below these
     axes[0].figure.supxlabel("-log10 FDR (dashed: 0.05; filled: a set of the type itself)", fontsize=9)
@@ -175,7 +165,6 @@ def deletion_curves(shares: pd.DataFrame, *, judge: str | None = None) -> np.nda
             ax.set_xticks(numbers, [f"{number:g}" for number in numbers])
             ax.minorticks_off()
             ax.set_ylim(bottom=0)
-            sns.despine(ax=ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("share of the probability", fontsize=9)
     for ax, kind in zip(axes[-1], kinds, strict=True):
@@ -242,14 +231,14 @@ def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
     return axes
 
 
-def clusters(sweep: pd.DataFrame, value: str = "ari", *, ax: Axes | None = None) -> Axes:
+def clusters(sweep: pd.DataFrame, value: str = "ari") -> Axes:
     """Draw the agreement of clusters with types against the resolution: a line an embedding, with intervals.
 
     `sweep` has embedding, resolution, and value, value_low, value_high: ``ari`` and so on.
 
     Paper: Fig. 5d, at a resolution that is not stated.
     """
-    ax = ax or make_panels(1, width=5, height=2.3)[0]
+    ax = make_panels(1, width=5, height=2.3)[0]
     markers = dict(zip(dict.fromkeys(sweep["embedding"]), "osD^vXP", strict=False))
     colors = dict(zip(markers, ["#de8f05", "#7fbfea", "#0173b2", "#029e73", "#cc78bc", "0.4", "#d55e00"], strict=False))
     for shift, (name, marker) in zip(dodge(len(markers), 0.02), markers.items(), strict=True):
@@ -264,7 +253,6 @@ def clusters(sweep: pd.DataFrame, value: str = "ari", *, ax: Axes | None = None)
     ax.set_ylim(min(0, sweep[f"{value}_low"].min()), 1)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     ax.grid(axis="y", color="0.9")
-    sns.despine(ax=ax)
     return ax
 
 

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
@@ -42,8 +41,7 @@ def confidence_by_type(cells: pd.DataFrame, methods: Sequence[str]) -> np.ndarra
         ax.axhline(types["first"].sum() - 0.5, color="black", lw=0.8)
         ax.axvline(PAPER, color="black", ls="--", lw=1)
         ax.set(title=spell(method), xlim=(0, 1.02), xticks=(0, 0.5, 1), xlabel="largest probability")
-        sns.despine(ax=ax)
-    names = [f"{_fold(label)} ({n})" for label, n in types["size"].items()]
+    names = [f"{textwrap.fill(str(label), 26)} ({n})" for label, n in types["size"].items()]
     axes[0].set_yticks(range(len(types)), names, fontsize=8)
     for tick, seen in zip(axes[0].get_yticklabels(), types["first"], strict=True):
         tick.set(fontweight="normal" if seen else "bold")
@@ -127,21 +125,15 @@ def roc_and_pr(
     axes[0].set(xlabel="known cells unassigned, share", ylabel="novel cells unassigned, share", title="ROC")
     axes[1].set(xlabel="recall of novel cells", ylabel="precision", title="precision and recall", ylim=(-0.02, 1.02))
     legend_beside(axes[0])
-    for ax in axes:
-        sns.despine(ax=ax)
     return axes
 
 
 def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str]) -> np.ndarray:
     """Draw recall and Jaccard of novel cells, and accuracy on known ones, against the threshold, a panel a method.
 
-    Parameters
-    ----------
-    table
-        By method, threshold and metric, of `scbert.novelty.sweep_thresholds`; bands are 95 % intervals.
-    tuned
-        Method -> threshold of the largest probability, chosen on other types; drawn as a dotted line, the paper's as a
-        dashed one. A method without one has no such line.
+    `table` is by method, threshold and metric, of `scbert.novelty.sweep_thresholds`; bands are 95 % intervals. `tuned` is
+    method -> threshold of the largest probability, chosen on other types: a dotted line, if there is one. The dashed one
+    is the paper's.
     """
     rows = table.reset_index()
     axes = make_panels(len(methods), width=2.6, height=2.8, beside=1.8, sharey=True)
@@ -156,7 +148,6 @@ def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str
         ax.set(
             title=spell(method), xlabel="threshold of the largest probability", xticks=(0, 0.5, 1), ylim=(-0.02, 1.02)
         )
-        sns.despine(ax=ax)
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     legend_beside(axes[0], list(handles.values()), list(handles))
     return axes
@@ -179,7 +170,6 @@ def reliability(table: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
             ax.scatter(own["confidence"], own["accuracy"], s=size, facecolor=face, edgecolor=color, zorder=3)
         ax.set(title=spell(method), xlabel="confidence", xlim=(0, 1.04), ylim=(-0.03, 1.03), aspect="equal")
         ax.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-        sns.despine(ax=ax)
     axes[0].set(ylabel="accuracy, known types")
     legend_beside(axes[0])
     return axes
@@ -238,19 +228,13 @@ def types_alone(
             style = styles[method]
             ax.hlines(y, line["low"], line["high"], color=style["color"], lw=1.2)
             ax.plot(line["value"], y, ls="", ms=5.5, mec="white", mew=0.3, label=spell(method), **style)
-        ax.set_yticks(range(len(order)), [_fold(label) for label in order], fontsize=8)
+        ax.set_yticks(range(len(order)), [textwrap.fill(str(label), 26) for label in order], fontsize=8)
         ax.axvline(0.5, color="0.5", ls=":", lw=1)
         ax.set(title=name, xlim=(-0.02, 1.02), xlabel=spell(metric).replace("auroc", "AUROC"))
         ax.invert_yaxis()
         ax.grid(axis="y", color="0.93")
-        sns.despine(ax=ax)
     legend_beside(axes[0])
     return axes
-
-
-def is_live() -> bool:
-    """Say whether somebody can move a slider: a Jupyter server runs this kernel, and ipywidgets is installed."""
-    return bool(os.environ.get("JPY_SESSION_NAME")) and find_spec("ipywidgets") is not None
 
 
 def threshold_slider(cells: pd.DataFrame, methods: Sequence[str], threshold: float = PAPER) -> np.ndarray:
@@ -269,7 +253,7 @@ def threshold_slider(cells: pd.DataFrame, methods: Sequence[str], threshold: flo
         axes[0].figure.suptitle(f"Unassigned below {threshold:.2f}", fontsize=10)
         return axes
 
-    if is_live():
+    if os.environ.get("JPY_SESSION_NAME") and find_spec("ipywidgets"):  # a Jupyter server runs this kernel
         show_slider(draw, threshold)
     return draw(threshold)
 
@@ -300,10 +284,6 @@ def _say_metrics(calls):
     recall = both / calls.loc[novel, "cells"].sum()
     known = right / calls.loc[~novel, "cells"].sum()
     return f"recall {recall:.2f}, Jaccard {both / either:.2f}, known accuracy {known:.2f}"
-
-
-def _fold(name):
-    return textwrap.fill(str(name), 26)
 
 
 def _stack(sizes, room=0.07):

@@ -44,15 +44,14 @@ def style_methods(methods: Sequence[str]) -> dict[str, dict]:
 
     A variant, such as "scbert:oversample", has the colour of its method, and a marker of its own that is not filled.
     """
-    names = list(dict.fromkeys(methods))
-    others = [name for name in dict.fromkeys(name.split(":")[0] for name in names) if name not in STYLES]
+    parts = {name: name.partition(":")[::2] for name in methods}  # name -> method, variant
+    others = [method for method in dict.fromkeys(method for method, _ in parts.values()) if method not in STYLES]
     styles = STYLES | dict(zip(others, itertools.cycle(MORE_STYLES), strict=False))
-    suffixes = sorted({name.partition(":")[2] for name in names} - {""})
+    suffixes = sorted({variant for _, variant in parts.values()} - {""})
     variants = dict(zip(suffixes, itertools.cycle("<>^dvp"), strict=False))
     chosen = {}
-    for name in names:
-        color, marker = styles[name.split(":")[0]]
-        variant = name.partition(":")[2]
+    for name, (method, variant) in parts.items():
+        color, marker = styles[method]
         chosen[name] = {"color": color, "marker": variants.get(variant, marker)}
         chosen[name] |= {"markerfacecolor": "white"} if variant else {}
     return chosen
@@ -69,12 +68,14 @@ def make_panels(
     """Return the axes of `n` panels, row by row, in a figure that gives each a place of so many inches.
 
     `n_columns` stand side by side, all if None. A panel with its names is `width` wide and `height` high; `beside` and
-    `above` are inches of the whole figure for more names and a legend. `options` are of `matplotlib.pyplot.subplots`.
+    `above` are inches of the whole figure for more names and a legend. There is no line above and on the right. `options`
+    are of `matplotlib.pyplot.subplots`.
     """
     n_columns = min(n_columns or n, n)
     n_rows = -(-n // n_columns)
     size = (width * n_columns + beside, height * n_rows + above)
     _, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained", dpi=SCREEN, **options)
+    sns.despine()
     for ax in axes.flat[n:]:
         ax.remove()
     return axes.ravel()[:n]
@@ -149,7 +150,6 @@ def embedding(
     adata: anndata.AnnData,
     color: str,
     *,
-    basis: str = "X_umap",
     background: np.ndarray | None = None,
     palette: dict | None = None,
     title: str = "",
@@ -166,7 +166,7 @@ def embedding(
     ax = ax or plt.subplots(figsize=(4.5, 4))[1]
     if background is not None:
         ax.scatter(*background[:, :2].T, s=5, color="0.88", linewidths=0, rasterized=True)
-    x, y = adata.obsm[basis][:, :2].T
+    x, y = adata.obsm["X_umap"][:, :2].T
     values = adata.obs[color]
     size = float(np.clip(6000 / max(len(x), 1), 4, 26))
     if pd.api.types.is_numeric_dtype(values):
@@ -213,15 +213,9 @@ def named_cells(
 ) -> np.ndarray:
     """Scatter cells by batch, by true label, and by what each method calls them, in the same colours.
 
-    Parameters
-    ----------
-    adata
-        With ``obsm["X_umap"]``, see `place_cells`; a panel of batches comes first if there is a `batch_key`.
-    predictions
-        method, cell and predicted; of a cell that is tested more than once, the first row is shown. Cells that a method
-        did not name are pale grey; a ValueError if it names none.
-    methods
-        A panel each.
+    `adata` has ``obsm["X_umap"]``, see `place_cells`; a panel of batches comes first if there is a `batch_key`. The first
+    row of each method and cell in `predictions` is shown. Cells that a method did not name are pale grey; a ValueError if
+    it names none.
 
     Paper: Fig. 2b, 3a, 3b, 3e, 3f.
     """
@@ -372,14 +366,7 @@ def _leave_majority(table, column):
 
 
 def curve(
-    table: pd.DataFrame,
-    x: str,
-    metric: str,
-    *,
-    logarithmic: bool = False,
-    xlabel: str = "",
-    methods: Sequence[str] | None = None,
-    ax: Axes | None = None,
+    table: pd.DataFrame, x: str, metric: str, *, logarithmic: bool = False, methods: Sequence[str] | None = None
 ) -> Axes:
     """Draw a metric against the size of the reference: a line a method, with its interval at each size.
 
@@ -391,7 +378,7 @@ def curve(
     """
     rows = take_metric(table, metric, methods)
     height = max(3.6, 0.6 + 0.24 * rows["method"].nunique())
-    ax = ax or make_panels(1, width=7, height=height)[0]
+    ax = make_panels(1, width=7, height=height)[0]
     sizes = np.sort(rows[x].unique()).astype(float)
     place = np.log10 if logarithmic else np.asarray
     gap = np.diff(place(sizes)).min() if len(sizes) > 1 else 1.0
@@ -401,7 +388,7 @@ def curve(
         line = rows[rows["method"] == method].sort_values(x)
         at = place(line[x].to_numpy(float)) + shift
         draw_intervals(ax, 10**at if logarithmic else at, line, "-", label=spell(method), **styles[method])
-    ax.set(xlabel=xlabel or spell(x), ylabel=spell(metric), xscale="log" if logarithmic else "linear")
+    ax.set(xlabel=spell(x), ylabel=spell(metric), xscale="log" if logarithmic else "linear")
     ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
     ax.minorticks_off()
     low = _leave_majority(rows.assign(value=rows["low"]), "value")
@@ -412,7 +399,6 @@ def curve(
         ax.text(0.5, 0.01, note, transform=ax.transAxes, ha="center", fontsize=8, color=GREY)
     ax.grid(axis="y", color="0.9")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    sns.despine(ax=ax)
     return ax
 
 
@@ -441,7 +427,6 @@ def studies(
     ax.set_xticks(range(len(slots)), [textwrap.fill(str(study).replace("_", " "), 16) for study in slots])
     ax.grid(axis="y", color="0.9")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    sns.despine(ax=ax)
     return ax
 
 
@@ -480,6 +465,7 @@ def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     drawn = critical_difference_diagram(
         means, p, ax=ax, color_palette=colors, label_fmt_left="{label} ", label_fmt_right=" {label}"
     )
+    ax.spines["top"].set_visible(True)  # the line of the ranks
     for name in drawn["labels"]:
         name.set(text=spell(name.get_text()), color="black")
     for (bar,) in drawn["crossbars"]:

@@ -83,7 +83,6 @@ def dose_response(
         ax.set_xticks(severities, [f"{severity:g}" for severity in severities])
         ax.tick_params(labelbottom=True)
         ax.grid(axis="y", color="0.9")
-        sns.despine(ax=ax)
     for ax in axes[::n_columns]:
         ax.set_ylabel(spell(metric))
     legend_beside(axes[0])
@@ -93,17 +92,9 @@ def dose_response(
 def mixing(table: pd.DataFrame, *, embeddings: Sequence[str] | None = None, title: str = "") -> np.ndarray:
     """Draw metrics of several embeddings side by side: what is kept of types on the left, how studies mix on the right.
 
-    Parameters
-    ----------
-    table
-        From `scbert.embeddings.measure_mixing` or `scbert.batch_effect.average_mixing`, value, low and high by
-        embedding and metric, in the index or in columns. A ValueError if none of these metrics and embeddings is there.
-    embeddings
-        Which, from top to bottom within a metric; all if None.
-
-    Returns
-    -------
-    Two axes: of labels, and of batches. The dashed line is at 1, which batch_mixing may exceed.
+    `table` is from `scbert.embeddings.measure_mixing` or `scbert.batch_effect.average_mixing`, by embedding and metric, in
+    the index or in columns; a ValueError if none of these metrics and `embeddings` is there. The latter stand from top to
+    bottom within a metric; all if None. The dashed line is at 1, which batch_mixing may exceed.
 
     Paper: Fig. 3a, 3b, in numbers.
     """

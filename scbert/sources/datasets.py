@@ -39,8 +39,8 @@ def load(
         counts, from the current folder or from the root of the project: ``.h5ad``, or any format of
         `scbert.readers.read_cells`. "matrix.mtx with table.csv" names `labels` too.
     label_key, batch_key
-        Columns of ``obs`` that must be there, of other names than those that scbert writes (``scbert_...``). Catalogue sets have "batch" and, if they are labelled, "cell_type" and
-        "cell_type_broad", a coarser name that several sets share.
+        Columns of ``obs`` that must be there, of other names than those that scbert writes (``scbert_...``). Catalogue
+        sets have "batch" and, if labelled, "cell_type" and "cell_type_broad", a coarser name that several sets share.
     labels
         A table (CSV or TSV) that has the two columns, and names the cells in one called barcode or cell, or in its first.
         Cells without a label in it are left out, and counted.

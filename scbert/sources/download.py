@@ -36,11 +36,8 @@ def fetch_file(entry: dict, *, progress: bool = True) -> Path:
     An entry has `url`, `bytes` (None if not known) and `sha256` or `git_blob`. Several processes may ask for one file at
     once: one downloads it, the others wait for it.
 
-    Raises
-    ------
-    ValueError
-        The mirror's copy has another hash; the address cannot be reached, answers with an error, or yields another
-        file; the disk is full. The cache is left without the file, never with a part of it.
+    A ValueError: the mirror's copy has another hash; the address cannot be reached, answers with an error, or yields
+    another file; the disk is full. The cache is left without the file, never with a part of it.
     """
     import filelock
 

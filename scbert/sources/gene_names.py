@@ -58,16 +58,9 @@ def make_r_name(name: str) -> str:
 def read_date(name: str, *, with_numbers: bool = False) -> list[tuple[str, str]] | None:
     """Return the genes that Excel may have made this date of, each by its newer and its older symbol.
 
-    Parameters
-    ----------
-    name
-        2-Sep, Sep-02, 2021-09-02, or X2.Sep after R. Which is the day in 9/2/2021 is not known: no gene is returned.
-    with_numbers
-        Also take 44441, the number behind 2-Sep of 2021, for a date.
-
-    Returns
-    -------
-    One pair a gene, two for 1-Mar and 2-Mar (MARCH1 and MARC1); none for another day; None if it is no date.
+    A `name` such as 2-Sep, Sep-02, 2021-09-02, or X2.Sep after R; and, `with_numbers`, 44441, the number behind 2-Sep of
+    2021. Which is the day in 9/2/2021 is not known: no gene is returned. One pair a gene, two for 1-Mar and 2-Mar (MARCH1
+    and MARC1); none for another day; None if it is no date.
     """
     if with_numbers and re.fullmatch(r"[34]\d{4}(\.0)?", name):
         name = f"{pd.Timestamp('1899-12-30') + pd.Timedelta(days=float(name)):%Y-%m-%d}"

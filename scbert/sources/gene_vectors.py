@@ -12,10 +12,8 @@ def train_gene2vec(
 ) -> np.ndarray:
     """Train gene vectors by skip-gram on pairs of co-expressed genes, of any dimension.
 
-    Each gene is paired with the genes whose log-normalised expression correlates best with its own over these cells.
-    Give training cells only.
-
-    Each gene has at most `n_partners`, of positive correlation; the same seed gives the same vectors (one thread).
+    Each gene is paired with the genes, at most `n_partners`, whose log-normalised expression correlates best with its own
+    over these cells, and positively. Give training cells only. The same seed gives the same vectors (one thread).
 
     Returns
     -------

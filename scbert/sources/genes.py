@@ -26,10 +26,7 @@ NO_TABLE = pd.DataFrame({"name": [], "gene_id": [], "how": []})
 def load_vocabulary() -> list[str]:
     """Return the 16,906 gene symbols of the published weights, in their order; fetched, see `scbert.datasets.fetch`.
 
-    Raises
-    ------
-    ValueError
-        The list cannot be fetched, or is not the published one.
+    A ValueError if the list cannot be fetched, or is not the published one.
 
     Paper: how these genes were chosen is not stated.
     """
@@ -45,12 +42,7 @@ def load_vocabulary() -> list[str]:
 def read_gene_table(path: str | Path | None = None) -> pd.DataFrame:
     """Read NCBI's table of human genes as one row a name: `name`, `gene_id`, and how (symbol, synonym, ensembl).
 
-    Parameters
-    ----------
-    path
-        A ``Homo_sapiens.gene_info`` file, gzipped or not; the pinned one if None, fetched.
-
-    NCBI lists previous symbols and aliases together, as synonyms: the two can't be told apart here.
+    `path` is a ``Homo_sapiens.gene_info`` file, gzipped or not; the pinned one if None, fetched. NCBI lists previous symbols and aliases together, as synonyms: the two can't be told apart here.
     """
     columns = ["GeneID", "Symbol", "Synonyms", "dbXrefs"]
     source = pd.read_csv(path or fetch("ncbi_gene_info")[0], sep="\t", usecols=columns, dtype=str, na_filter=False)
@@ -236,14 +228,8 @@ def tidy_names(adata: anndata.AnnData, vocabulary: Sequence[str]) -> anndata.Ann
     repeats that were numbered are summed, R's names and Excel's dates read back, rows that are no genes left out. Old
     symbols, and identifiers without symbols, need the table.
 
-    Returns
-    -------
-    `adata` itself where there is nothing to do, and else as `rename_genes`.
-
-    Raises
-    ------
-    ValueError
-        As `rename_genes`, but for another species.
+    Returns `adata` itself where there is nothing to do, and else as `rename_genes`, with its errors but that for another
+    species.
     """
     names, gene_ids = find_names(adata)
     found = resolve(names, vocabulary, NO_TABLE, gene_ids=gene_ids)
@@ -295,19 +281,10 @@ def _rename(adata, vocabulary, found, gene_ids):
 def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
     """Return the genes that a model is to read, in order: a notebook's parameter `genes`.
 
-    Parameters
-    ----------
-    adata
-        Training cells with counts in ``X``: others must not have a say.
-    choice
-        "all" genes of the data; a number, such as "1000": that many, whose log-normalised values vary most, in the
-        data's order, or all where there are no more; or "published", the 16,906 of the published weights. A set before the number, as in
-        "pbmc68k_reduced 1000", has its genes come first: all that the data have of them, filled up to that many.
-
-    Raises
-    ------
-    ValueError
-        Another choice.
+    `adata` are training cells with counts in ``X``: others must not have a say. The `choice` is "all" genes of the data; a
+    number, such as "1000": that many, whose log-normalised values vary most, in the data's order, or all where there are
+    no more; or "published", see `load_vocabulary`. A set before the number, as in "pbmc68k_reduced 1000", has its genes
+    come first: all that the data have of them, filled up to that many. A ValueError for another choice.
 
     Paper: how its 16,906 genes were chosen is not stated.
     """

@@ -16,24 +16,11 @@ ENCODERS = Path(__file__).parent / "encoders"
 
 
 def convert(source: str | Path, destination: str | Path, genes: Sequence[str] | None = None) -> None:
-    """Turn a published checkpoint into a bundle directory, for `scbert.load`.
+    """Turn a published checkpoint into a bundle directory, for `scbert.load`; one that is there already is replaced.
 
-    Parameters
-    ----------
-    source
-        A torch file, as in `ScBert.from_published`.
-    destination
-        The bundle; one that is there already is replaced.
-    genes
-        As in `ScBert.from_published`; the published vocabulary, fetched, if None.
+    `source`, a torch file, and `genes` are as in `ScBert.from_published`; the published vocabulary, fetched, if None. So are
+    the errors; a ValueError, too, if `destination` has other things in it.
 
-    Raises
-    ------
-    ValueError
-        As `ScBert.from_published`; `destination` has other things in it.
-
-    Notes
-    -----
     The model card names the file and its sha256, and for weights of the published vocabulary their licence, their
     training cells and the paper. The licence stays with whatever is trained from the bundle.
     """
@@ -79,17 +66,10 @@ def _read_published(path, genes=None):
 def load_encoder(source: str | Path) -> ScBert:
     """Load a pretrained encoder, from wherever it is.
 
-    Parameters
-    ----------
-    source
-        A name that ships with the package ("pbmc-small": our own, pretrained on public PBMC in notebook 02, see its
-        card); a name of the catalogue ("scbert_checkpoint"), fetched if need be; a bundle directory, of an encoder or
-        of a classifier, whose encoder is taken; or a file of published weights.
-
-    Raises
-    ------
-    ValueError
-        No such name, folder or file; and what `scbert.datasets.fetch`, `scbert.load` and `ScBert.from_published` raise.
+    The `source` is a name that ships with the package ("pbmc-small": our own, pretrained on public PBMC in notebook 02, see
+    its card); a name of the catalogue ("scbert_checkpoint"), fetched if need be; a bundle directory, of an encoder or of a
+    classifier, whose encoder is taken; or a file of published weights. A ValueError if there is none, and what
+    `scbert.datasets.fetch`, `scbert.load` and `ScBert.from_published` raise.
     """
     shipped = sorted(path.parent.name for path in ENCODERS.glob("*/config.json"))
     weights = [name for name, entry in CATALOGUE.items() if entry["kind"] == "weights"]
