@@ -24,7 +24,18 @@ from ..data.checks import check_unique
 from ..data.counts import hash_data
 from ..data.preprocess import hash_genes, tokenize
 from ..paths import find_file, first_line, write_text
-from .stream import FORMAT, STORE, UNFINISHED, CellStore, is_complete, open_store, read_column, read_state
+from .stream import (
+    FORMAT,
+    STORE,
+    UNFINISHED,
+    CellStore,
+    is_complete,
+    join_runs,
+    open_store,
+    read_column,
+    read_runs,
+    read_state,
+)
 
 CELLS_AT_ONCE = 2_000  # tokenized in one go
 SPARE_DISK = 2**26  # bytes of the disk that are left to others
@@ -164,22 +175,21 @@ def _open_adata(adata):
 
 
 def _open_file(path, file):
-    counts = sparse_dataset(file["X"]) if isinstance(file["X"], h5py.Group) else file["X"]
-    obs, genes = file["obs"], read_elem(file["var"]).index
+    counts, obs = file["X"], file["obs"]
+    genes = read_elem(file["var"]).index
     check_unique(genes, f"Gene names of {path}")
-    names = obs[obs.attrs["_index"]]
+    is_sparse, names = isinstance(counts, h5py.Group), obs[obs.attrs["_index"]]
     n_cells = len(names)
+
+    def read_counts(start, stop):
+        return join_runs(read_runs(counts, [(start, stop)]), len(genes)) if is_sparse else counts[start:stop]
 
     def read_obs(start, stop):
         rows = slice(start, stop)
         columns = {name: read_column(obs[name], rows) for name in obs.attrs["column-order"]}
         return pd.DataFrame(columns, index=read_column(names, rows))
 
-    return _Source(
-        str(path), n_cells, genes, _identify_file(path) | {"cells": n_cells},
-        read_counts=lambda start, stop: counts[start:stop],
-        read_obs=read_obs,
-    )  # fmt: skip
+    return _Source(str(path), n_cells, genes, _identify_file(path) | {"cells": n_cells}, read_counts, read_obs)
 
 
 def _identify_file(path):

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from anndata.io import read_elem, sparse_dataset
+from anndata.io import read_elem
 from pandas.api.types import union_categoricals
 from scipy import sparse
 
@@ -92,11 +92,12 @@ class CellStore:
         """Return tokens of cells by number, in any order: (cells, genes) uint8."""
         rows = np.asarray(indices, np.int64) if self.rows is None else self.rows[indices]
         chosen, where = np.unique(rows, return_inverse=True)
-        pieces = [sparse.csr_matrix((0, len(self.genes)), dtype=np.uint8)]
+        runs = []
         for number, local in self._split(chosen):
+            neighbours = np.split(local, np.flatnonzero(np.diff(local) > 1) + 1)
             with self._open_shard(number) as file:
-                pieces.append(sparse_dataset(file["layers/bins"])[local])
-        bins = sparse.vstack(pieces, format="csr")
+                runs += read_runs(file["layers/bins"], [(int(run[0]), int(run[-1]) + 1) for run in neighbours])
+        bins = join_runs(runs, len(self.genes)) if runs else sparse.csr_matrix((0, len(self.genes)), dtype=np.uint8)
         return bins if np.array_equal(where, np.arange(len(chosen))) else bins[where]
 
     def batch(self, indices) -> torch.Tensor:
@@ -235,6 +236,25 @@ class _RunOrder:
     def __getitem__(self, part):
         position = np.arange(*part.indices(self.n_cells))
         return self.runs[position // CELLS_A_RUN] * CELLS_A_RUN + position % CELLS_A_RUN
+
+
+def read_runs(matrix, runs):
+    """Yield (lengths of the rows, values, columns) of runs of rows of a CSR matrix in an open file; little more is read.
+
+    A run is (first, last + 1), and they are increasing.
+    """
+    first, data, indices = runs[0][0], matrix["data"], matrix["indices"]
+    indptr = matrix["indptr"][first : runs[-1][1] + 1].astype(np.int64)
+    for start, stop in runs:
+        ends = indptr[start - first : stop - first + 1]
+        yield np.diff(ends), data[ends[0] : ends[-1]], indices[ends[0] : ends[-1]]
+
+
+def join_runs(runs, n_columns: int) -> sparse.csr_matrix:
+    """Put what `read_runs` yields together, (rows, columns)."""
+    lengths, values, columns = (np.concatenate(arrays) for arrays in zip(*runs, strict=True))
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    return sparse.csr_matrix((values, columns, indptr), shape=(len(lengths), n_columns))
 
 
 def read_column(element, rows):
