@@ -133,7 +133,9 @@ def say_costs(costs: pd.DataFrame) -> str:
 def measure_optimism(costs: pd.DataFrame) -> pd.DataFrame:
     """Return how much better each method looks on the cells that chose among its fits than on test cells.
 
-    `costs` are from `scbert.runner.run`, of one protocol. The published code reports validation scores. By method and metric (accuracy, macro_f1): value, the mean over trainings of validation minus test score; low and
+    `costs` are from `scbert.runner.run`, of one protocol. The published code reports validation scores.
+
+    By method and metric (accuracy, macro_f1): value, the mean over trainings of validation minus test score; low and
     high, 95 % by Student's t over trainings, lowest and highest of two; n, the trainings.
     """
     rows = []
@@ -219,7 +221,9 @@ def take_references(scores: pd.DataFrame) -> pd.DataFrame:
 def score_rare(predictions: pd.DataFrame, rare: str, *, seed: int = 0) -> pd.DataFrame:
     """Measure how many cells of the label `rare` are found, by the size of its reference.
 
-    `predictions` are of one data set, on splits of `scbert.protocols.class_imbalance`. By `SIZE_OF_RARE`, method and the metric "recall_of_rare": value, low and high, beside the other columns of
+    `predictions` are of one data set, on splits of `scbert.protocols.class_imbalance`.
+
+    By `SIZE_OF_RARE`, method and the metric "recall_of_rare": value, low and high, beside the other columns of
     `scbert.metrics.score_classes`.
     """
     sizes = predictions["protocol"].str.removeprefix("imbalance:").astype(int)

@@ -155,7 +155,8 @@ def score_by_gradients(
 ) -> tuple[pd.DataFrame, float]:
     """Score genes by integrated gradients of the true type's logit: their mean in the type less that in other cells.
 
-    Of the tokenized training cells at most `n_cells` of each type are attributed. Returns types x genes; and the share of the logits' differences that the attributions miss in sum, small if they can be trusted.
+    Of the tokenized training cells at most `n_cells` of each type are attributed. Returns types x genes; and the share of
+    the logits' differences that the attributions miss in sum, small if they can be trusted.
     """
     labels = _read(adata, label_key)[1]
     chosen = choose_cells(labels, n_cells)

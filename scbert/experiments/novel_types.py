@@ -39,7 +39,9 @@ def score_jobs(kept: Mapping[tuple, Kept]) -> pd.DataFrame:
     """Score how new the cells of all trainings look: what `scbert.novelty` and the other functions of this module read.
 
     `kept` is from `gather_kept`, protocols as in `scbert.protocols.hold_out_types`. The temperature of each training is
-    fitted on its cells set aside or, where it has none, on test cells of known types. A row a training and cell: data, purpose ("held_out" or "tuning"), level ("together" or a type), repeat, method,
+    fitted on its cells set aside or, where it has none, on test cells of known types.
+
+    A row a training and cell: data, purpose ("held_out" or "tuning"), level ("together" or a type), repeat, method,
     cell, part, truth, predicted, seen, fitted (the temperature), and `scbert.novelty.SCORES`.
     """
     tables = []

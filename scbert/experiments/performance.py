@@ -28,7 +28,9 @@ def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) 
     """Count the floating-point operations of one cell's matrix multiplies, and the bytes that go in and out of them.
 
     `tokens` is the length of the sequence, and `recompute` whether the backward pass computes chunks again, as it does
-    from `scbert.attention.KEPT_CHUNKS` on. One row a part of the encoder, all layers together: GFLOP of a `forward` pass and of a `training` step, and MB in
+    from `scbert.attention.KEPT_CHUNKS` on.
+
+    One row a part of the encoder, all layers together: GFLOP of a `forward` pass and of a `training` step, and MB in
     and out of the part (`moved_mb`, float32, each number once).
 
     Paper: not in it; Choromanski et al. 2021, section 2 (linear in the tokens).

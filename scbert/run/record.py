@@ -27,8 +27,9 @@ class Run:
     """One run of one notebook, named by its stem, such as "03_finetune_and_annotate".
 
     The namespace is ``globals()`` of the notebook: its annotated names, ``name: type = value``, are the parameters,
-    ``profile`` and ``seed`` among them, checked as by `scbert run`. A run seeds Python, numpy and torch, and prints versions and device. In a part of
-    a benchmark (`find_part`) it leaves the record as it is, since other parts run at the same time.
+    ``profile`` and ``seed`` among them, checked as by `scbert run`. A run seeds Python, numpy and torch, and prints
+    versions and device. In a part of a benchmark (`find_part`) it leaves the record as it is, since other parts run at
+    the same time.
     """
 
     def __init__(self, notebook: str, namespace: dict):

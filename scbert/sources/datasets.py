@@ -54,7 +54,8 @@ def load(
     -------
     Cells x genes with whole, non-negative counts in ``X``; where a set's counts are fractional,
     ``uns["scbert"]["fractional_counts"]`` says why. ``obs["n_counts"]`` is the total over all measured genes where
-    ``X`` holds a selection of them: taken from the file, else there is a warning, see `scbert.totals`. ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
+    ``X`` holds a selection of them: taken from the file, else there is a warning, see `scbert.totals`.
+    ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
 
     Raises
     ------

@@ -42,7 +42,8 @@ def load_vocabulary() -> list[str]:
 def read_gene_table(path: str | Path | None = None) -> pd.DataFrame:
     """Read NCBI's table of human genes as one row a name: `name`, `gene_id`, and how (symbol, synonym, ensembl).
 
-    `path` is a ``Homo_sapiens.gene_info`` file, gzipped or not; the pinned one if None, fetched. NCBI lists previous symbols and aliases together, as synonyms: the two can't be told apart here.
+    `path` is a ``Homo_sapiens.gene_info`` file, gzipped or not; the pinned one if None, fetched. NCBI lists previous
+    symbols and aliases together, as synonyms: the two can't be told apart here.
     """
     columns = ["GeneID", "Symbol", "Synonyms", "dbXrefs"]
     source = pd.read_csv(path or fetch("ncbi_gene_info")[0], sep="\t", usecols=columns, dtype=str, na_filter=False)

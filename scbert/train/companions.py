@@ -235,8 +235,8 @@ def say_what_is_off(found: dict[str, float]) -> list[str]:
         said.append(f"{found['unlike']:.0%} of its cells lie further from all types than 99 % of validation cells did")
     if found["largest_share"] > ONE_LABEL and found["agreement"] < AGREEMENT:
         said.append(
-            f"scBERT finds one type most probable in {found['largest_share']:.0%} of its cells, to which logistic regression and nearest centroid "
-            f"agree in {found['agreement']:.0%}"
+            f"scBERT finds one type most probable in {found['largest_share']:.0%} of its cells, to which logistic "
+            f"regression and nearest centroid agree in {found['agreement']:.0%}"
         )
     if found["same_cells"] > SAME:
         said.append(f"{found['same_cells']:.0%} of its cells have the very counts of training cells")
