@@ -35,11 +35,13 @@ def supply_totals(adata: anndata.AnnData, name: str) -> None:
     """
     if "n_counts" in adata.obs or adata.X is None or not adata.n_obs or not 0 < adata.n_vars < WHOLE:
         return
-    blocks = [(np.asarray(rows.sum(1)).ravel(), rows.getnnz(1)) for _, rows in iterate_rows(adata)]
-    sums, n_genes = (np.concatenate(parts).astype(np.float64) for parts in zip(*blocks, strict=True))
     found = {f"obs[{key!r}]": adata.obs[key] for key in adata.obs if TOTALS.fullmatch(str(key))}
     if adata.raw is not None and adata.raw.n_vars > adata.n_vars and may_be_counts(adata.raw.X):
         found[".raw"] = np.asarray(adata.raw.X[:].sum(1)).ravel()
+    counted = {f"obs[{key!r}]": adata.obs[key] for key in adata.obs if N_GENES.fullmatch(str(key))}
+    if found or counted:  # a pass over the matrix only where there is something to compare with
+        blocks = [(np.asarray(rows.sum(1)).ravel(), rows.getnnz(1)) for _, rows in iterate_rows(adata)]
+        sums, n_genes = (np.concatenate(parts).astype(np.float64) for parts in zip(*blocks, strict=True))
     for source, totals in found.items():
         if _are_above(totals, sums):
             adata.obs["n_counts"] = np.asarray(totals, np.float64)
@@ -47,7 +49,8 @@ def supply_totals(adata: anndata.AnnData, name: str) -> None:
             ratio = np.median(adata.obs["n_counts"] / np.maximum(sums, 1))
             print(f"{name}: totals over all genes are those of {source}, {ratio:.1f} times the counts here (median).")
             return
-    sign = _find_sign(adata, n_genes)
+    more = [source for source, numbers in counted.items() if _are_above(numbers, n_genes)]
+    sign = _find_sign(adata, more)
     if sign:
         warnings.warn(
             f"{name} seems to hold a selection of its genes ({adata.n_vars:,}; {sign}) without the cells' totals over all of "
@@ -57,13 +60,12 @@ def supply_totals(adata: anndata.AnnData, name: str) -> None:
         )
 
 
-def _find_sign(adata, n_genes):
-    """Return what shows that genes were selected, or None."""
+def _find_sign(adata, more):
+    """Return what shows that genes were selected, or None; `more` are columns that count more genes than are here."""
     if "highly_variable" in adata.var and adata.var["highly_variable"].eq(True).all():
         return "var['highly_variable'] marks all"
-    for key in adata.obs:
-        if N_GENES.fullmatch(str(key)) and _are_above(adata.obs[key], n_genes):
-            return f"obs[{key!r}] counts more a cell than are here"
+    if more:
+        return f"{more[0]} counts more a cell than are here"
     names = set(find_names(adata)[0].str.upper())
     ribosomal = set(filter(RIBOSOMAL.fullmatch, names))
     if len(ribosomal) < N_RIBOSOMAL and len(list(filter(GENE_FAMILY.fullmatch, names - ribosomal))) >= N_KNOWN:
