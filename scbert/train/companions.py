@@ -29,12 +29,12 @@ from scipy import sparse
 from scipy.linalg import solve_triangular
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
-from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import normalize
 
 from ..data.preprocess import library_size, lognormalize
 from ..model.classifier import Classifier
 from .regression import fit_regression, predict_regression
+from .steps import score_labels
 
 METHODS = ("scbert", "logistic_regression", "nearest_centroid")
 N_COMPONENTS = 30
@@ -69,14 +69,9 @@ def learn_companions(
     arrays["class_means"] = np.vstack([np.asarray(x[y == i].mean(0)) for i in range(len(labels))])
     arrays |= fit_regression(x, y, x_validation, truth, seed=seed)[0]
     arrays["scores"] = np.stack(
-        [_score(truth, predict(arrays, x_validation).argmax(1)) for predict in PREDICT.values()]
+        [score_labels(truth, predict(arrays, x_validation).argmax(1)) for predict in PREDICT.values()]
     )
     return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-
-
-def _score(truth, predicted):
-    macro_f1 = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
-    return [accuracy_score(truth, predicted), macro_f1]
 
 
 def remember(

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from scipy import sparse
-from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
@@ -259,12 +258,9 @@ def _measure(classifier, held_out, truth, batch_size):
         inputs = held_out.batch(np.arange(start, start + len(bins)), bins)
         logits.append(classifier(inputs, held_out.n_layers).float().cpu())
     logits = torch.cat(logits)
-    predicted = logits.argmax(1).numpy()
-    return {
-        "val_loss": F.cross_entropy(logits, torch.from_numpy(truth)).item(),
-        "val_accuracy": float((predicted == truth).mean()),
-        "val_macro_f1": float(f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)),
-    }
+    accuracy, macro_f1 = steps.score_labels(truth, logits.argmax(1).numpy())
+    loss = F.cross_entropy(logits, torch.from_numpy(truth)).item()
+    return {"val_loss": loss, "val_accuracy": accuracy, "val_macro_f1": macro_f1}
 
 
 def _get_gradients(module):

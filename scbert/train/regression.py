@@ -12,8 +12,9 @@ from scipy import sparse
 from scipy.special import expit, log_expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
 from sklearn.multiclass import OneVsRestClassifier
+
+from .steps import score_labels
 
 PENALTIES, STRENGTHS = ("l1", "l2"), (0.01, 0.1, 1.0, 10.0)
 
@@ -54,9 +55,7 @@ def fit_regression(
             arrays = {"logistic_regression": weights, "one_vs_rest": np.array(penalty == "l1")}
             probabilities = predict_regression(arrays, x_validation)
             loss = -np.log(probabilities[np.arange(len(truth)), truth].clip(1e-12)).mean()
-            macro_f1 = f1_score(
-                truth, probabilities.argmax(1), labels=np.unique(truth), average="macro", zero_division=0
-            )
+            macro_f1 = score_labels(truth, probabilities.argmax(1))[1]
             if best is None or (macro_f1, -loss) > best[0]:
                 best = (macro_f1, -loss), arrays, f"{penalty}, C={strength:g}"
     return best[1:]

@@ -1,11 +1,13 @@
-"""What pretraining and fine-tuning share: batches, steps of the optimiser, and who a training is."""
+"""What trainings share: batches, steps of the optimiser, who a training is, and how well it names validation cells."""
 
 import hashlib
 import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
 
@@ -54,3 +56,9 @@ def write_log(path, history):
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(history).to_csv(path, index=False)
+
+
+def score_labels(truth, predicted):
+    """Return accuracy and macro-F1, over the labels that are true somewhere, of predicted labels."""
+    macro_f1 = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
+    return float(accuracy_score(truth, predicted)), float(macro_f1)
