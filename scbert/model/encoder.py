@@ -8,6 +8,8 @@ gene is the embedding added to its token, not its place. Later models, scGPT and
 avoid thereby most of scBERT's expense, which grows with the length of the sequence and not with what is in it.
 """
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,18 @@ import numpy as np
 import torch
 from performer_pytorch import Performer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import FavorAttention, attend_in_chunks, draw_projection, features_first, weigh_queries
 from .bundle import write_bundle
 from .config import ScBertConfig
 from .published import check_shapes, read_published
+
+
+KEPT_BYTES = 4 * 2**30
+"""Features that a batch of expressed genes keeps for its backward pass, at most, in all layers together."""
+OVERHEAD = 4_000
+"""What one more group of cells costs, in padded positions of one dimension (measured on a CPU)."""
 
 
 class _GeneEmbedding(nn.Module):
@@ -179,16 +188,35 @@ class ScBert(nn.Module):
         """
         if not self.config.expressed_only:
             return self.norm(self.run_layers(self.embed(bins)))
-        hidden, positions, present = self._encode_expressed(bins)
-        hidden = hidden.masked_fill(~present[..., None], 0)
-        every = hidden.new_zeros(*bins.shape, hidden.shape[2])  # (cells, genes + 1, dim)
-        return every.scatter(1, positions[..., None].expand_as(hidden), hidden)
+        packed, entered = self.encode_expressed(bins)
+        every = packed.new_zeros(*bins.shape, packed.shape[1])  # (cells, genes + 1, dim)
+        return every.masked_scatter(entered[..., None], packed)
 
-    def _encode_expressed(self, bins):
-        """Encode the positions that `find_expressed` finds; return (cells, longest, dim), and what it returns."""
+    def encode_expressed(self, bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode, in the mode ``expressed_only``, what enters: (positions, dim), cell after cell, without padding.
+
+        Also returned is which these are, booleans (cells, genes + 1). Cells of about one length run together, see
+        `group_cells`; a batch whose layers would keep more than `KEPT_BYTES` of features runs its groups twice instead.
+        """
         self._check_shape(bins)
-        positions, present = find_expressed(self.hide_unseen(bins))
-        return self.norm(self.run_layers(self.embed(bins, positions), present=present)), positions, present
+        bins, config = self.hide_unseen(bins), self.config
+        entered = bins > 0
+        entered[:, -1] = True
+        x = self.token_emb(bins[entered]) + self.pos_emb.emb(entered.nonzero()[:, 1])  # (positions, dim)
+        run, kept = self._run_packed, 8 * len(x) * config.depth * config.heads * config.n_features
+        if torch.is_grad_enabled() and kept > KEPT_BYTES:
+            run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        groups = group_cells(entered.sum(1), OVERHEAD / config.dim if config.key_stabiliser == "head" else math.inf)
+        if len(groups) == 1 and groups[0][1] is None:
+            return self.norm(run(x, *groups[0])), entered
+        rows = torch.cat([where.flatten() if present is None else where[present] for where, present in groups])
+        done = torch.cat([run(x, *group) for group in groups])
+        return self.norm(torch.empty_like(done).index_copy(0, rows, done)), entered
+
+    def _run_packed(self, x, where, present):
+        """Run the layers on rows of x, (positions, dim), as one tensor (cells, longest, dim); return those present."""
+        x = self.run_layers(x[where], present=present)
+        return x.flatten(0, 1) if present is None else x[present]
 
     def run_layers(
         self, x: torch.Tensor, start: int = 0, stop: int | None = None, present: torch.Tensor | None = None
@@ -273,11 +301,9 @@ class ScBert(nn.Module):
         if where is None or not self.config.expressed_only:
             hidden = self.encode(bins)
             return self.to_out(hidden if where is None else hidden[where])
-        # As above, without (cells, genes + 1, dim) in between; `find_expressed` keeps the order of the positions.
-        packed, positions, present = self._encode_expressed(bins)
-        entered = torch.zeros_like(where).scatter(1, positions, present)[where]  # (positions asked for,)
-        hidden = packed.new_zeros(len(entered), packed.shape[2])
-        hidden[entered] = packed[where.gather(1, positions) & present]
+        packed, entered = self.encode_expressed(bins)  # in place of (cells, genes + 1, dim)
+        hidden = packed.new_zeros(int(where.sum()), packed.shape[1])
+        hidden[entered[where]] = packed[where[entered]]
         return self.to_out(hidden)
 
     def save(self, path: str | Path, card: str = "") -> None:
@@ -310,6 +336,43 @@ def find_expressed(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     present, positions = present.sort(dim=1, descending=True, stable=True)
     longest = int(present.any(0).sum())
     return positions[:, :longest], present[:, :longest]
+
+
+def group_cells(lengths: torch.Tensor, overhead: float) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Group cells of about one length, to run together with little padding.
+
+    Parameters
+    ----------
+    lengths
+        (cells,), how many positions each has, at least one; these lie one cell after the other.
+    overhead
+        How many padded positions one more group is worth.
+
+    Returns
+    -------
+    For each group which positions are its cells', (cells, longest), and which of these are no padding, None if all.
+    """
+    device, groups, padded = lengths.device, [[]], 0
+    starts = lengths.cumsum(0) - lengths
+    lengths, order = lengths.cpu().sort(stable=True)
+    longest = int(lengths[0])
+    for cell, length in enumerate(lengths.tolist()):
+        padded += (length - longest) * len(groups[-1])
+        if padded > overhead:
+            groups.append([])
+            padded = 0
+        groups[-1].append(cell)
+        longest = length
+    return [_lay_out(starts[order[cells].to(device)], lengths[cells].to(device)) for cells in groups]
+
+
+def _lay_out(starts, lengths):
+    """Return the positions of cells as a rectangle, see `group_cells`; padding repeats the cell's first position."""
+    steps = torch.arange(int(lengths[-1]), device=starts.device)
+    if lengths[0] == lengths[-1]:
+        return starts[:, None] + steps, None
+    present = steps < lengths[:, None]
+    return starts[:, None] + steps * present, present
 
 
 def run_layer(
