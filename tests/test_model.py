@@ -15,7 +15,8 @@ import scbert
 from scbert import ScBert, ScBertConfig, attention
 from scbert.model.attention import CHUNK_BYTES, summarise_keys
 from scbert.model.classifier import AnnotationHead
-from scbert.model.encoder import find_expressed, run_layer
+from scbert.experiments.deletion import find_expressed
+from scbert.model.encoder import run_layer
 
 GENES = [f"gene{i}" for i in range(24)]
 
@@ -292,7 +293,7 @@ def test_expressed_genes_under_autocast_are_close_to_full_precision():
 
 def test_all_genes_are_encoded_without_a_mask(monkeypatch):
     model = ScBert(WIDE, seed=3)
-    monkeypatch.setattr("scbert.model.encoder.find_expressed", None)
+    monkeypatch.setattr("scbert.model.encoder.find_entered", None)
     monkeypatch.setattr(
         "scbert.model.attention.summarise_keys", lambda k, v, projection: summarise_keys(k, v, projection)
     )

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from performer_pytorch import Performer
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import FavorAttention, attend_in_chunks, draw_projection, features_first, weigh_queries
 from .bundle import write_bundle
 from .config import ScBertConfig
+from .packed import group_cells, run_packed, run_softmax_layer
 from .published import check_shapes, read_published
 
 
@@ -200,8 +202,7 @@ class ScBert(nn.Module):
         """
         self._check_shape(bins)
         bins, config = self.hide_unseen(bins), self.config
-        entered = bins > 0
-        entered[:, -1] = True
+        entered = find_entered(bins)
         x = self.token_emb(bins[entered]) + self.pos_emb.emb(entered.nonzero()[:, 1])  # (positions, dim)
         run, kept = self._run_packed, 8 * len(x) * config.depth * config.heads * config.n_features
         if torch.is_grad_enabled() and kept > KEPT_BYTES:
@@ -215,19 +216,18 @@ class ScBert(nn.Module):
 
     def _run_packed(self, x, where, present):
         """Run the layers on rows of x, (positions, dim), as one tensor (cells, longest, dim); return those present."""
-        x = self.run_layers(x[where], present=present)
+        x = self.run_expressed(F.embedding(where, x), present)
         return x.flatten(0, 1) if present is None else x[present]
 
-    def run_layers(
-        self, x: torch.Tensor, start: int = 0, stop: int | None = None, present: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Run layers start ... stop - 1 on (cells, positions, dim); the last layer's norm is left to `encode`.
-
-        Positions where the boolean `present`, (cells, positions), is false are padding, see `run_layer`.
-        """
+    def run_layers(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Run layers start ... stop - 1 on (cells, positions, dim); the last layer's norm is left to `encode`."""
         for layer in self.performer.net.layers[start:stop]:
-            x = run_layer(layer, x, present=present)
+            x = run_layer(layer, x)
         return x
+
+    def run_expressed(self, x: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        """Run all layers on expressed positions, (cells, positions, dim); padding is where `present` is false."""
+        return run_packed(self.performer.net.layers, x, present, self.config.attention, self.config.key_stabiliser)
 
     def embed(self, bins: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return what enters the first layer, (cells, genes + 1, dim): token embedding plus gene embedding.
@@ -269,27 +269,30 @@ class ScBert(nn.Module):
         Returns
         -------
         (cells, depth, heads, genes + 1); each row sums to one. With ``config.expressed_only`` a gene of token 0
-        receives nothing.
+        receives nothing, and each cell is a batch of its own.
 
         Paper: Methods, "attention matrix"; Fig. 5. See `scbert.attention.attention_columns`.
         """
         self._check_shape(bins)
         bins = self.hide_unseen(bins)
         attending = bins > 0 if expressed_only else torch.ones_like(bins)
-        positions = present = None
-        if self.config.expressed_only:
-            positions, present = find_expressed(bins)
-            attending = attending.gather(1, positions) * present
-        weight = weigh_queries(attending.float())
-        x, columns = self.embed(bins, positions), []
+        if not self.config.expressed_only:
+            return self._receive(self.embed(bins), attending)
+        every = self.norm.weight.new_zeros(len(bins), self.config.depth, self.config.heads, bins.shape[1])
+        for cell, own in enumerate(find_entered(bins)):
+            x = self.embed(bins[cell : cell + 1], own.nonzero().T)
+            every[cell, ..., own] = self._receive(x, attending[cell : cell + 1, own])[0].to(every.dtype)
+        return every
+
+    def _receive(self, x, attending):
+        """Return the attention that positions receive, (cells, depth, heads, positions), of what enters the first layer."""
+        run, weight, columns = run_layer, weigh_queries(attending.float()), []
+        if self.config.attention == "softmax":
+            run = run_softmax_layer
         for layer in self.performer.net.layers:
-            x, received = run_layer(layer, x, weight, present)
+            x, received = run(layer, x, weight)
             columns.append(received)
-        columns = torch.stack(columns, 1)  # (cells, depth, heads, positions)
-        if positions is None:
-            return columns
-        every = columns.new_zeros(*columns.shape[:3], bins.shape[1])
-        return every.scatter(3, positions[:, None, None].expand_as(columns), columns)
+        return torch.stack(columns, 1)
 
     def forward(self, bins: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
         """Predict tokens: logits of every position, or only of those where a boolean (cells, genes + 1) is true.
@@ -317,69 +320,17 @@ def _name_weights(depth, gene_embedding):
     return list(ScBert(least).state_dict())
 
 
-def find_expressed(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the positions of each cell that enter the encoder in the mode ``expressed_only``.
-
-    Parameters
-    ----------
-    bins
-        (cells, genes + 1) tokens.
-
-    Returns
-    -------
-    The columns of `bins`, (cells, longest): of each cell those with a non-zero token and the trailing one, in the
-    order of the vocabulary, and then, up to the longest cell's number, others that are padding. And a boolean of the
-    same shape, false for these.
-    """
-    present = bins > 0
-    present[:, -1] = True
-    present, positions = present.sort(dim=1, descending=True, stable=True)
-    longest = int(present.any(0).sum())
-    return positions[:, :longest], present[:, :longest]
-
-
-def group_cells(lengths: torch.Tensor, overhead: float) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Group cells of about one length, to run together with little padding.
-
-    Parameters
-    ----------
-    lengths
-        (cells,), how many positions each has, at least one; these lie one cell after the other.
-    overhead
-        How many padded positions one more group is worth.
-
-    Returns
-    -------
-    For each group which positions are its cells', (cells, longest), and which of these are no padding, None if all.
-    """
-    device, groups, padded = lengths.device, [[]], 0
-    starts = lengths.cumsum(0) - lengths
-    lengths, order = lengths.cpu().sort(stable=True)
-    longest = int(lengths[0])
-    for cell, length in enumerate(lengths.tolist()):
-        padded += (length - longest) * len(groups[-1])
-        if padded > overhead:
-            groups.append([])
-            padded = 0
-        groups[-1].append(cell)
-        longest = length
-    return [_lay_out(starts[order[cells].to(device)], lengths[cells].to(device)) for cells in groups]
-
-
-def _lay_out(starts, lengths):
-    """Return the positions of cells as a rectangle, see `group_cells`; padding repeats the cell's first position."""
-    steps = torch.arange(int(lengths[-1]), device=starts.device)
-    if lengths[0] == lengths[-1]:
-        return starts[:, None] + steps, None
-    present = steps < lengths[:, None]
-    return starts[:, None] + steps * present, present
+def find_entered(bins: torch.Tensor) -> torch.Tensor:
+    """Say which of (cells, genes + 1) enter in the mode ``expressed_only``: non-zero tokens and the trailing one."""
+    entered = bins > 0
+    entered[:, -1] = True
+    return entered
 
 
 def run_layer(
     layer: nn.ModuleList,
     x: torch.Tensor,
     weight: torch.Tensor | None = None,
-    present: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Run one encoder layer in two passes over chunks of positions: read all keys, then let each position attend.
 
@@ -388,8 +339,8 @@ def run_layer(
     and beyond them one tensor shaped as `x` for each layer.
 
     `layer` is one of ``performer.net.layers``, attention and feed-forward, each behind its norm, and `x` what enters it,
-    (cells, positions, dim); `weight` and `present` are as in `scbert.attention.attend_in_chunks`, and so is what is
-    returned: the layer's output, shaped as `x`, and with `weight` also the attention each position receives.
+    (cells, positions, dim); `weight` is as in `scbert.attention.attend_in_chunks`, and so is what is returned:
+    the layer's output, shaped as `x`, and with `weight` also the attention each position receives.
 
     Paper: Methods, "Performer encoder". Differs from the published code: what it computes does not; how it does.
     """
@@ -406,6 +357,6 @@ def run_layer(
         return x + feed(feed_norm(x))
 
     x, received = attend_in_chunks(
-        (x,), heads, favor.projection_matrix, favor.key_stabiliser, project, finish, weight=weight, present=present
+        (x,), heads, favor.projection_matrix, favor.key_stabiliser, project, finish, weight=weight
     )
     return x if weight is None else (x, received)
