@@ -207,7 +207,8 @@ class ScBert(nn.Module):
         run, kept = self._run_packed, 8 * len(x) * config.depth * config.heads * config.n_features
         if torch.is_grad_enabled() and kept > KEPT_BYTES:
             run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-        groups = group_cells(entered.sum(1), OVERHEAD / config.dim if config.key_stabiliser == "head" else math.inf)
+        overhead, multiple = (OVERHEAD / config.dim, 16) if config.key_stabiliser == "head" else (math.inf, 1)
+        groups = group_cells(entered.sum(1), overhead, 1 if config.attention == "softmax" else multiple)
         if len(groups) == 1 and groups[0][1] is None:
             return self.norm(run(x, *groups[0])), entered
         rows = torch.cat([where.flatten() if present is None else where[present] for where, present in groups])

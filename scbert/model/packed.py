@@ -6,6 +6,8 @@ around for the heads. Where cells of a group differ in length, `present` tells t
 no sum and no maximum, so each cell's result is that of its own positions alone; what it yields itself has no meaning.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 from .attention import EPS, LOWEST, compute_features, half_square, in_full_precision, pull_features
 
 
-def group_cells(lengths: torch.Tensor, overhead: float) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+def group_cells(lengths: torch.Tensor, overhead: float, multiple: int = 1) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """Group cells of about one length, to run together with little padding.
 
     Parameters
@@ -22,6 +24,8 @@ def group_cells(lengths: torch.Tensor, overhead: float) -> list[tuple[torch.Tens
         (cells,), how many positions each has, at least one; these lie one cell after the other.
     overhead
         How many padded positions one more group is worth.
+    multiple
+        Positions of a group are a multiple of this.
 
     Returns
     -------
@@ -38,13 +42,13 @@ def group_cells(lengths: torch.Tensor, overhead: float) -> list[tuple[torch.Tens
             padded = 0
         groups[-1].append(cell)
         longest = length
-    return [_lay_out(starts[order[cells].to(device)], lengths[cells].to(device)) for cells in groups]
+    return [_lay_out(starts[order[cells].to(device)], lengths[cells].to(device), multiple) for cells in groups]
 
 
-def _lay_out(starts, lengths):
+def _lay_out(starts, lengths, multiple):
     """Return the positions of cells as a rectangle, see `group_cells`; padding repeats the cell's first position."""
-    steps = torch.arange(int(lengths[-1]), device=starts.device)
-    if lengths[0] == lengths[-1]:
+    steps = torch.arange(math.ceil(int(lengths[-1]) / multiple) * multiple, device=starts.device)
+    if lengths[0] == len(steps):
         return starts[:, None] + steps, None
     present = steps < lengths[:, None]
     return starts[:, None] + steps * present, present
@@ -125,13 +129,12 @@ class _Favor(torch.autograd.Function):
     """The formula of `scbert.attention`, with gradients written out: autograd would pass over the features thrice as often.
 
     Let n be sum_j phi_k(j) (v_j, 1) . phi_q(i), numerator and normaliser of out_i. Since out is their quotient, the
-    gradient of n is at right angles to n; hence what queries' gradients sum to over features comes from eps alone.
+    gradient of n is at right angles to n; hence what the exponents' gradients of a query sum to comes from eps alone.
     """
 
     @staticmethod
     def forward(ctx, q, k, v, projection, key_stabiliser, present, eps):
-        (asks, _), (offers, top) = compute_features(q, projection), compute_features(k, projection)
-        floor = eps * torch.exp2(half_square(q).clamp(max=60))  # (batch, 1, positions), see `scbert.attention.attend`
+        offers, top = compute_features(k, projection)
         count = v.new_full((len(v), 1, 1), v.shape[2])
         if present is not None:
             top, v, count = top.masked_fill(~present, LOWEST), v * present, present.sum(2, keepdim=True).to(v.dtype)
@@ -139,29 +142,30 @@ class _Favor(torch.autograd.Function):
         scale = torch.exp2(top - largest - half_square(k))  # (batch, 1, positions), 0 for padding
         values = torch.cat([v * scale, scale], 1)  # (batch, dim_head + 1, positions)
         context = torch.bmm(offers, values.mT).mT + eps * torch.cat([v.sum(2, keepdim=True), count], 1)
-        spread = context.sum(2, keepdim=True)  # (batch, dim_head + 1, 1)
-        out = torch.baddbmm(spread * floor, context, asks)
+        offers = offers if any(ctx.needs_input_grad) else None  # else their memory is that of the next features
+        asks = compute_features(q, projection)[0]
+        floor = eps * torch.exp2(half_square(q).clamp(max=60))  # (batch, 1, positions), see `scbert.attention.attend`
+        out = torch.bmm(context, asks.add_(floor))
         out, normaliser = out[:, :-1] / out[:, -1:], out[:, -1:]
-        ctx.save_for_backward(
-            q, k, projection, asks, offers, floor, scale, values, context, spread, out, normaliser, present
-        )
-        ctx.eps = eps
+        if offers is not None:
+            ctx.save_for_backward(
+                q, k, projection, asks, offers, floor, scale, values, context, out, normaliser, present
+            )
+            ctx.eps = eps
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        q, k, projection, asks, offers, floor, scale, values, context, spread, out, normaliser, present = (
-            ctx.saved_tensors
-        )
+        q, k, projection, asks, offers, floor, scale, values, context, out, normaliser, present = ctx.saved_tensors
         grad = grad / normaliser
         grad = torch.cat([grad, -(grad * out).sum(1, keepdim=True)], 1)  # (batch, dim_head + 1, positions), of n
-        at_floor = grad * floor
-        grad_q = pull_features(q, projection, torch.bmm(context.mT, grad).mul_(asks), -(at_floor * spread).sum(1, True))
-        grad_context = torch.bmm(asks, grad.mT).mT + at_floor.sum(2, keepdim=True)  # (batch, dim_head + 1, features)
+        grad_context = torch.bmm(asks, grad.mT).mT  # (batch, dim_head + 1, features)
+        exponents = torch.bmm(context.mT, grad).mul_(asks - floor)
+        total = -floor * (grad * context.sum(2, keepdim=True)).sum(1, keepdim=True)
+        grad_q = pull_features(q, projection, exponents, total)
         grad_values = torch.bmm(grad_context, offers)  # (batch, dim_head + 1, positions)
-        total = (grad_values * values).sum(1, keepdim=True)
-        grad_k = pull_features(k, projection, torch.bmm(grad_context.mT, values).mul_(offers), total)
-        grad_v = torch.addcmul(ctx.eps * grad_context[:, :-1].sum(2, keepdim=True), grad_values[:, :-1], scale)
-        grad_v = grad_v if present is None else grad_v * present
-        return grad_q, grad_k, grad_v, None, None, None, None
+        exponents = torch.bmm(grad_context.mT, values).mul_(offers)
+        grad_k = pull_features(k, projection, exponents, (grad_values * values).sum(1, keepdim=True))
+        grad_v = ctx.eps * grad_context[:, :-1].sum(2, keepdim=True) + grad_values[:, :-1] * scale
+        return grad_q, grad_k, grad_v if present is None else grad_v * present, None, None, None, None
