@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from .model.encoder import ScBert
     from .scale.stream import CellStore
 
+WINDOW = 4_096  # cells that are sorted by length and annotated before the next are read
+POSITIONS = 8000
+
 
 def annotate(
     adata: "anndata.AnnData | CellStore",
     classifier: "Classifier",
     *,
     unassigned_below: float = 0.5,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = False,
     name: str = "adata",
 ) -> pd.DataFrame | None:
@@ -39,7 +42,8 @@ def annotate(
     unassigned_below
         A cell whose largest probability is below this is ``Unassigned``, and so is one without a token.
     batch_size
-        Cells a forward pass; changes speed and memory, never the result (but see ``key_stabiliser="batch"``).
+        Cells a forward pass; changes speed and memory, never the result (but see ``key_stabiliser="batch"``). If None
+        32 or, in the mode ``expressed_only``, as many as have 8,000 positions.
     name
         What messages call the cells.
 
@@ -132,7 +136,7 @@ def _count_unseen(classifier, tokens):
 
 
 def predict_proba(
-    classifier: "Classifier", adata: "anndata.AnnData | CellStore", *, batch_size: int = 32
+    classifier: "Classifier", adata: "anndata.AnnData | CellStore", *, batch_size: int | None = None
 ) -> pd.DataFrame:
     """Return the probability of each label, cells x labels, each row summing to one; see `annotate`."""
     batches = _run(classifier.encoder, _tokenize_for(classifier, adata), batch_size, False, head=classifier.head)
@@ -141,7 +145,7 @@ def predict_proba(
 
 
 def read_out(
-    classifier: "Classifier", adata: "anndata.AnnData | CellStore", *, batch_size: int = 32
+    classifier: "Classifier", adata: "anndata.AnnData | CellStore", *, batch_size: int | None = None
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Return, of one pass, logits (cells x labels), whose softmax is `predict_proba`, and `embed`'s vectors (cells, dim)."""
     batches = _run(classifier.encoder, _tokenize_for(classifier, adata), batch_size, False, head=classifier.head)
@@ -150,7 +154,7 @@ def read_out(
 
 
 def embed(
-    model: "ScBert | Classifier", adata: "anndata.AnnData | CellStore", *, pool: str = "expressed", batch_size: int = 32
+    model: "ScBert | Classifier", adata: "anndata.AnnData | CellStore", *, pool: str = "expressed", batch_size: int | None = None
 ) -> np.ndarray:
     """Return one vector a cell: the mean of the encoder's output over genes, (cells, dim).
 
@@ -163,7 +167,7 @@ def embed(
     pool
         Mean over the "expressed" genes, those with a token above 0, or over "all".
     batch_size
-        Cells a forward pass; changes speed and memory, never the result.
+        As in `annotate`.
 
     Paper: Fig. 5d. How cells were pooled there is not stated. An encoder that was never fine-tuned separates cell
     types poorly this way.
@@ -200,30 +204,54 @@ def _tokenize_for(model, adata, name="adata"):
 
 
 def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
-    """Encode cells in batches; yield of each logits (None without a head), pooled vectors, and which have a token."""
+    """Encode cells; yield, of some thousands at a time, logits (None without a head), pooled vectors, which have a token."""
     import sys
 
     import torch
     from tqdm import tqdm
 
-    from .data.cells import CellDataset
+    from .data.cells import CellDataset, to_tokens
 
     cells = tokens if hasattr(tokens, "in_order") else CellDataset(tokens)  # held to their counts before
-    device = next(encoder.parameters()).device
+    device, of_genes = next(encoder.parameters()).device, pool == "expressed"
     bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
     with bar:
-        for _, bins in cells.in_order(batch_size):
-            with torch.inference_mode():  # left before the caller goes on
-                bins = encoder.hide_unseen(bins.to(device))
-                hidden = encoder.encode(bins)  # (cells, genes + 1, dim)
-                has_tokens = (bins > 0).any(1).cpu().numpy()
-                weight = (bins > 0) if pool == "expressed" else torch.ones_like(bins, dtype=torch.bool)
-                weight[:, -1] = False  # the trailing token is no gene
-                weight = weight / weight.sum(1, keepdim=True).clamp(min=1)  # (cells, genes + 1)
-                pooled = torch.einsum("cgd,cg->cd", hidden.float(), weight.float()).cpu().numpy()
-                logits = None if head is None else head(hidden).float().cpu().numpy()
-            yield logits, pooled, has_tokens
-            bar.update(len(bins))
+        for window in cells.windows(WINDOW):
+            order, batches = _plan(window, encoder.config, batch_size), []
+            for rows in order:
+                with torch.inference_mode():  # left before the caller goes on
+                    bins = encoder.hide_unseen(to_tokens(window[rows]).to(device))
+                    hidden = encoder.encode_expressed(bins) if encoder.config.expressed_only else (encoder.encode(bins),)
+                    pooled, has_tokens = _pool(bins, *hidden, of_genes=of_genes), (bins > 0).any(1)
+                    logits = None if head is None else head(*hidden).float()
+                batches.append([None if x is None else x.cpu().numpy() for x in (logits, pooled, has_tokens)])
+                bar.update(len(rows))
+            back = np.argsort(np.concatenate(order))
+            yield [None if arrays[0] is None else np.concatenate(arrays)[back] for arrays in zip(*batches, strict=True)]
+
+
+def _plan(window, config, batch_size):
+    """Return numbers of cells, a batch each: of expressed genes in the order of their number, so that batches hold equals."""
+    lengths = window.getnnz(1) + 1
+    order = np.arange(len(lengths))
+    if not config.expressed_only or config.key_stabiliser == "batch":
+        return np.split(order, order[::batch_size or 32][1:])
+    order = np.argsort(lengths, kind="stable")
+    batch = np.arange(len(order)) // batch_size if batch_size else lengths[order].cumsum() // POSITIONS
+    return np.split(order, np.flatnonzero(np.diff(batch)) + 1)
+
+
+def _pool(bins, hidden, entered=None, *, of_genes):
+    """Return the mean over genes, or over those expressed, (cells, dim), of what was encoded, see `ScBert`."""
+    import torch
+
+    weight = (bins > 0) if of_genes else torch.ones_like(bins, dtype=torch.bool)
+    weight[:, -1] = False  # the trailing token is no gene
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1)  # (cells, genes + 1)
+    if entered is None:
+        return torch.einsum("cgd,cg->cd", hidden.float(), weight.float())
+    pooled = hidden.new_zeros(len(bins), hidden.shape[1], dtype=torch.float32)
+    return pooled.index_add_(0, entered.nonzero()[:, 0], hidden.float() * weight[entered][:, None])
 
 
 def _softmax(logits):

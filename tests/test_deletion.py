@@ -46,9 +46,9 @@ def test_attributions_sum_to_the_difference_of_the_logit(either_mode, more_cells
     with torch.no_grad():
         logit = either_mode(bins)[range(6), target]
         if either_mode.config.expressed_only:  # at the start of the path only the trailing token's encoding is left
-            positions, present = scbert.model.encoder.find_expressed(bins)
+            positions, present = deletion.find_expressed(bins)
             x = either_mode.encoder.embed(torch.zeros_like(bins), positions)
-            hidden = either_mode.encoder.norm(either_mode.encoder.run_layers(x, present=present))
+            hidden = either_mode.encoder.norm(either_mode.encoder.run_expressed(x, present))
             every = torch.zeros(6, 25, 8)
             every[:, -1] = hidden[positions == 24]
             start = either_mode.head(every)[range(6), target]

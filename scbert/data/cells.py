@@ -49,6 +49,11 @@ class CellDataset:
         """Return cells by number: (cells, genes + 1) int64 with a trailing 0."""
         return to_tokens(self.bins[indices])
 
+    def windows(self, n_cells: int) -> Iterator[sparse.csr_matrix]:
+        """Yield tokens (cells, genes) of so many cells at a time, in order."""
+        for start in range(0, len(self), n_cells):
+            yield self.bins[start : start + n_cells]
+
     def in_order(self, batch_size: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (number of the first cell, bins) of batches that visit each cell once, in order."""
         for start in range(0, len(self), batch_size):

@@ -22,7 +22,7 @@ from ..data.checks import check_column, check_known
 from ..data.preprocess import library_size, lognormalize
 from ..evaluate.metrics import draw_weights
 from ..model.classifier import Classifier
-from ..model.encoder import find_expressed
+from ..model.encoder import find_entered
 from .interpretability import compare_groups, contrast_types, even_attention
 
 GROUP = ["judge", "kind"]
@@ -70,7 +70,8 @@ def integrated_gradients(
     target = torch.from_numpy(pd.Index(classifier.labels).get_indexer(list(labels))).to(device)
 
     def read(x, there, positions, present):  # (cells, positions, dim), (cells, positions) -> (cells, labels)
-        hidden = encoder.norm(encoder.run_layers(x, present=present)) * there[..., None]
+        run = encoder.run_expressed if encoder.config.expressed_only else lambda x, _: encoder.run_layers(x)
+        hidden = encoder.norm(run(x, present)) * there[..., None]
         every = hidden.new_zeros(len(x), encoder.config.n_genes + 1, hidden.shape[2])
         return classifier.head(every.scatter(1, positions[..., None].expand_as(hidden), hidden))
 
@@ -99,6 +100,25 @@ def integrated_gradients(
         pd.DataFrame(np.concatenate(parts).astype(np.float64), adata.obs_names, classifier.genes),
         pd.DataFrame(np.concatenate(sums), adata.obs_names, ["sum", "difference"]),
     )
+
+
+def find_expressed(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the positions of each cell that enter the encoder in the mode ``expressed_only``.
+
+    Parameters
+    ----------
+    bins
+        (cells, genes + 1) tokens.
+
+    Returns
+    -------
+    The columns of `bins`, (cells, longest): of each cell those with a non-zero token and the trailing one, in the
+    order of the vocabulary, and then, up to the longest cell's number, others that are padding. And a boolean of the
+    same shape, false for these.
+    """
+    present, positions = find_entered(bins).sort(dim=1, descending=True, stable=True)
+    longest = int(present.any(0).sum())
+    return positions[:, :longest], present[:, :longest]
 
 
 def tabulate_scores(contrast: pd.DataFrame, value: str = "difference") -> pd.DataFrame:

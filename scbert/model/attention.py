@@ -20,8 +20,7 @@ and are added afterwards. All features together, (heads, positions, features), n
 "features first": positions are the last axis, the layout in which the multiplies run fastest. Exponents are powers
 of two, since exp2 takes a third of the time of exp on a CPU.
 
-Where cells of a batch differ in length, `present` tells their positions from padding. Padding enters no sum and no
-maximum, so that each cell's result is that of its own positions alone; as a query it is computed, and to be ignored.
+Where only the genes that a cell expresses enter, `scbert.model.packed` computes the same in one piece.
 """
 
 import functools
@@ -68,7 +67,7 @@ def draw_projection(n_features: int, dim_head: int, generator: torch.Generator |
     return directions * norms
 
 
-def _in_full_precision(function):
+def in_full_precision(function):
     """Leave autocast and widen half precision, for exponents and sums over thousands of positions."""
 
     @functools.wraps(function)
@@ -89,11 +88,7 @@ class _Features(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, projection):
-        # x (batch, dim_head, positions), projection (features, dim_head)
-        scaled = projection.to(x.dtype) * (x.shape[1] ** -0.25 * LOG2E)
-        features = torch.bmm(scaled.expand(len(x), -1, -1), x)  # (batch, features, positions)
-        top = features.amax(1, keepdim=True)  # (batch, 1, positions)
-        features.sub_(top).exp2_()
+        features, top = compute_features(x, projection)
         ctx.save_for_backward(x, projection, features)
         ctx.mark_non_differentiable(top)
         return features, top
@@ -103,12 +98,25 @@ class _Features(torch.autograd.Function):
     def backward(ctx, grad, _):
         x, projection, features = ctx.saved_tensors
         grad = grad * features  # now of the exponent
-        scaled = projection.T.to(x.dtype) * x.shape[1] ** -0.25
-        grad_x = torch.bmm(scaled.expand(len(x), -1, -1), grad)  # (batch, dim_head, positions)
-        return grad_x.addcmul_(x, grad.sum(1, keepdim=True), value=-(x.shape[1] ** -0.5)), None
+        return pull_features(x, projection, grad, grad.sum(1, keepdim=True)), None
 
 
-def _half_square(x):
+def compute_features(x, projection):
+    """Return w(x) of (batch, dim_head, positions), (batch, features, positions), and its maxima, (batch, 1, positions)."""
+    scaled = projection.to(x.dtype) * (x.shape[1] ** -0.25 * LOG2E)
+    features = torch.bmm(scaled.expand(len(x), -1, -1), x)
+    top = features.amax(1, keepdim=True)
+    return features.sub_(top).exp2_(), top
+
+
+def pull_features(x, projection, grad, total):
+    """Return the gradient of x of that of the exponents of w(x), (batch, features, positions), and of its sum over these."""
+    scaled = projection.T.to(x.dtype) * x.shape[1] ** -0.25
+    grad_x = torch.bmm(scaled.expand(len(x), -1, -1), grad)  # (batch, dim_head, positions)
+    return grad_x.addcmul_(x, total, value=-(x.shape[1] ** -0.5))
+
+
+def half_square(x):
     """Return c^2 |x|^2 / 2 in powers of two, (batch, 1, positions), without a gradient: `_Features` has it."""
     return x.detach().square().sum(1, keepdim=True) * (x.shape[1] ** -0.5 / 2 * LOG2E)
 
@@ -124,22 +132,13 @@ class KeySummary(NamedTuple):
     """Largest c P k_j, in powers of two, (batch, 1, 1)."""
 
 
-@_in_full_precision
-def summarise_keys(
-    k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor, present: torch.Tensor | None = None
-) -> KeySummary:
-    """Summarise keys and values, (batch, dim_head, positions) each; batch stands for cells times heads.
-
-    With `present`, booleans (batch, 1, positions), only the keys where it is true.
-    """
+@in_full_precision
+def summarise_keys(k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor) -> KeySummary:
+    """Summarise keys and values, (batch, dim_head, positions) each; batch stands for cells times heads."""
     features, own_top = _Features.apply(k, projection)
-    if present is not None:
-        own_top, v = own_top.masked_fill(~present, LOWEST), v * present
     top = own_top.amax(2, keepdim=True)
-    scale = torch.exp2(own_top - top - _half_square(k))  # (batch, 1, positions)
+    scale = torch.exp2(own_top - top - half_square(k))  # (batch, 1, positions)
     count = v.new_full((len(v), 1, 1), v.shape[2])
-    if present is not None:
-        scale, count = scale * present, present.sum(2, keepdim=True).to(v.dtype)
     context = torch.bmm(torch.cat([v * scale, scale], 1), features.mT)
     return KeySummary(context, torch.cat([v.sum(2, keepdim=True), count], 1), top)
 
@@ -157,7 +156,7 @@ def close_summary(keys: KeySummary, key_stabiliser: str, eps: float = EPS) -> Ke
     return KeySummary(keys.context * torch.exp2(keys.top - top) + eps * keys.values, keys.values, top)
 
 
-@_in_full_precision
+@in_full_precision
 def attend(
     q: torch.Tensor, keys: KeySummary, projection: torch.Tensor, eps: float = EPS, weight: torch.Tensor | None = None
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -168,7 +167,7 @@ def attend(
     """
     features, _ = _Features.apply(q, projection)
     # Where exp(c^2 |q|^2 / 2) is beyond 2^60, eps outweighs all features already, and more would only overflow.
-    floor = eps * torch.exp2(_half_square(q).clamp(max=60))  # (batch, 1, positions)
+    floor = eps * torch.exp2(half_square(q).clamp(max=60))  # (batch, 1, positions)
     out = torch.baddbmm(keys.context.sum(2, keepdim=True) * floor, keys.context, features)
     normaliser = out[:, -1:]
     if weight is None:
@@ -178,13 +177,13 @@ def attend(
     return out[:, :-1] / normaliser, queries
 
 
-@_in_full_precision
+@in_full_precision
 def weigh_keys(
     k: torch.Tensor, queries: torch.Tensor, keys: KeySummary, projection: torch.Tensor, eps: float = EPS
 ) -> torch.Tensor:
     """Return phi_k(j) . queries, (batch, positions): the attention each key receives from all queries summed."""
     features, own_top = _Features.apply(k, projection)
-    scale = torch.exp2(own_top - keys.top - _half_square(k))  # (batch, 1, positions)
+    scale = torch.exp2(own_top - keys.top - half_square(k))  # (batch, 1, positions)
     return ((features * queries).sum(1, keepdim=True) * scale + eps * queries.sum(1, keepdim=True)).squeeze(1)
 
 
@@ -252,27 +251,24 @@ def attend_in_chunks(
     finish: Callable,
     *,
     weight: torch.Tensor | None = None,
-    present: torch.Tensor | None = None,
     eps: float = EPS,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Let all positions of a cell attend to each other, some in memory at a time: all keys are read, then each asks.
 
     `inputs`, tensors (cells, positions, ...), are cut into chunks alike. ``project(names, *chunk)`` returns those of "q",
     "k" and "v" that are named, (cells * heads, dim_head, positions) each; ``finish(out, *chunk)`` makes the chunk's output,
-    (cells, positions, ...), of what its queries found. `present` and the others are as in `favor_attention`.
+    (cells, positions, ...), of what its queries found. The others are as in `favor_attention`.
 
-    Returned are all outputs, of no meaning where there is padding; and with a `weight` of the attending positions,
-    (cells, positions), from `weigh_queries`, zero for padding, the attention that each position receives from them,
-    (cells, heads, positions), none where there is padding.
+    Returned are all outputs; and with a `weight` of the attending positions, (cells, positions), from `weigh_queries`,
+    the attention that each position receives from them, (cells, heads, positions).
     """
-    n, more = len(inputs), [tensor for tensor in (present, weight) if tensor is not None]
+    n, more = len(inputs), [] if weight is None else [weight]
 
     def to_each_head(x):  # (cells, positions) -> (cells * heads, 1, positions)
         return x.repeat_interleave(heads, 0)[:, None]
 
     def read(*chunk):
-        mask = () if present is None else (to_each_head(chunk[n]),)
-        return summarise_keys(*project("kv", *chunk[:n]), projection, *mask)
+        return summarise_keys(*project("kv", *chunk[:n]), projection)
 
     def write(keys, *chunk):
         (q,) = project("q", *chunk[:n])
@@ -292,8 +288,7 @@ def attend_in_chunks(
     if weight is None:
         return map_chunks(write, groups, keys)[0], None
     out, queries = map_chunks(write, groups, keys)
-    received = map_chunks(weigh, groups, pair_queries(queries, keys))[0].mT  # (cells, heads, positions)
-    return out, received if present is None else received.masked_fill(~present[:, None], 0)
+    return out, map_chunks(weigh, groups, pair_queries(queries, keys))[0].mT
 
 
 def favor_attention(
@@ -303,7 +298,6 @@ def favor_attention(
     projection: torch.Tensor,
     key_stabiliser: str = "head",
     eps: float = EPS,
-    present: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Approximate softmax attention by random features, in time linear in the positions.
 
@@ -318,18 +312,15 @@ def favor_attention(
         depend on who shares its batch. ``"batch"``: the largest of the whole batch.
     eps
         Added to every feature.
-    present
-        Booleans (cells, positions), at least one true in each cell: the positions that are no padding; all if None.
 
     Returns
     -------
-    (cells, heads, positions, dim_head), in the precision of `q`; features and sums are float32 at least. Of no
-    meaning where there is padding.
+    (cells, heads, positions, dim_head), in the precision of `q`; features and sums are float32 at least.
 
     Differs from the published code: "head" is the default, where the script takes one maximum over the batch
     tensor, which together with eps makes a cell's output depend on its neighbours in the batch.
     """
-    return _attend_by_head(q, k, v, projection, key_stabiliser, present=present, eps=eps)[0].to(q.dtype)
+    return _attend_by_head(q, k, v, projection, key_stabiliser, eps=eps)[0].to(q.dtype)
 
 
 @torch.no_grad()
@@ -339,7 +330,6 @@ def attention_columns(
     projection: torch.Tensor,
     where: torch.Tensor | None = None,
     key_stabiliser: str = "head",
-    present: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the attention each position receives, averaged over the positions that attend: no n x n matrix.
 
@@ -347,8 +337,8 @@ def attention_columns(
     ----------
     q, k
         (cells, heads, positions, dim_head).
-    projection, key_stabiliser, present
-        As in `favor_attention`. Padding neither attends nor receives.
+    projection, key_stabiliser
+        As in `favor_attention`.
     where
         Booleans (cells, positions): the queries to average over, such as those of expressed genes; all if None.
 
@@ -361,9 +351,8 @@ def attention_columns(
     every head's positions x positions matrix.
     """
     where = torch.ones(q.shape[0], q.shape[2], device=q.device) if where is None else where
-    where = where if present is None else where * present
     weight = weigh_queries(where.to(torch.promote_types(q.dtype, torch.float32)))
-    return _attend_by_head(q, k, k[..., :0], projection, key_stabiliser, weight=weight, present=present)[1]
+    return _attend_by_head(q, k, k[..., :0], projection, key_stabiliser, weight=weight)[1]
 
 
 def _attend_by_head(q, k, v, projection, key_stabiliser, **options):

@@ -27,9 +27,15 @@ class AnnotationHead(nn.Module):
                 nn.Linear(config.n_genes + 1, 512), nn.ReLU(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, n_classes)
             )
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(cells, genes + 1, dim) -> (cells, classes), logits."""
-        per_gene = self.conv(hidden[:, None]).flatten(1).relu()  # (cells, genes + 1)
+    def forward(self, hidden: torch.Tensor, entered: torch.Tensor | None = None) -> torch.Tensor:
+        """(cells, genes + 1, dim) -> (cells, classes), logits.
+
+        With `entered`, `hidden` is what `ScBert.encode_expressed` returns with it, and zero elsewhere.
+        """
+        per_gene = self.conv(hidden[:, None] if entered is None else hidden[None, None]).flatten(1)  # (cells, genes + 1)
+        if entered is not None:
+            per_gene = self.conv.bias.expand(entered.shape).masked_scatter(entered, per_gene)
+        per_gene = per_gene.relu()
         return self.dense(per_gene)
 
 
@@ -72,6 +78,8 @@ class Classifier(nn.Module):
         With `n_layers_done`, in place of tokens what that many layers made of them, (cells, genes + 1, dim); refused
         in the mode ``expressed_only``, where that does not say which positions entered.
         """
+        if self.config.expressed_only and not n_layers_done:
+            return self.head(*self.encoder.encode_expressed(bins))
         if not n_layers_done:
             return self.head(self.encoder.encode(bins))
         if self.config.expressed_only:

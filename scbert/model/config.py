@@ -24,6 +24,9 @@ class ScBertConfig:
     expressed_only: bool = False
     """Only genes with a non-zero token enter the encoder, and the trailing token: see `ScBert`. Not as published."""
 
+    attention: str = "favor"
+    """"favor", or "softmax": with `expressed_only`, exact attention in place of random features; not as published."""
+
     def __post_init__(self):
         if self.n_genes < 1 or self.n_bins < 1 or self.dim < 1 or self.depth < 0:
             raise ValueError(f"n_genes, n_bins and dim must be at least 1 and depth at least 0, got {self}.")
@@ -35,6 +38,10 @@ class ScBertConfig:
             raise ValueError(f"gene_embedding must be 'frozen', 'learned' or 'none', not {self.gene_embedding!r}.")
         if self.key_stabiliser not in ("head", "batch"):
             raise ValueError(f"key_stabiliser must be 'head' or 'batch', not {self.key_stabiliser!r}.")
+        if self.attention not in ("favor", "softmax"):
+            raise ValueError(f"attention must be 'favor' or 'softmax', not {self.attention!r}.")
+        if self.attention == "softmax" and not self.expressed_only:
+            raise ValueError("attention='softmax' needs expressed_only=True: over all genes it is far too expensive.")
         if self.expressed_only and self.gene_embedding == "none":
             raise ValueError(
                 "expressed_only needs a gene embedding, 'learned' or 'frozen': without one nothing tells the genes of "

@@ -8,6 +8,8 @@ gene is the embedding added to its token, not its place. Later models, scGPT and
 avoid thereby most of scBERT's expense, which grows with the length of the sequence and not with what is in it.
 """
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,20 @@ import numpy as np
 import torch
 from performer_pytorch import Performer
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .attention import FavorAttention, attend_in_chunks, draw_projection, features_first, weigh_queries
 from .bundle import write_bundle
 from .config import ScBertConfig
+from .packed import group_cells, run_packed, run_softmax_layer
 from .published import check_shapes, read_published
+
+
+KEPT_BYTES = 4 * 2**30
+"""Features that a batch of expressed genes keeps for its backward pass, at most, in all layers together."""
+OVERHEAD = 4_000
+"""What one more group of cells costs, in padded positions of one dimension (measured on a CPU)."""
 
 
 class _GeneEmbedding(nn.Module):
@@ -179,27 +190,45 @@ class ScBert(nn.Module):
         """
         if not self.config.expressed_only:
             return self.norm(self.run_layers(self.embed(bins)))
-        hidden, positions, present = self._encode_expressed(bins)
-        hidden = hidden.masked_fill(~present[..., None], 0)
-        every = hidden.new_zeros(*bins.shape, hidden.shape[2])  # (cells, genes + 1, dim)
-        return every.scatter(1, positions[..., None].expand_as(hidden), hidden)
+        packed, entered = self.encode_expressed(bins)
+        every = packed.new_zeros(*bins.shape, packed.shape[1])  # (cells, genes + 1, dim)
+        return every.masked_scatter(entered[..., None], packed)
 
-    def _encode_expressed(self, bins):
-        """Encode the positions that `find_expressed` finds; return (cells, longest, dim), and what it returns."""
-        self._check_shape(bins)
-        positions, present = find_expressed(self.hide_unseen(bins))
-        return self.norm(self.run_layers(self.embed(bins, positions), present=present)), positions, present
+    def encode_expressed(self, bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode, in the mode ``expressed_only``, what enters: (positions, dim), cell after cell, without padding.
 
-    def run_layers(
-        self, x: torch.Tensor, start: int = 0, stop: int | None = None, present: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Run layers start ... stop - 1 on (cells, positions, dim); the last layer's norm is left to `encode`.
-
-        Positions where the boolean `present`, (cells, positions), is false are padding, see `run_layer`.
+        Also returned is which these are, booleans (cells, genes + 1). Cells of about one length run together, see
+        `group_cells`; a batch whose layers would keep more than `KEPT_BYTES` of features runs its groups twice instead.
         """
+        self._check_shape(bins)
+        bins, config = self.hide_unseen(bins), self.config
+        entered = find_entered(bins)
+        x = self.token_emb(bins[entered]) + self.pos_emb.emb(entered.nonzero()[:, 1])  # (positions, dim)
+        run, kept = self._run_packed, 8 * len(x) * config.depth * config.heads * config.n_features
+        if torch.is_grad_enabled() and kept > KEPT_BYTES:
+            run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        overhead, multiple = (OVERHEAD / config.dim, 16) if config.key_stabiliser == "head" else (math.inf, 1)
+        groups = group_cells(entered.sum(1), overhead, 1 if config.attention == "softmax" else multiple)
+        if len(groups) == 1 and groups[0][1] is None:
+            return self.norm(run(x, *groups[0])), entered
+        rows = torch.cat([where.flatten() if present is None else where[present] for where, present in groups])
+        done = torch.cat([run(x, *group) for group in groups])
+        return self.norm(torch.empty_like(done).index_copy(0, rows, done)), entered
+
+    def _run_packed(self, x, where, present):
+        """Run the layers on rows of x, (positions, dim), as one tensor (cells, longest, dim); return those present."""
+        x = self.run_expressed(F.embedding(where, x), present)
+        return x.flatten(0, 1) if present is None else x[present]
+
+    def run_layers(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Run layers start ... stop - 1 on (cells, positions, dim); the last layer's norm is left to `encode`."""
         for layer in self.performer.net.layers[start:stop]:
-            x = run_layer(layer, x, present=present)
+            x = run_layer(layer, x)
         return x
+
+    def run_expressed(self, x: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        """Run all layers on expressed positions, (cells, positions, dim); padding is where `present` is false."""
+        return run_packed(self.performer.net.layers, x, present, self.config.attention, self.config.key_stabiliser)
 
     def embed(self, bins: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return what enters the first layer, (cells, genes + 1, dim): token embedding plus gene embedding.
@@ -241,27 +270,30 @@ class ScBert(nn.Module):
         Returns
         -------
         (cells, depth, heads, genes + 1); each row sums to one. With ``config.expressed_only`` a gene of token 0
-        receives nothing.
+        receives nothing, and each cell is a batch of its own.
 
         Paper: Methods, "attention matrix"; Fig. 5. See `scbert.attention.attention_columns`.
         """
         self._check_shape(bins)
         bins = self.hide_unseen(bins)
         attending = bins > 0 if expressed_only else torch.ones_like(bins)
-        positions = present = None
-        if self.config.expressed_only:
-            positions, present = find_expressed(bins)
-            attending = attending.gather(1, positions) * present
-        weight = weigh_queries(attending.float())
-        x, columns = self.embed(bins, positions), []
+        if not self.config.expressed_only:
+            return self._receive(self.embed(bins), attending)
+        every = self.norm.weight.new_zeros(len(bins), self.config.depth, self.config.heads, bins.shape[1])
+        for cell, own in enumerate(find_entered(bins)):
+            x = self.embed(bins[cell : cell + 1], own.nonzero().T)
+            every[cell, ..., own] = self._receive(x, attending[cell : cell + 1, own])[0].to(every.dtype)
+        return every
+
+    def _receive(self, x, attending):
+        """Return the attention that positions receive, (cells, depth, heads, positions), of what enters the first layer."""
+        run, weight, columns = run_layer, weigh_queries(attending.float()), []
+        if self.config.attention == "softmax":
+            run = run_softmax_layer
         for layer in self.performer.net.layers:
-            x, received = run_layer(layer, x, weight, present)
+            x, received = run(layer, x, weight)
             columns.append(received)
-        columns = torch.stack(columns, 1)  # (cells, depth, heads, positions)
-        if positions is None:
-            return columns
-        every = columns.new_zeros(*columns.shape[:3], bins.shape[1])
-        return every.scatter(3, positions[:, None, None].expand_as(columns), columns)
+        return torch.stack(columns, 1)
 
     def forward(self, bins: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
         """Predict tokens: logits of every position, or only of those where a boolean (cells, genes + 1) is true.
@@ -273,11 +305,9 @@ class ScBert(nn.Module):
         if where is None or not self.config.expressed_only:
             hidden = self.encode(bins)
             return self.to_out(hidden if where is None else hidden[where])
-        # As above, without (cells, genes + 1, dim) in between; `find_expressed` keeps the order of the positions.
-        packed, positions, present = self._encode_expressed(bins)
-        entered = torch.zeros_like(where).scatter(1, positions, present)[where]  # (positions asked for,)
-        hidden = packed.new_zeros(len(entered), packed.shape[2])
-        hidden[entered] = packed[where.gather(1, positions) & present]
+        packed, entered = self.encode_expressed(bins)  # in place of (cells, genes + 1, dim)
+        hidden = packed.new_zeros(int(where.sum()), packed.shape[1])
+        hidden[entered[where]] = packed[where[entered]]
         return self.to_out(hidden)
 
     def save(self, path: str | Path, card: str = "") -> None:
@@ -291,32 +321,17 @@ def _name_weights(depth, gene_embedding):
     return list(ScBert(least).state_dict())
 
 
-def find_expressed(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the positions of each cell that enter the encoder in the mode ``expressed_only``.
-
-    Parameters
-    ----------
-    bins
-        (cells, genes + 1) tokens.
-
-    Returns
-    -------
-    The columns of `bins`, (cells, longest): of each cell those with a non-zero token and the trailing one, in the
-    order of the vocabulary, and then, up to the longest cell's number, others that are padding. And a boolean of the
-    same shape, false for these.
-    """
-    present = bins > 0
-    present[:, -1] = True
-    present, positions = present.sort(dim=1, descending=True, stable=True)
-    longest = int(present.any(0).sum())
-    return positions[:, :longest], present[:, :longest]
+def find_entered(bins: torch.Tensor) -> torch.Tensor:
+    """Say which of (cells, genes + 1) enter in the mode ``expressed_only``: non-zero tokens and the trailing one."""
+    entered = bins > 0
+    entered[:, -1] = True
+    return entered
 
 
 def run_layer(
     layer: nn.ModuleList,
     x: torch.Tensor,
     weight: torch.Tensor | None = None,
-    present: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Run one encoder layer in two passes over chunks of positions: read all keys, then let each position attend.
 
@@ -325,8 +340,8 @@ def run_layer(
     and beyond them one tensor shaped as `x` for each layer.
 
     `layer` is one of ``performer.net.layers``, attention and feed-forward, each behind its norm, and `x` what enters it,
-    (cells, positions, dim); `weight` and `present` are as in `scbert.attention.attend_in_chunks`, and so is what is
-    returned: the layer's output, shaped as `x`, and with `weight` also the attention each position receives.
+    (cells, positions, dim); `weight` is as in `scbert.attention.attend_in_chunks`, and so is what is returned:
+    the layer's output, shaped as `x`, and with `weight` also the attention each position receives.
 
     Paper: Methods, "Performer encoder". Differs from the published code: what it computes does not; how it does.
     """
@@ -343,6 +358,6 @@ def run_layer(
         return x + feed(feed_norm(x))
 
     x, received = attend_in_chunks(
-        (x,), heads, favor.projection_matrix, favor.key_stabiliser, project, finish, weight=weight, present=present
+        (x,), heads, favor.projection_matrix, favor.key_stabiliser, project, finish, weight=weight
     )
     return x if weight is None else (x, received)

@@ -106,11 +106,16 @@ class CellStore:
 
     def in_order(self, batch_size: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (number of the first cell, bins) of batches that visit each cell once, in order."""
-        step = batch_size * max(1, CELLS_A_FETCH // batch_size)
-        for start in range(0, len(self), step):
-            bins = self.read(np.arange(start, min(start + step, len(self))))
+        start = 0
+        for bins in self.windows(batch_size * max(1, CELLS_A_FETCH // batch_size)):
             for first in range(0, bins.shape[0], batch_size):
                 yield start + first, to_tokens(bins[first : first + batch_size])
+            start += bins.shape[0]
+
+    def windows(self, n_cells: int) -> Iterator[sparse.csr_matrix]:
+        """Yield tokens (cells, genes) of so many cells at a time, in order."""
+        for start in range(0, len(self), n_cells):
+            yield self.read(np.arange(start, min(start + n_cells, len(self))))
 
     def epoch(
         self,
