@@ -50,6 +50,7 @@ help:  ## List the targets
 # --nolock: a killed Snakemake leaves its lock behind, and a newcomer would have to know of --unlock. Results are
 # written atomically, so that two runs at once cost time but damage nothing.
 # The report is made after a failure too: it shows how far each notebook came.
+# The greedy scheduler starts those with the largest inputs first, which are the notebooks that take longest.
 # Beyond the demo the benchmarks have further rivals.
 RIVALS := $(if $(filter-out demo,$(PROFILE)),.venv/baselines.installed .venv/scvi.installed)
 COUNT_JOBS = $$($(BIN)/scbert preflight --profile $(PROFILE) --parts $(PARTS) --count-jobs)
