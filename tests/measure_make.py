@@ -65,7 +65,7 @@ def run(root, command, **environment):
 def time_reproduce(root, only, folder):
     targets = [f"{folder}/demo/{path.stem}/record.json" for name in only for path in root.glob(f"notebooks/{name}_*")]
     if targets:  # what `make reproduce` calls, for these alone: two at once, one thread each, in both roots
-        command = ["snakemake", "--cores", "2", "--nolock", "--quiet", "all", *targets, "--config", "threads=1"]
+        command = ["snakemake", *targets, "--cores", "2", "--nolock", "--quiet", "all", "--config", "threads=1"]
     else:
         command = ["make", "reproduce", "ANYWAY=1"]
     used, cpu, _ = run(root, command, SCBERT_RUNS=folder)
