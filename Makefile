@@ -1,9 +1,11 @@
 # `make help` lists the targets. They need Python 3.11 or 3.12 and make; the rest is installed into .venv.
 
 PROFILE ?= demo
-# How many notebooks run at once, and how many threads each of them gets.
-JOBS ?= 1
-THREADS ?= $(shell $(PYTHON) -c "import os; print(max(1, min(8, os.cpu_count()) // $(JOBS)))")
+# How many notebooks run at once; empty: one a core, at most 8, as memory allows (`scbert preflight --count-jobs`).
+JOBS ?=
+# How many threads each of them gets; empty: one in the demo, whose arrays are too small for a second to pay, else the
+# cores shared out.
+THREADS ?=
 # Over how many processes the jobs of each benchmark notebook are shared out; JOBS of them run at once.
 PARTS ?= 1
 # On Linux, PyPI's torch is a CUDA build of some GB: TORCH_INDEX=https://download.pytorch.org/whl/cpu avoids it.
@@ -20,13 +22,18 @@ RUNS := $(or $(SCBERT_RUNS),runs)
 STRIP := $(BIN)/nbstripout --keep-count --keep-output --keep-id \
 	--extra-keys "metadata.papermill metadata.language_info cell.metadata.papermill"
 
+# Threads that wait for work sleep, in JupyterLab's kernels too; `import scbert` sets the same where torch is not loaded.
+export OMP_WAIT_POLICY ?= PASSIVE
+export KMP_BLOCKTIME ?= 0
+export OPENBLAS_THREAD_TIMEOUT ?= 4
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help reproduce report test lab lint refresh publish docs
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "Variables: PROFILE=demo|small|paper JOBS=1 PARTS=1 TORCH_INDEX= PYTHON=python3.11 ANYWAY="
+	@echo "Variables: PROFILE=demo|small|paper JOBS= THREADS= PARTS=1 TORCH_INDEX= PYTHON=python3.11 ANYWAY="
 
 # One stamp for each extra that was installed, inside .venv, so that removing .venv removes them too.
 # An install that was killed can leave half a package behind which pip takes for whole. Its mark stays, and the
@@ -43,23 +50,31 @@ help:  ## List the targets
 # --nolock: a killed Snakemake leaves its lock behind, and a newcomer would have to know of --unlock. Results are
 # written atomically, so that two runs at once cost time but damage nothing.
 # The report is made after a failure too: it shows how far each notebook came.
+# The greedy scheduler starts those with the largest inputs first, which are the notebooks that take longest.
 # Beyond the demo the benchmarks have further rivals.
 RIVALS := $(if $(filter-out demo,$(PROFILE)),.venv/baselines.installed .venv/scvi.installed)
+COUNT_JOBS = $$($(BIN)/scbert preflight --profile $(PROFILE) --parts $(PARTS) --count-jobs)
+SHARE_CORES = $$($(BIN)/python -c "import os; print(max(1, min(8, os.cpu_count()) // $$jobs))")
 reproduce: .venv/workflow.installed $(RIVALS)  ## Run the notebooks of a profile, write report/index.html, print the scoreboard
-	@$(BIN)/scbert preflight --profile $(PROFILE) --jobs $(JOBS) --parts $(PARTS) $(if $(ANYWAY),--anyway)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $$(($(JOBS) * $(THREADS))) --nolock --rerun-incomplete \
-		--keep-going --quiet host reason rules \
-		--config profile=$(PROFILE) threads=$(THREADS) parts=$(PARTS) $(if $(ANYWAY),anyway=1); \
+	@jobs=$(or $(JOBS),$(COUNT_JOBS)) && \
+	threads=$(or $(THREADS),$(if $(filter demo,$(PROFILE)),1,$(SHARE_CORES))) && \
+	$(BIN)/scbert preflight --profile $(PROFILE) --jobs $$jobs --parts $(PARTS) $(if $(ANYWAY),--anyway) || exit 1; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $$((jobs * threads)) --nolock --rerun-incomplete \
+		--keep-going --quiet host reason rules --scheduler greedy \
+		--config profile=$(PROFILE) threads=$$threads parts=$(PARTS) $(if $(ANYWAY),anyway=1); \
 	status=$$?; $(BIN)/scbert report --profile $(PROFILE) && exit $$status
 
 report: .venv/workflow.installed  ## Write report/index.html from the runs there are
 	$(BIN)/scbert report --profile $(PROFILE)
 
 # The notebooks' results go to runs/test, to leave your own in place.
+# One process a core, with one thread each; what a file holds, a notebook's cells too, is run by one of them, in order.
+AT_ONCE := -n $(or $(JOBS),logical --maxprocesses 8) --dist loadscope
 test: export SCBERT_RUNS := $(CURDIR)/runs/test
+test: export OMP_NUM_THREADS ?= $(or $(THREADS),1)
 test: .venv/test.installed  ## Unit tests, then every notebook with its outputs compared
-	$(BIN)/python -m pytest -q tests
-	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
+	$(BIN)/python -m pytest -q $(AT_ONCE) tests
+	$(BIN)/python -m pytest -q $(AT_ONCE) --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
 
 lab: .venv/lab.installed  ## JupyterLab on the notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-lab --notebook-dir notebooks

@@ -5,14 +5,24 @@ Rooms, and data flows down the list: `paths`, `data`, `model`, `sources`, `scale
 and `annotate`. CONTRIBUTING.md has the map.
 """
 
+import os
+import sys
 from importlib import import_module
-
-from .annotate import annotate, embed, predict_proba  # binds the function over the module of the same name
+from types import ModuleType
 
 __version__ = "0.1.0"
 
+# Threads that wait for work sleep: one that spins takes a core from its neighbours, and at the sizes of the demo most
+# of the processor. Read when torch and numpy are loaded, inherited by kernels and workers, left as a user has set them.
+for _name, _value in {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OPENBLAS_THREAD_TIMEOUT": "4"}.items():
+    os.environ.setdefault(_name, _value)
+if os.environ.get("OMP_NUM_THREADS", "").isdigit():  # numba, within UMAP, sets those of torch too
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+
 # Where what is used as scbert.X is. Imported on first use, so that the command line answers without waiting for torch.
 _FUNCTIONS = {
+    "embed": "annotate",
+    "predict_proba": "annotate",
     "ScBertConfig": "model.config",
     "ScBert": "model.encoder",
     "AnnotationHead": "model.classifier",
@@ -81,7 +91,22 @@ _MODULES = {
     "plot_novelty": "figures.novelty",
     "plot_genes": "figures.genes",
 }
-__all__ = ["annotate", "embed", "predict_proba", *_FUNCTIONS, *_MODULES]
+__all__ = ["annotate", *_FUNCTIONS, *_MODULES]
+
+
+class _Package(ModuleType):
+    """The package, whose `annotate` is the function: Python would bind the module of the same name."""
+
+    @property
+    def annotate(self):
+        return import_module(".annotate", __name__).annotate
+
+    @annotate.setter
+    def annotate(self, module):
+        pass
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name):

@@ -75,10 +75,17 @@ def run(context, notebook, pairs, profile, anyway, part, wants_help):
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Notebooks that run at once.")
 @click.option("--parts", type=click.IntRange(1), default=1, show_default=True, help="Shares of a benchmark.")
 @click.option("--anyway", is_flag=True, help="Only list; do not fail where something is short.")
-def preflight(profile, jobs, parts, anyway):
+@click.option("--count-jobs", is_flag=True, help="Only print how many notebooks to run at once here.")
+def preflight(profile, jobs, parts, anyway, count_jobs):
     """List what the notebooks of a profile need, and compare it with what this machine has."""
     from .run.notebooks import check_room
+    from .run.preflight import count_jobs as count
+    from .run.preflight import list_needs
 
+    if count_jobs:
+        with in_a_sentence():
+            click.echo(count(list_needs(profile), parts=parts))
+        return
     check_room(profile, jobs=jobs, parts=parts, anyway=anyway)
 
 

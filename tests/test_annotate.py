@@ -1,5 +1,6 @@
 """What is written into the cells, that it depends on nothing but the cell, and that nothing else is touched."""
 
+import os
 import subprocess
 import sys
 
@@ -193,6 +194,22 @@ def test_scbert_annotate_is_a_function_and_importing_it_waits_for_neither_torch_
         "assert callable(scbert.annotate); slow = {'torch', 'scanpy', 'sklearn'} & set(sys.modules); assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_and_its_command_line_answer_before_anything_large_is_loaded():
+    code = "import sys, scbert.__main__; slow = {'numpy', 'pandas', 'torch', 'anndata'} & set(sys.modules); assert not slow, slow"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE 4 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE 4 None"),
+                                                 ({"OMP_NUM_THREADS": "2"}, "PASSIVE 4 2")])  # fmt: skip
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(given, expected):
+    names = ("OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT", "NUMBA_NUM_THREADS")
+    left_out = {*names, "OMP_NUM_THREADS"}
+    environment = {name: value for name, value in os.environ.items() if name not in left_out} | given
+    code = f"import os, scbert; print(*map(os.environ.get, {names}))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
 
 
 def test_every_name_the_package_offers_is_there():

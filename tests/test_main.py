@@ -358,6 +358,8 @@ def test_preflight_counts_the_parts_that_run_at_once(scbert_cli, benchmark, shor
     assert "Error: 3 parts of 05_benchmark (not known) need 0.1 GB of memory, and 0.1 GB are free" in output
     code, output = scbert_cli("preflight", "--profile", "small", "--jobs", "9", "--parts", "2")
     assert code == 0
+    code, output = scbert_cli("preflight", "--profile", "small", "--count-jobs")
+    assert code == 0 and output.strip() in list("12345678")
 
 
 # scbert annotate

@@ -226,6 +226,18 @@ def test_notebooks_that_run_at_once_need_their_memory_at_once(machine, root):
     assert re.search(due, say_shortages(jobs=2))
 
 
+@pytest.mark.parametrize(
+    ("cores", "free", "gpu", "expected"),
+    [(1, 99, False, 1), (2, 9.1, False, 2), (2, 9, False, 1), (64, 99, False, 8), (8, 1, False, 1), (8, 99, True, 1)],
+)
+def test_one_notebook_a_core_runs_at_once_as_memory_allows(root, monkeypatch, cores, free, gpu, expected):
+    publish(root, "03_test", megabytes=3000)  # 3.1 GB, beside 6 GB
+    monkeypatch.setattr(preflight, "_measure_memory", lambda: free * preflight.GB)
+    monkeypatch.setattr(preflight.joblib, "cpu_count", lambda: cores)
+    needs = preflight.list_needs("small")
+    assert preflight.count_jobs(needs.assign(gpu_memory_gb=20.0 if gpu else 0.0)) == expected
+
+
 def test_two_disks_are_compared_each_with_its_own(machine):
     machine(disk=2.5, one_disk=False)  # 2 GB of results, 3 GB of downloads
     shortages = preflight.find_shortages(preflight.list_needs("small"), "small")

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from scikit_posthocs import critical_difference_diagram
 from sklearn.metrics import confusion_matrix
 
 from ..evaluate.embeddings import embed_pca
@@ -457,6 +456,8 @@ def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     `table` is from `scbert.significance.rank_methods`. Two methods are told apart if their mean ranks differ by more
     than its critical difference (Demsar 2006, Journal of Machine Learning Research 7:1-30).
     """
+    from scikit_posthocs import critical_difference_diagram  # late: no figure of the demo needs it
+
     found, means = table.attrs, table["mean_rank"]
     ax = ax or make_panels(1, width=6.4, height=1.5 + 0.16 * len(table))[0]
     apart = np.abs(np.subtract.outer(means.to_numpy(), means.to_numpy())) > found["critical_difference"]

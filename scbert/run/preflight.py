@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import joblib
 import pandas as pd
 import psutil
 import yaml
@@ -155,20 +156,26 @@ def _find_existing(folder):
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
+def _list_largest(needs, column, jobs, parts):
+    """Return what the `jobs` processes that need most need, by notebook; a benchmark is one process for each part."""
+    folder = find_root() / "notebooks"
+    processes = [name for name in needs.index for _ in range(parts if has_benchmark(folder / f"{name}.ipynb") else 1)]
+    return needs.loc[processes, column].dropna().nlargest(jobs)
+
+
 def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: int = 1) -> list[str]:
     """Say in a sentence each what `list_needs` asks for and this machine has not; what is not known is not counted.
 
     The memory of the largest `jobs` notebooks is added up; of a benchmark, each of `parts` processes holds what it needs.
     """
     free = measure_resources(profile, gpu=needs["gpu_memory_gb"].max() > 0)
-    found, folder = [], find_root() / "notebooks"
-    processes = [name for name in needs.index for _ in range(parts if has_benchmark(folder / f"{name}.ipynb") else 1)]
+    found = []
     remedies = {
         "memory_gb": ("memory", "close other programs, or take a larger machine or a smaller profile"),
         "gpu_memory_gb": ("GPU memory", "free the GPU, or take a larger one or a smaller profile"),
     }
     for column, (what, remedy) in remedies.items():
-        largest = needs.loc[processes, column].dropna().nlargest(jobs)
+        largest = _list_largest(needs, column, jobs, parts)
         if column in free and largest.sum() > free[column]:
             times = {name: f"{n} parts of {name}" if n > 1 else name for name, n in Counter(largest.index).items()}
             names = " and ".join(f"{text} ({needs.loc[name, 'basis']})" for name, text in times.items())
@@ -190,6 +197,15 @@ def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: i
     for name in dict.fromkeys(name for names in needs["by_hand"] for name in names):
         found.append(f"{name} has to be downloaded by hand: scbert fetch {name} says from where.")
     return found
+
+
+def count_jobs(needs: pd.DataFrame, *, parts: int = 1, most: int = 8) -> int:
+    """Return how many notebooks of `list_needs` to run at once here: one a core, as memory allows; one if they need a GPU."""
+    if needs["gpu_memory_gb"].max() > 0:
+        return 1
+    cores = range(min(most, joblib.cpu_count()), 1, -1)
+    free = _measure_memory() / GB
+    return next((n for n in cores if _list_largest(needs, "memory_gb", n, parts).sum() <= free), 1)
 
 
 def sum_downloads(needs: pd.DataFrame) -> tuple[int, int]:
