@@ -78,7 +78,9 @@ def count_finetuning(
     first = min(learns, default=depth)
     chunks = split_chunks((torch.empty(batch_size, tokens, 0, device="meta"),), config.heads, config.n_features)
     again = parts * AGAIN * (sum(map(len, chunks)) > KEPT_CHUNKS)
-    backward = sum((parts * (TO_INPUTS + TO_WEIGHTS * (layer in learns)) + again).sum() for layer in range(first, depth))
+    backward = sum(
+        (parts * (TO_INPUTS + TO_WEIGHTS * (layer in learns)) + again).sum() for layer in range(first, depth)
+    )
     forward = (depth - first) * parts.sum()
     return {"frozen": first * parts.sum(), "training": forward + backward, "forward": forward}
 
