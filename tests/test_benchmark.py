@@ -494,6 +494,15 @@ def test_memory_is_what_came_on_top_of_what_was_held():
     assert memory["peak_mb"] < 20
 
 
+@pytest.mark.parametrize(("has_gpu", "expected"), [(True, "high"), (False, "highest")])
+def test_a_gpu_multiplies_as_the_profile_says_and_a_cpu_as_ever(monkeypatch, has_gpu, expected):
+    monkeypatch.setattr(runner.torch.cuda, "is_available", lambda: has_gpu)
+    with pytest.raises(KeyError), runner.multiply_in("high"):
+        assert runner.torch.get_float32_matmul_precision() == expected
+        raise KeyError
+    assert runner.torch.get_float32_matmul_precision() == "highest"
+
+
 def test_memory_is_watched_to_the_end_where_a_method_fails():
     before = threading.active_count()
     with pytest.raises(KeyError), runner.watch_memory():

@@ -682,7 +682,7 @@ def test_preflight_lists_needs_and_fails_where_something_is_short(scbert_cli, sh
     assert "Error: 03_test (estimate) needs 2.0 GB of memory, and 0.1 GB are free: close other programs" in output
     assert scbert_cli("preflight", "--profile", "small", "--anyway")[0] == 0
     code, output = scbert_cli("preflight", "--profile", "large")
-    assert output == "Error: There is no profile 'large': choose demo, small or paper.\n"
+    assert output == "Error: There is no profile 'large': choose demo, small, core or paper.\n"
 
 
 def test_a_notebook_that_does_not_fit_is_not_run_unless_anyway(scbert_cli, short_of_memory, tmp_path):

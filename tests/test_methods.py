@@ -646,11 +646,32 @@ def test_the_published_recipe_has_the_epochs_that_its_rate_takes_to_rise(named, 
 
 def test_the_published_weights_are_tuned_at_the_published_rate_and_to_the_letter_on_request(named, monkeypatch):
     monkeypatch.setattr(benchmark, "is_published", lambda genes: genes == named.genes)
-    chosen = benchmark.choose_methods("scbert scbert_published", named, n_epochs=4)
-    assert chosen["scbert"].keywords["learning_rate"] == 1e-4
-    letter = {"n_epochs": 100, "patience": 10, "batch_size": 3, "accumulate": 60, "learning_rate": 1e-4}
-    assert letter.items() <= chosen["scbert_published"].keywords.items()
-    assert chosen["scbert_published"].keywords["recipe"] == scbert.Recipe.published()
+    chosen = benchmark.choose_methods("scbert scbert_scratch scbert_published scbert_letter", named, n_epochs=4)
+    sound, scratch, published, letter = (fit.keywords for fit in list(chosen.values())[2:])
+    assert sound["learning_rate"] == 1e-4
+    script = {"patience": 10, "batch_size": 3, "accumulate": 60, "learning_rate": 1e-4}
+    assert letter == script | {
+        "n_epochs": 100, "recipe": scbert.Recipe.published(), "encoder": named, "pretrain_epochs": 0
+    }  # fmt: skip
+    frozen = replace(scbert.Recipe.published(), redraw_features=False, key_stabiliser="head")
+    assert published == letter | {"n_epochs": 40, "recipe": frozen, "cache": "float16"}
+
+
+def test_the_published_weights_read_expressed_genes_but_under_the_published_recipe(named, monkeypatch):
+    monkeypatch.setattr(benchmark, "is_published", lambda genes: genes == named.genes)
+    chosen = benchmark.choose_methods("scbert scbert_scratch scbert_published", named)
+    assert chosen["scbert"].keywords["encoder"].config.expressed_only
+    assert chosen["scbert_scratch"].keywords["encoder"].expressed_only
+    assert chosen["scbert_published"].keywords["encoder"] is named
+    assert not named.config.expressed_only
+
+
+def test_the_published_recipe_without_redraws_keeps_what_its_frozen_layers_yield(cells, more_cells):
+    config = scbert.ScBertConfig(n_genes=24, dim=8, depth=3, heads=2, dim_head=4)
+    frozen = replace(scbert.Recipe.published(), redraw_features=False, key_stabiliser="head")
+    options = {"label_key": "cell_type", "encoder": config, "n_epochs": 3, "recipe": frozen, "progress": False}
+    kept, again = (methods.fit_scbert(cells, more_cells, cache=cache, **options) for cache in ("float16", None))
+    np.testing.assert_allclose(kept(more_cells), again(more_cells), atol=1e-3)
 
 
 def test_from_random_weights_the_given_vectors_of_genes_stay(config):

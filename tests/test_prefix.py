@@ -1,6 +1,8 @@
 """Frozen layers are run once a cell, and fine-tuning cannot tell."""
 
 import collections
+import contextlib
+import re
 import shutil
 
 import numpy as np
@@ -119,15 +121,74 @@ def test_any_cells_in_any_order_are_what_the_layers_make_of_them(encoder, cells,
         kept.close()
 
 
-def test_a_disk_too_small_keeps_what_fits_and_computes_the_rest(fit, monkeypatch, n_runs):
+GB = 10**9
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Return a function that sets how many bytes of the disk are free, and how many it has; files take from the former."""
+    state, write = {"free": 10**15, "total": 0}, FrozenPrefix._write
+
+    def take(self, start, rows):
+        write(self, start, rows)
+        if self.file is not None:
+            state["free"] -= rows.nbytes
+
+    def usage(_):
+        return shutil._ntuple_diskusage(state["total"], 0, state["free"])
+
+    monkeypatch.setattr(FrozenPrefix, "_write", take)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    return state.update
+
+
+CELL = 25 * 8 * 4  # bytes
+
+
+@pytest.mark.parametrize(("total", "spared"), [(100 * GB, 20 * GB), (650 * GB, 65 * GB)])
+def test_a_disk_too_small_keeps_what_fits_and_computes_the_rest(fit, disk, n_runs, total, spared):
     expected = fit(cache=None)
     n_runs.clear()
-    room = prefix.SPARE_DISK + 70 * 25 * 8 * 4 - 1  # 69 cells of each set
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, room))
-    monkeypatch.setattr(prefix, "SPARE_DISK", prefix.SPARE_DISK + 20 * 25 * 8 * 4)
-    with pytest.warns(UserWarning, match="of 49 of 60 cells are kept .* Free some disk space"):
+    disk(free=spared + 50 * CELL - 1, total=total)
+    with pytest.warns(UserWarning, match="cells are kept .* can be taken.* Free some disk space") as warned:
         assert_alike(fit(**IN_A_FILE), expected)
-    assert n_runs[1] == 49 + 3 * 11 + 30
+    of = [re.search("of (.*) cells are", str(warning.message))[1] for warning in warned]
+    assert of == ["49 of 60", "0 of 30"]  # of those that train, and that choose the epoch
+    assert n_runs[1] == 49 + 3 * (11 + 30)
+
+
+def test_half_precision_has_room_for_twice_the_cells(encoder, cells, disk):
+    disk(free=20 * GB + 30 * CELL)
+    cells = CellDataset(cells)
+    options = {"memory": 0, "batch_size": 10, "progress": False}
+    with pytest.warns(UserWarning, match="of 30 of 60 cells are kept"):
+        full = FrozenPrefix(encoder, cells, 2, **options)
+    disk(free=20 * GB + 30 * CELL)
+    half = FrozenPrefix(encoder, cells, 2, precision="float16", **options)
+    with contextlib.closing(full), contextlib.closing(half):
+        assert (full.n_kept, half.n_kept) == (30, 60)
+
+
+def test_what_it_takes_is_said_before_it_is_taken(encoder, cells, disk, capsys):
+    FrozenPrefix(encoder, CellDataset(cells), 2, memory=0).close()
+    said = capsys.readouterr().out
+    assert said.startswith("To keep the frozen layers of 60 cells 0.0 GB are needed, and 999980.0 GB of the disk of")
+
+
+def test_what_others_write_meanwhile_is_never_the_last_of_the_disk(encoder, cells, disk, monkeypatch):
+    read = CellDataset.in_order
+
+    def fill_up(self, batch_size):
+        for start, bins in read(self, batch_size):
+            if start == 20:
+                disk(free=20 * GB + 5 * CELL)
+            yield start, bins
+
+    monkeypatch.setattr(CellDataset, "in_order", fill_up)
+    with pytest.warns(UserWarning, match="of 20 of 60 cells are kept .the rest of the disk is left to others"):
+        kept = FrozenPrefix(encoder, CellDataset(cells), 2, memory=0, batch_size=10, progress=False)
+    assert kept.n_kept == 20
+    kept.close()
 
 
 def test_a_disk_that_fills_up_meanwhile_warns_and_loses_nothing(fit, monkeypatch):

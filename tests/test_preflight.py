@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from scbert import datasets, preflight
@@ -163,7 +164,7 @@ def test_a_file_of_two_notebooks_is_downloaded_once():
 
 @pytest.mark.parametrize("profile", ["papre", "needs"])
 def test_an_unknown_profile_is_refused(profile):
-    with pytest.raises(ValueError, match=f"no profile '{profile}': choose demo, small or paper"):
+    with pytest.raises(ValueError, match=f"no profile '{profile}': choose demo, small, core or paper"):
         preflight.list_needs(profile)
 
 
@@ -290,13 +291,68 @@ def test_a_container_has_its_limit_less_what_it_holds(tmp_path, limit, free):
     assert preflight._measure_container(tmp_path) == free
 
 
+# Multiplies
+
+
+COUNTED = """
+paper:
+  04_other: {minutes: 70, petaflop: 216, cache_gb: 371, memory_gb: 6, gpu_memory_gb: 20, basis: counted}
+"""  # 60 minutes of multiplies at 60 TFLOP/s, and 10 of others
+
+
+@pytest.fixture
+def counted(root):
+    write_text(root / "notebooks" / "profiles" / "paper.yaml", "03_test: {}\n04_other: {}\n")
+    write_text(root / "notebooks" / "profiles" / "needs.yaml", COUNTED)
+    return preflight.list_needs("paper")
+
+
+def test_minutes_of_counted_multiplies_follow_from_the_rate_of_the_gpu(counted):
+    rates = {"float32": 50e12, "TF32": 400e12, "bfloat16": 700e12}
+    needs, said = preflight.scale_needs(counted, "paper", "H200", rates)
+    assert needs.loc["04_other", "minutes"] == pytest.approx(10 + 60 * 60 / 120)
+    assert needs.loc["04_other", "basis"] == "multiplies counted, at 0.3 of the rate measured here in TF32"
+    assert pd.isna(needs.loc["03_test", "minutes"]) and needs.loc["03_test", "basis"] == "not known"
+    assert said.splitlines() == [
+        "H200 multiplies 50 TFLOP/s in float32, 400 TFLOP/s in TF32, 700 TFLOP/s in bfloat16; trainings, assumed: 0.3 of "
+        "TF32, 120 TFLOP/s.",
+        "04_other: 216 PFLOP at most, 1.0 hours at 60 TFLOP/s, 0.5 here",
+        "Frozen layers are kept on disk, 371 GB at most, where a tenth of the disk, 20 GB at least, stays free; else they "
+        "are run in each epoch.",
+    ]
+
+
+def test_a_profile_that_stays_in_float32_is_timed_in_it(counted):
+    needs, _ = preflight.scale_needs(counted, "small", "H200", {"float32": 50e12, "TF32": 400e12})
+    assert needs.loc["04_other", "minutes"] == pytest.approx(10 + 60 * 60 / 15)
+
+
+def test_without_a_gpu_the_minutes_are_the_stated_ones_and_the_hours_here_are_said(counted):
+    needs, said = preflight.scale_needs(counted, "paper", "CPU", {"float32": 0.2e12})
+    pd.testing.assert_frame_equal(needs, counted)
+    assert "1.0 hours at 60 TFLOP/s, 1,000.0 here" in said
+
+
+def test_the_rate_of_this_machine_is_measured():
+    before = torch.get_float32_matmul_precision()
+    device, rates = preflight.measure_rates()
+    assert device == "CPU" or "TF32" in rates
+    assert all(1e8 < rate < 1e16 for rate in rates.values())
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_run_that_was_measured_needs_no_count(counted, root):
+    publish(root, "04_other", profile="paper")
+    assert preflight.list_needs("paper")["petaflop"].isna().all()
+
+
 # This project
 
 
 def test_every_notebook_of_a_profile_has_a_published_run_or_states_its_needs():
     root = Path(__file__).resolve().parent.parent
     stated = yaml.safe_load((root / "notebooks" / "profiles" / "needs.yaml").read_text())
-    for profile in ("small", "paper"):
+    for profile in ("small", "core", "paper"):
         sections = yaml.safe_load((root / "notebooks" / "profiles" / f"{profile}.yaml").read_text())
         for name in sections:
             published = root / "figures" / profile / f"{name}.json"
@@ -306,6 +362,6 @@ def test_every_notebook_of_a_profile_has_a_published_run_or_states_its_needs():
             )
         for name, entry in stated[profile].items():
             assert name in sections, f"needs.yaml states what {name} needs in {profile}, which has no section for it."
-            assert set(entry) <= {"minutes", "memory_gb", "gpu_memory_gb", "disk_gb", "data", "basis"}, name
+            assert set(entry) <= {*preflight.NUMBERS, "data", "basis"}, name
             assert {"minutes", "memory_gb", "basis"} <= set(entry), name
             assert not pd.isna([float(entry[key]) for key in ("minutes", "memory_gb")]).any()

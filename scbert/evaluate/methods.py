@@ -229,6 +229,7 @@ def fit_scbert(
     accumulate: int = 1,
     learning_rate: float = 1e-3,
     recipe: Recipe = Recipe(),
+    cache: str | None = "float32",
     checkpoints: str | Path | None = None,
     progress: bool = True,
 ) -> Callable:
@@ -240,7 +241,7 @@ def fit_scbert(
         A pretrained encoder, or the shape of a new one.
     pretrain_epochs
         Epochs of pretraining on the training cells, without labels, before fine-tuning.
-    n_epochs, patience, batch_size, accumulate, learning_rate, recipe
+    n_epochs, patience, batch_size, accumulate, learning_rate, recipe, cache
         Of fine-tuning, as in `scbert.finetune`. Published: batches of 3, 60 a step, rate 1e-4.
     min_steps
         Optimiser steps at least: epochs are added where `n_epochs` are fewer, and patience is a third of them, or more.
@@ -262,7 +263,7 @@ def fit_scbert(
     classifier = finetune(
         model, train, label_key=label_key, validation=validation, n_epochs=n_epochs, patience=patience,
         batch_size=batch_size, accumulate=accumulate, learning_rate=learning_rate, recipe=recipe, seed=seed,
-        checkpoint=stage and f"{stage}-finetune.pt", companions=False, progress=progress,
+        cache=cache, checkpoint=stage and f"{stage}-finetune.pt", companions=False, progress=progress,
     )  # fmt: skip
 
     return wrap_classifier(classifier, train.n_obs * (pretrain_epochs + len(classifier.history)))

@@ -499,7 +499,8 @@ def hold_out(labels: pd.Series, cells: Sequence[str], random: np.random.Generato
             )
         validation.append(random.permutation(own)[: max(1, round(len(own) / 8))])
     validation = np.sort(np.concatenate(validation))
-    return np.setdiff1d(cells, validation), validation
+    cells = pd.Index(cells)
+    return np.unique(cells[~cells.isin(validation)].to_numpy()), validation  # setdiff1d of text compares each with each
 
 
 def _group(labels, cells):

@@ -78,7 +78,7 @@ def fill_board(published: pd.DataFrame, metrics: Mapping[str, dict], profile: st
     One row a metric: `experiment`, `paper`, `published reproductions` with their sources, `this run`, the same of each
     of `RIVALS`, and `verdict`.
     """
-    is_paper = profile == "paper"
+    is_paper = profile in ("core", "paper")
     board = published.drop_duplicates("metric").set_index("metric")
     others = published["reproduction"].map("{:.4f}".format, na_action="ignore")
     others = (others + " [" + published["reproduction_source"] + "]").groupby(published["metric"])

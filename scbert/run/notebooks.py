@@ -68,6 +68,9 @@ def check_room(profile, notebooks=None, parameters=None, *, jobs=1, parts=1, any
         needs = preflight.list_needs(profile, notebooks, parameters)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    if needs["petaflop"].notna().any():
+        needs, pace = preflight.scale_needs(needs, profile, *preflight.measure_rates())
+        click.echo(pace)
     if profile != "demo" or notebooks is None:
         click.echo(preflight.describe_needs(needs))
     shortages = preflight.find_shortages(needs, profile, jobs=jobs, parts=parts)

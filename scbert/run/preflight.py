@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,17 @@ import yaml
 from ..paths import find_root, run_directory
 from ..sources import datasets
 from ..sources.download import cache_directory, format_bytes
+from .record import PRECISION
 from .report import read_records
 
 GB = 10**9
+RATE = 60e12
+"""FLOP/s that the minutes of ``needs.yaml`` are for where multiplies were counted."""
+SHARE = 0.3
+"""Of a device's own rate of multiplies, assumed: trainings on a GPU were not measured."""
+
+
+NUMBERS = ["minutes", "memory_gb", "gpu_memory_gb", "disk_gb", "petaflop", "cache_gb"]
 
 
 def list_needs(
@@ -37,6 +46,7 @@ def list_needs(
     Returns
     -------
     One row a notebook: minutes, memory_gb, gpu_memory_gb, disk_gb (GB of 10^9 bytes, NaN where nothing is known),
+    petaflop and cache_gb (multiplies counted, and what frozen layers take where there is room; NaN where not counted),
     basis (where these come from), files (to be downloaded: url, bytes), by_hand (sets to be downloaded by hand).
     """
     root = find_root()
@@ -51,20 +61,57 @@ def list_needs(
             raise ValueError(f"There is no notebook {stem} in {source.parent}.")
         chosen = read_defaults(source) | (sections.get(stem) or {}) | (parameters or {})
         entry = stated.get(stem) or {}
-        row = {name: float(entry.get(name, "nan")) for name in ("minutes", "memory_gb", "gpu_memory_gb", "disk_gb")}
+        row = {name: float(entry.get(name, "nan")) for name in NUMBERS}
         row["basis"] = entry.get("basis", "not known")
         if stem in measured:
             found = measured[stem]
             row["minutes"], row["memory_gb"] = found["seconds"] / 60, found["peak_memory_mb"] * 2**20 / GB
             used = found["parameters"] | {name: chosen[name] for name in ("profile", "seed") if name in chosen}
             changed = [name for name in chosen if used.get(name) != chosen[name]]
-            row["basis"] = f"measured, {found['source'].split(',')[0]}"
+            row["petaflop"], row["basis"] = float("nan"), f"measured, {found['source'].split(',')[0]}"
             row["basis"] += f", with another {' and '.join(changed)}" if changed else ""
         row["files"], row["by_hand"] = _find_downloads([*_name_entries(chosen), *entry.get("data", [])])
         rows[stem] = row
-    columns = ["minutes", "memory_gb", "gpu_memory_gb", "disk_gb", "basis", "files", "by_hand"]
+    columns = [*NUMBERS, "basis", "files", "by_hand"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("notebook")
-    return table.astype(dict.fromkeys(columns[:4], float))  # of no notebook too
+    return table.astype(dict.fromkeys(NUMBERS, float))  # of no notebook too
+
+
+def measure_rates() -> tuple[str, dict[str, float]]:
+    """Return this machine's device, and the FLOP/s of a large square multiply by precision, the best of six."""
+    import torch
+
+    has_gpu, before, rates = torch.cuda.is_available(), torch.get_float32_matmul_precision(), {}
+    size, kinds = (8192, ("float32", "TF32", "bfloat16")) if has_gpu else (1024, ("float32",))
+    for kind in kinds:
+        torch.set_float32_matmul_precision("high" if kind == "TF32" else before)
+        x, seconds = torch.rand(size, size, device="cuda" if has_gpu else "cpu"), []
+        x = x.bfloat16() if kind == "bfloat16" else x
+        for _ in range(6):
+            start = time.perf_counter()
+            float((x @ x)[0, 0])  # waits for a GPU
+            seconds.append(time.perf_counter() - start)
+        rates[kind] = 2 * size**3 / min(seconds)
+    torch.set_float32_matmul_precision(before)
+    return torch.cuda.get_device_name() if has_gpu else "CPU", rates
+
+
+def scale_needs(needs: pd.DataFrame, profile: str, device: str, rates: dict[str, float]) -> tuple[pd.DataFrame, str]:
+    """Return `list_needs` with the minutes of counted multiplies at the rate of a GPU (else at `RATE`), and hours in words."""
+    kind = "TF32" if "TF32" in rates and profile in PRECISION else "float32"
+    pace, counted = SHARE * rates[kind], needs["petaflop"].dropna() * 1e15 / 3600
+    found = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items())
+    lines = [f"{device} multiplies {found}; trainings, assumed: {SHARE} of {kind}, {pace / 1e12:.3g} TFLOP/s."]
+    for name, flop in counted.items():
+        hours = f"{flop / RATE:,.1f} hours at {RATE / 1e12:.0f} TFLOP/s, {flop / pace:,.1f} here"
+        lines.append(f"{name}: {needs.loc[name, 'petaflop']:,.0f} PFLOP at most, {hours}")
+    if (largest := needs["cache_gb"].max()) > 0:
+        room = "where a tenth of the disk, 20 GB at least, stays free; else they are run in each epoch"
+        lines.append(f"Frozen layers are kept on disk, {largest:.0f} GB at most, {room}.")
+    if device != "CPU":
+        needs = needs.assign(minutes=needs["minutes"].add(counted * 60 * (1 / pace - 1 / RATE), fill_value=0))
+        needs.loc[counted.index, "basis"] = f"multiplies counted, at {SHARE} of the rate measured here in {kind}"
+    return needs, "\n".join(lines)
 
 
 def read_defaults(source: Path) -> dict:
@@ -93,7 +140,7 @@ def read_sections(folder: Path, profile: str) -> dict[str, dict]:
         return {path.stem: {} for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     file = folder / "profiles" / f"{profile}.yaml"
     if not file.is_file() or profile == "needs":
-        raise ValueError(f"There is no profile {profile!r}: choose demo, small or paper.")
+        raise ValueError(f"There is no profile {profile!r}: choose demo, small, core or paper.")
     return _read_yaml(file)
 
 

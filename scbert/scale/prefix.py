@@ -14,16 +14,16 @@ from ..data.cells import CellDataset
 from ..model.encoder import ScBert
 from .stream import CellStore
 
-SPARE_DISK = 2**30
-"""Bytes of the disk that the cache leaves to others."""
+SPARE_DISK = 20 * 10**9
+"""Bytes of the disk that the cache leaves to others, at least: a tenth of the disk where that is more."""
 
 
 class FrozenPrefix:
     """What the first layers make of each cell, computed once, without gradients, in the order of the cells.
 
     It is kept in memory if all cells fit into `memory` bytes, else in an unnamed file in `folder` (the system's temporary
-    one, if None) that `close`, or the end of the process, removes. Cells that the disk has no room for are computed
-    whenever they are asked for. The encoder's first `n_layers` must not change while this is in use; with 0 there is
+    one, if None) that `close`, or the end of the process, removes. The file says what it takes, if `progress`, and leaves
+    `SPARE_DISK` free, whoever else writes. Cells that there is no room for are computed whenever they are asked for. The encoder's first `n_layers` must not change while this is in use; with 0 there is
     nothing to keep, and `batch` returns tokens. Precision "float16" takes half the bytes of "float32".
 
     Paper: not in it. Differs from the published code: that runs all layers for every cell in every epoch.
@@ -53,7 +53,7 @@ class FrozenPrefix:
             self.bytes_in_memory = needed
             self.kept, n_cells = np.empty((len(cells), *self.shape), self.dtype), len(cells)
         else:
-            n_cells = self._open_file(Path(folder or tempfile.gettempdir()), needed)
+            n_cells = self._open_file(Path(folder or tempfile.gettempdir()), needed, progress)
         self._fill(n_cells, batch_size, progress)
 
     def batch(self, indices: np.ndarray, bins: torch.Tensor | None = None) -> torch.Tensor:
@@ -86,19 +86,28 @@ class FrozenPrefix:
         device = next(self.encoder.parameters()).device
         return self.encoder.run_layers(self.encoder.embed(bins.to(device)), stop=self.n_layers)
 
-    def _open_file(self, folder, needed):
+    def _open_file(self, folder, needed, progress):
         """Open the file and return the number of cells that the disk has room for."""
+        self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
-            free = max(0, shutil.disk_usage(folder).free - SPARE_DISK)
+            free = max(0, self._measure_room())
         except OSError as error:
             self._warn(0, str(error))
             return 0
         n_cells = min(len(self.cells), free // self.cell_bytes)
+        what = f"{needed / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB of the disk of {folder} can be taken"
         if n_cells < len(self.cells):
-            self._warn(n_cells, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+            self._warn(n_cells, what)
+        elif progress:
+            print(f"To keep the frozen layers of {n_cells} cells {what}.")
         return n_cells
+
+    def _measure_room(self):
+        """Return how many bytes of the disk may be taken; below 0 where others have taken of what is spared."""
+        disk = shutil.disk_usage(self.folder)
+        return disk.free - max(SPARE_DISK, disk.total // 10)
 
     def _fill(self, n_cells, batch_size, progress):
         with tqdm(desc="frozen layers", total=n_cells, unit="cell", file=sys.stdout, mininterval=1,
@@ -126,6 +135,8 @@ class FrozenPrefix:
             self.kept[start : start + len(rows)] = rows
         else:
             # A write that fails raises; a memory map on a full disk would kill the process.
+            if self._measure_room() < rows.nbytes:
+                raise OSError("the rest of the disk is left to others")
             self.file.seek(start * self.cell_bytes)
             self.file.write(rows.tobytes())
             self.file.flush()
