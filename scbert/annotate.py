@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from .model.encoder import ScBert
     from .scale.stream import CellStore
 
-WINDOW = 4_096  # cells that are sorted by length and annotated before the next are read
-POSITIONS = 8000
-
 
 def annotate(
     adata: "anndata.AnnData | CellStore",
@@ -154,7 +151,11 @@ def read_out(
 
 
 def embed(
-    model: "ScBert | Classifier", adata: "anndata.AnnData | CellStore", *, pool: str = "expressed", batch_size: int | None = None
+    model: "ScBert | Classifier",
+    adata: "anndata.AnnData | CellStore",
+    *,
+    pool: str = "expressed",
+    batch_size: int | None = None,
 ) -> np.ndarray:
     """Return one vector a cell: the mean of the encoder's output over genes, (cells, dim).
 
@@ -211,18 +212,20 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
     from tqdm import tqdm
 
     from .data.cells import CellDataset, to_tokens
+    from .scale.stream import CELLS_A_WINDOW, plan_batches
 
     cells = tokens if hasattr(tokens, "in_order") else CellDataset(tokens)  # held to their counts before
-    device, of_genes = next(encoder.parameters()).device, pool == "expressed"
-    bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
-    with bar:
-        for window in cells.windows(WINDOW):
-            order, batches = _plan(window, encoder.config, batch_size), []
+    device, packed = next(encoder.parameters()).device, encoder.config.expressed_only
+    with tqdm(
+        desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress
+    ) as bar:
+        for window in cells.windows(CELLS_A_WINDOW):
+            order, batches = plan_batches(window.getnnz(1) + 1, encoder.config, batch_size), []
             for rows in order:
                 with torch.inference_mode():  # left before the caller goes on
                     bins = encoder.hide_unseen(to_tokens(window[rows]).to(device))
-                    hidden = encoder.encode_expressed(bins) if encoder.config.expressed_only else (encoder.encode(bins),)
-                    pooled, has_tokens = _pool(bins, *hidden, of_genes=of_genes), (bins > 0).any(1)
+                    hidden = encoder.encode_expressed(bins) if packed else (encoder.encode(bins),)
+                    pooled, has_tokens = _pool(bins, pool, *hidden), (bins > 0).any(1)
                     logits = None if head is None else head(*hidden).float()
                 batches.append([None if x is None else x.cpu().numpy() for x in (logits, pooled, has_tokens)])
                 bar.update(len(rows))
@@ -230,27 +233,16 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
             yield [None if arrays[0] is None else np.concatenate(arrays)[back] for arrays in zip(*batches, strict=True)]
 
 
-def _plan(window, config, batch_size):
-    """Return numbers of cells, a batch each: of expressed genes in the order of their number, so that batches hold equals."""
-    lengths = window.getnnz(1) + 1
-    order = np.arange(len(lengths))
-    if not config.expressed_only or config.key_stabiliser == "batch":
-        return np.split(order, order[::batch_size or 32][1:])
-    order = np.argsort(lengths, kind="stable")
-    batch = np.arange(len(order)) // batch_size if batch_size else lengths[order].cumsum() // POSITIONS
-    return np.split(order, np.flatnonzero(np.diff(batch)) + 1)
-
-
-def _pool(bins, hidden, entered=None, *, of_genes):
+def _pool(bins, pool, hidden, entered=None):
     """Return the mean over genes, or over those expressed, (cells, dim), of what was encoded, see `ScBert`."""
     import torch
 
-    weight = (bins > 0) if of_genes else torch.ones_like(bins, dtype=torch.bool)
+    weight = bins > 0 if pool == "expressed" else bins >= 0
     weight[:, -1] = False  # the trailing token is no gene
     weight = weight / weight.sum(1, keepdim=True).clamp(min=1)  # (cells, genes + 1)
     if entered is None:
         return torch.einsum("cgd,cg->cd", hidden.float(), weight.float())
-    pooled = hidden.new_zeros(len(bins), hidden.shape[1], dtype=torch.float32)
+    pooled = hidden.new_zeros(len(bins), hidden.shape[1]).float()
     return pooled.index_add_(0, entered.nonzero()[:, 0], hidden.float() * weight[entered][:, None])
 
 

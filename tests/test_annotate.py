@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -14,6 +15,7 @@ import scbert
 from scbert import annotate, embed, predict_proba
 from scbert.annotate import read_out
 from scbert.data.preprocess import tokenize
+from scbert.scale.stream import plan_batches
 
 
 def test_labels_confidence_probabilities_and_embedding_are_written(make_cells, classifier):
@@ -60,6 +62,30 @@ def test_a_cell_without_tokens_is_unassigned(make_cells, classifier):
     assert adata.uns["scbert"]["annotate"]["cells_without_tokens"] == 1
     assert not adata.obsm["X_scbert"][3].any()
     assert np.isfinite(adata.obs["scbert_confidence"]).all()
+
+
+def test_cells_sorted_by_length_come_back_in_their_order(make_cells, classifier, monkeypatch):
+    classifier.encoder.set_expressed_only(True)
+    adata = make_cells()
+    alone = np.concatenate([scbert.predict_proba(classifier, adata[i : i + 1].copy()) for i in range(adata.n_obs)])
+    monkeypatch.setattr("scbert.scale.stream.CELLS_A_WINDOW", 23)
+    monkeypatch.setattr("scbert.scale.stream.POSITIONS", 100)
+    for batch_size in (None, 4):
+        np.testing.assert_allclose(scbert.predict_proba(classifier, adata, batch_size=batch_size), alone, atol=1e-6)
+        for pool in ("expressed", "all"):
+            vectors = scbert.embed(classifier, adata, pool=pool, batch_size=batch_size)
+            one = scbert.embed(classifier, adata[5:6].copy(), pool=pool)[0]
+            np.testing.assert_allclose(vectors[5], one, atol=1e-6)
+
+
+def test_batches_hold_cells_of_about_one_length_up_to_a_number_of_positions():
+    config = scbert.ScBertConfig(10, expressed_only=True)
+    lengths = np.array([900, 10, 4_000, 12, 5_000, 11])
+    assert [batch.tolist() for batch in plan_batches(lengths, config, None)] == [[1, 5, 3, 0, 2], [4]]
+    assert [batch.tolist() for batch in plan_batches(lengths, config, 4)] == [[1, 5, 3, 0], [2, 4]]
+    for other in ({"expressed_only": False}, {"key_stabiliser": "batch"}):
+        batches = plan_batches(lengths, replace(config, **other), 4)
+        assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_the_batch_size_changes_nothing(make_cells, classifier):

@@ -5,14 +5,8 @@ import torch
 from performer_pytorch import FastAttention
 
 from scbert import attention
-from scbert.model.attention import (
-    CHUNK_BYTES,
-    attend,
-    attention_columns,
-    draw_projection,
-    favor_attention,
-    summarise_keys,
-)
+from scbert.experiments.performance import attention_columns, favor_attention
+from scbert.model.attention import CHUNK_BYTES, FavorAttention, attend, draw_projection, summarise_keys
 
 STABILISERS = pytest.mark.parametrize("key_stabiliser", ["head", "batch"])
 CHUNKS = {"one chunk": 120, "two cells a chunk": 80, "three chunks a cell": 15, "single positions": 1}
@@ -208,9 +202,16 @@ def draw_padded(fill):
     return *tensors, present
 
 
+def in_one_piece(q, k, v, projection, key_stabiliser="head", present=None):
+    """Attend as groups of expressed genes do."""
+    mask = present.repeat_interleave(q.shape[1], 0)[:, None]
+    out = FavorAttention(projection, key_stabiliser).attend(*(x.mT.flatten(0, 1) for x in (q, k, v)), mask)
+    return out.mT.unflatten(0, q.shape[:2])
+
+
 @STABILISERS
 @pytest.mark.parametrize("fill", [0.0, 30.0, -1e3])
-def test_padding_enters_neither_values_nor_gradients_whatever_it_holds(chunked, fill, key_stabiliser):
+def test_padding_enters_neither_values_nor_gradients_whatever_it_holds(fill, key_stabiliser):
     *inputs, present = draw_padded(fill)
 
     def ignore_padding(function):
@@ -220,7 +221,7 @@ def test_padding_enters_neither_values_nor_gradients_whatever_it_holds(chunked, 
 
         return attend
 
-    ours, theirs = (with_gradients(ignore_padding(f), inputs) for f in (favor_attention, formula))
+    ours, theirs = (with_gradients(ignore_padding(f), inputs) for f in (in_one_piece, formula))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-8)
         assert not one.masked_fill(present[:, None, :, None], 0).any()
@@ -239,28 +240,11 @@ def test_padding_alone_sums_to_nothing_and_merges_with_anything():
 
 def test_a_padded_cell_is_attended_to_as_if_it_were_shorter(chunked):
     *inputs, present = draw_padded(30.0)
-    together = favor_attention(*inputs, PROJECTION, present=present)
-    columns = attention_columns(*inputs[:2], PROJECTION, present=present)
+    together = in_one_piece(*inputs, PROJECTION, present=present)
     for cell, own in enumerate(present):
         q, k, v = (x[cell : cell + 1, :, own] for x in inputs)
         alone = favor_attention(q, k, v, PROJECTION)
         torch.testing.assert_close(together[cell : cell + 1, :, own], alone, atol=1e-12, rtol=1e-10)
-        alone = attention_columns(q, k, PROJECTION)
-        torch.testing.assert_close(columns[cell : cell + 1, :, own], alone, atol=1e-12, rtol=1e-10)
-
-
-@STABILISERS
-@pytest.mark.parametrize("share", [1.0, 0.3])
-def test_padding_neither_attends_nor_is_attended_to(chunked, share, key_stabiliser):
-    q, k, _, present = draw_padded(30.0)
-    where = torch.rand(3, 40, generator=seeded()) < share
-    where[:2] |= present[:2]
-    rows = matrix(q, k, PROJECTION, key_stabiliser, present)
-    expected = torch.stack([rows[cell][:, (where & present)[cell]].mean(1) for cell in range(3)])
-    columns = attention_columns(q, k, PROJECTION, where, key_stabiliser, present)
-    torch.testing.assert_close(columns, expected, atol=1e-10, rtol=0)
-    assert not columns.masked_fill(present[:, None], 0).any()
-    torch.testing.assert_close(columns.sum(2), torch.ones(3, 3, dtype=torch.float64), atol=1e-10, rtol=0)
 
 
 def test_a_cell_does_not_depend_on_who_shares_its_batch():

@@ -13,10 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 import scbert
 from scbert import ScBert, ScBertConfig, attention
+from scbert.experiments.deletion import find_expressed
+from scbert.experiments.performance import attention_columns
 from scbert.model.attention import CHUNK_BYTES, summarise_keys
 from scbert.model.classifier import AnnotationHead
-from scbert.experiments.deletion import find_expressed
 from scbert.model.encoder import run_layer
+from scbert.model.packed import group_cells
 
 GENES = [f"gene{i}" for i in range(24)]
 
@@ -126,7 +128,7 @@ def test_attention_columns_are_those_of_each_layers_queries_and_keys(chunked):
             q, k = (f(attend.norm(x)).unflatten(2, (4, 16)).transpose(1, 2) for f in (attend.fn.to_q, attend.fn.to_k))
             where = bins > 0 if expressed_only else None
             projection = attend.fn.fast_attention.projection_matrix
-            expected.append(attention.attention_columns(q, k, projection, where, key_stabiliser))
+            expected.append(attention_columns(q, k, projection, where, key_stabiliser))
             x = x + attend(x)
             x = x + feed(x)
         columns = model.attention_columns(bins, expressed_only)
@@ -301,6 +303,79 @@ def test_all_genes_are_encoded_without_a_mask(monkeypatch):
     assert model.attention_columns(draw_bins()).shape == (3, 2, 4, 40)
 
 
+def test_cells_run_in_groups_that_cost_less_than_their_padding():
+    lengths = torch.tensor([40, 7, 41, 200, 40, 201, 8])
+    for dim, sizes in ((400, [2, 3, 2]), (4, [7])):  # one more group is worth 10 positions, or 1,000
+        config = ScBertConfig(n_genes=300, dim=dim, heads=2, dim_head=4, attention="softmax", expressed_only=True)
+        groups = group_cells(lengths, config)
+        assert [len(where) for where, _ in groups] == sizes
+        kept = torch.cat([where.flatten() if present is None else where[present] for where, present in groups])
+        assert sorted(kept.tolist()) == list(range(int(lengths.sum())))
+    (alike, none), (_, present) = (group_cells(torch.tensor(lengths), config)[0] for lengths in ([3, 3], [3, 4]))
+    assert none is None
+    assert alike.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert present.sum(1).tolist() == [3, 4]
+    (where, present) = group_cells(torch.tensor([3]), replace(config, attention="favor"))[0]
+    assert present.tolist() == [[True] * 3 + [False] * 13]  # up to a multiple of 16
+    assert where[0, :3].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("attention", ["favor", "softmax"])
+@pytest.mark.parametrize("kept", [0, 2**40])
+def test_gradients_are_those_of_each_cell_alone_whoever_shares_its_batch_and_its_group(monkeypatch, attention, kept):
+    monkeypatch.setattr("scbert.model.encoder.KEPT_BYTES", kept)  # all groups run twice, or none
+    config = ScBertConfig(n_genes=399, dim=64, depth=2, heads=4, dim_head=16, expressed_only=True, attention=attention)
+    model, bins = ScBert(config, seed=3), draw_bins(9, 400)
+    bins[torch.arange(400) >= torch.tensor([[400, 31, 30, 0, 250, 252, 31, 90, 399]]).T] = 0
+    together = model.encode(bins)
+    alone = torch.cat([model.encode(cell[None]) for cell in bins])
+    torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
+    parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("to_out")]
+    together, alone = (torch.autograd.grad(out.sin().sum(), parameters) for out in (together, alone))
+    for one, other in zip(together, alone, strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm()
+
+
+def test_gradients_of_expressed_genes_are_those_of_all_genes_restricted_to_them():
+    """A cell that expresses every gene is the same cell in both modes; of others the all-gene layers get what enters."""
+    model, bins = ScBert(WIDE, seed=3), draw_cells()
+    parameters = [*model.performer.parameters(), model.token_emb.weight, model.pos_emb.emb.weight]
+    theirs = torch.autograd.grad(run_restricted(model, bins, model.run_layers).sin().sum(), parameters)
+    model.set_expressed_only(True)
+    ours = torch.autograd.grad(model.encode_expressed(bins)[0].sin().sum(), parameters)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() < 1e-4 * other.norm()
+
+
+def test_exact_attention_is_softmax_written_out_and_so_are_its_columns():
+    model, bins = ScBert(replace(EXPRESSED, attention="softmax"), seed=3).double(), draw_cells()
+    columns = model.attention_columns(bins)
+    for cell, own in enumerate(entered(bins)):
+        x = (model.token_emb.weight[bins] + model.pos_emb.emb.weight)[cell : cell + 1, own]
+        for depth, (attend, feed) in enumerate(model.performer.net.layers):
+            mix, normed = attend.fn, attend.norm(x)
+            q, k, v = (f(normed).unflatten(2, (4, 16)).transpose(1, 2) for f in (mix.to_q, mix.to_k, mix.to_v))
+            matrix = torch.softmax(q @ k.mT / 4, 3)
+            torch.testing.assert_close(columns[cell, depth][:, own], matrix.mean(2)[0], atol=1e-7, rtol=1e-5)
+            x = x + mix.to_out((matrix @ v).transpose(1, 2).flatten(2))
+            x = x + feed(x)
+        torch.testing.assert_close(model.encode(bins)[cell, own], model.norm(x)[0], atol=1e-10, rtol=0)
+    assert not columns.masked_fill(entered(bins)[:, None, None], 0).any()
+
+
+def test_exact_attention_is_kept_in_a_bundle_and_needs_expressed_genes(tmp_path):
+    model = ScBert(replace(EXPRESSED, attention="softmax"), genes=[f"gene{i}" for i in range(39)], seed=3)
+    model.save(tmp_path / "encoder")
+    back = scbert.load(tmp_path / "encoder")
+    assert back.config.attention == "softmax"
+    assert torch.equal(back.encode(draw_cells()), model.encode(draw_cells()))
+    favor = ScBert(EXPRESSED, seed=3)
+    favor.load_state_dict(model.state_dict())
+    assert (favor.encode(draw_cells()) - model.encode(draw_cells())).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="attention='softmax' needs expressed_only=True"):
+        model.set_expressed_only(False)
+
+
 def test_a_classifier_reads_expressed_genes_from_their_tokens_and_not_from_a_later_layer(classifier, bins):
     of_all_genes = classifier(bins)
     classifier.encoder.config = replace(classifier.config, expressed_only=True)
@@ -447,6 +522,8 @@ def test_another_number_of_gene_names_is_refused(config):
         ({"dim": 9}, r"dim \(9\) must be a multiple of heads \(2\)"),
         ({"gene_embedding": "gene2vec"}, "'frozen', 'learned' or 'none', not 'gene2vec'"),
         ({"key_stabiliser": "cell"}, "'head' or 'batch', not 'cell'"),
+        ({"attention": "exact"}, "'favor' or 'softmax', not 'exact'"),
+        ({"attention": "softmax"}, "needs expressed_only=True"),
         ({"expressed_only": True, "gene_embedding": "none"}, "expressed_only needs a gene embedding"),
     ],
 )

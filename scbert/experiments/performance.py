@@ -15,7 +15,15 @@ import torch
 from performer_pytorch import FastAttention
 from torch import nn
 
-from ..model.attention import KEPT_CHUNKS, attention_columns, favor_attention, split_chunks
+from ..model.attention import (
+    EPS,
+    KEPT_CHUNKS,
+    attend_in_chunks,
+    features_first,
+    positions_first,
+    split_chunks,
+    weigh_queries,
+)
 from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
 from ..paths import measure_peak_memory_mb
@@ -327,6 +335,53 @@ def _replace_attention(own, attention):
     return theirs
 
 
+def favor_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    projection: torch.Tensor,
+    key_stabiliser: str = "head",
+    eps: float = EPS,
+) -> torch.Tensor:
+    """Attend as the encoder does where all genes enter: (cells, heads, positions, dim_head), in the precision of `q`.
+
+    `projection` are the random features, (features, dim_head); `key_stabiliser` as in `scbert.attention.attend_in_chunks`.
+    """
+    return _attend_by_head(q, k, v, projection, key_stabiliser, eps=eps)[0].to(q.dtype)
+
+
+@torch.no_grad()
+def attention_columns(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    projection: torch.Tensor,
+    where: torch.Tensor | None = None,
+    key_stabiliser: str = "head",
+) -> torch.Tensor:
+    """Return the attention each position receives, averaged over those that attend, as `ScBert.attention_columns` does.
+
+    Tensors are as in `favor_attention`; `where`, (cells, positions), are the queries to average over, all if None. Returned
+    are (cells, heads, positions), each row summing to one, to zero for a cell with no query.
+    """
+    where = torch.ones(q.shape[0], q.shape[2], device=q.device) if where is None else where
+    weight = weigh_queries(where.to(torch.promote_types(q.dtype, torch.float32)))
+    return _attend_by_head(q, k, k[..., :0], projection, key_stabiliser, weight=weight)[1]
+
+
+def _attend_by_head(q, k, v, projection, key_stabiliser, **options):
+    """Call `attend_in_chunks` for tensors (cells, heads, positions, ...), and return such."""
+
+    def project(names, *chunk):
+        return [features_first(chunk["qkv".index(name)]) for name in names]
+
+    def finish(out, *_):
+        return positions_first(out, q.shape[1])
+
+    inputs = [x.transpose(1, 2) for x in (q, k, v)]
+    out, received = attend_in_chunks(inputs, q.shape[1], projection, key_stabiliser, project, finish, **options)
+    return out.transpose(1, 2), received
+
+
 def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> dict[str, float]:
     """Measure how far what is fast here lies from what it stands for: each the largest difference of any number.
 
@@ -334,7 +389,7 @@ def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> 
 
     - `encodings`, to performer-pytorch's own attention with the same weights;
     - `gradients` of all weights, likewise, relative to the largest of them;
-    - `attention columns`, the means of the attention matrix's columns as `scbert.attention.attention_columns` returns
+    - `attention columns`, the means of the attention matrix's columns as `attention_columns` returns
       them, to those of the whole matrix, for 300 positions;
     - `batch`, of the first cell alone to the same cell beside copies of all.
     """

@@ -20,7 +20,8 @@ and are added afterwards. All features together, (heads, positions, features), n
 "features first": positions are the last axis, the layout in which the multiplies run fastest. Exponents are powers
 of two, since exp2 takes a third of the time of exp on a CPU.
 
-Where only the genes that a cell expresses enter, `scbert.model.packed` computes the same in one piece.
+Where only the genes that a cell expresses enter, `scbert.model.packed` computes the same in one piece; keys that are
+not `present` are padding then, and enter no sum and no maximum.
 """
 
 import functools
@@ -67,7 +68,7 @@ def draw_projection(n_features: int, dim_head: int, generator: torch.Generator |
     return directions * norms
 
 
-def in_full_precision(function):
+def _in_full_precision(function):
     """Leave autocast and widen half precision, for exponents and sums over thousands of positions."""
 
     @functools.wraps(function)
@@ -88,7 +89,11 @@ class _Features(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, projection):
-        features, top = compute_features(x, projection)
+        # x (batch, dim_head, positions), projection (features, dim_head)
+        scaled = projection.to(x.dtype) * (x.shape[1] ** -0.25 * LOG2E)
+        features = torch.bmm(scaled.expand(len(x), -1, -1), x)  # (batch, features, positions)
+        top = features.amax(1, keepdim=True)  # (batch, 1, positions)
+        features.sub_(top).exp2_()
         ctx.save_for_backward(x, projection, features)
         ctx.mark_non_differentiable(top)
         return features, top
@@ -98,25 +103,12 @@ class _Features(torch.autograd.Function):
     def backward(ctx, grad, _):
         x, projection, features = ctx.saved_tensors
         grad = grad * features  # now of the exponent
-        return pull_features(x, projection, grad, grad.sum(1, keepdim=True)), None
+        scaled = projection.T.to(x.dtype) * x.shape[1] ** -0.25
+        grad_x = torch.bmm(scaled.expand(len(x), -1, -1), grad)  # (batch, dim_head, positions)
+        return grad_x.addcmul_(x, grad.sum(1, keepdim=True), value=-(x.shape[1] ** -0.5)), None
 
 
-def compute_features(x, projection):
-    """Return w(x) of (batch, dim_head, positions), (batch, features, positions), and its maxima, (batch, 1, positions)."""
-    scaled = projection.to(x.dtype) * (x.shape[1] ** -0.25 * LOG2E)
-    features = torch.bmm(scaled.expand(len(x), -1, -1), x)
-    top = features.amax(1, keepdim=True)
-    return features.sub_(top).exp2_(), top
-
-
-def pull_features(x, projection, grad, total):
-    """Return the gradient of x of that of the exponents of w(x), (batch, features, positions), and of its sum over these."""
-    scaled = projection.T.to(x.dtype) * x.shape[1] ** -0.25
-    grad_x = torch.bmm(scaled.expand(len(x), -1, -1), grad)  # (batch, dim_head, positions)
-    return grad_x.addcmul_(x, total, value=-(x.shape[1] ** -0.5))
-
-
-def half_square(x):
+def _half_square(x):
     """Return c^2 |x|^2 / 2 in powers of two, (batch, 1, positions), without a gradient: `_Features` has it."""
     return x.detach().square().sum(1, keepdim=True) * (x.shape[1] ** -0.5 / 2 * LOG2E)
 
@@ -132,13 +124,22 @@ class KeySummary(NamedTuple):
     """Largest c P k_j, in powers of two, (batch, 1, 1)."""
 
 
-@in_full_precision
-def summarise_keys(k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor) -> KeySummary:
-    """Summarise keys and values, (batch, dim_head, positions) each; batch stands for cells times heads."""
+@_in_full_precision
+def summarise_keys(
+    k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor, present: torch.Tensor | None = None
+) -> KeySummary:
+    """Summarise keys and values, (batch, dim_head, positions) each; batch stands for cells times heads.
+
+    With `present`, booleans (batch, 1, positions), only the keys where it is true.
+    """
     features, own_top = _Features.apply(k, projection)
+    if present is not None:
+        own_top, v = own_top.masked_fill(~present, LOWEST), v * present
     top = own_top.amax(2, keepdim=True)
-    scale = torch.exp2(own_top - top - half_square(k))  # (batch, 1, positions)
+    scale = torch.exp2(own_top - top - _half_square(k))  # (batch, 1, positions)
     count = v.new_full((len(v), 1, 1), v.shape[2])
+    if present is not None:
+        scale, count = scale * present, present.sum(2, keepdim=True).to(v.dtype)
     context = torch.bmm(torch.cat([v * scale, scale], 1), features.mT)
     return KeySummary(context, torch.cat([v.sum(2, keepdim=True), count], 1), top)
 
@@ -156,7 +157,7 @@ def close_summary(keys: KeySummary, key_stabiliser: str, eps: float = EPS) -> Ke
     return KeySummary(keys.context * torch.exp2(keys.top - top) + eps * keys.values, keys.values, top)
 
 
-@in_full_precision
+@_in_full_precision
 def attend(
     q: torch.Tensor, keys: KeySummary, projection: torch.Tensor, eps: float = EPS, weight: torch.Tensor | None = None
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -167,7 +168,7 @@ def attend(
     """
     features, _ = _Features.apply(q, projection)
     # Where exp(c^2 |q|^2 / 2) is beyond 2^60, eps outweighs all features already, and more would only overflow.
-    floor = eps * torch.exp2(half_square(q).clamp(max=60))  # (batch, 1, positions)
+    floor = eps * torch.exp2(_half_square(q).clamp(max=60))  # (batch, 1, positions)
     out = torch.baddbmm(keys.context.sum(2, keepdim=True) * floor, keys.context, features)
     normaliser = out[:, -1:]
     if weight is None:
@@ -177,14 +178,19 @@ def attend(
     return out[:, :-1] / normaliser, queries
 
 
-@in_full_precision
+@_in_full_precision
 def weigh_keys(
     k: torch.Tensor, queries: torch.Tensor, keys: KeySummary, projection: torch.Tensor, eps: float = EPS
 ) -> torch.Tensor:
     """Return phi_k(j) . queries, (batch, positions): the attention each key receives from all queries summed."""
     features, own_top = _Features.apply(k, projection)
-    scale = torch.exp2(own_top - keys.top - half_square(k))  # (batch, 1, positions)
+    scale = torch.exp2(own_top - keys.top - _half_square(k))  # (batch, 1, positions)
     return ((features * queries).sum(1, keepdim=True) * scale + eps * queries.sum(1, keepdim=True)).squeeze(1)
+
+
+def count_positions(device: torch.device, heads: int, n_features: int) -> int:
+    """Return how many positions' features, of all heads, are `CHUNK_BYTES`."""
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * heads * n_features))
 
 
 def split_chunks(inputs: tuple[torch.Tensor, ...], heads: int, n_features: int) -> list[list[tuple]]:
@@ -193,9 +199,7 @@ def split_chunks(inputs: tuple[torch.Tensor, ...], heads: int, n_features: int) 
     The features of a chunk, (cells * heads, n_features, positions) in float32, take at most `CHUNK_BYTES`: it is
     some whole cells where these are short, and a stretch of one cell where they are long.
     """
-    positions = inputs[0].shape[1]
-    limit = CHUNK_BYTES.get(inputs[0].device.type, CHUNK_BYTES["cuda"])
-    fit = max(1, limit // (4 * heads * n_features))  # positions in a chunk
+    positions, fit = inputs[0].shape[1], count_positions(inputs[0].device, heads, n_features)
     group = max(1, fit // positions)
     length = math.ceil(positions / math.ceil(positions / fit))  # chunks of one length
     groups = zip(*(x.split(group) for x in inputs), strict=True)
@@ -257,7 +261,9 @@ def attend_in_chunks(
 
     `inputs`, tensors (cells, positions, ...), are cut into chunks alike. ``project(names, *chunk)`` returns those of "q",
     "k" and "v" that are named, (cells * heads, dim_head, positions) each; ``finish(out, *chunk)`` makes the chunk's output,
-    (cells, positions, ...), of what its queries found. The others are as in `favor_attention`.
+    (cells, positions, ...), of what its queries found. With the `key_stabiliser` "head" a key's
+    exponent is measured from the largest of that cell and head, so no result depends on who shares the batch; with "batch",
+    as published, from the largest of all.
 
     Returned are all outputs; and with a `weight` of the attending positions, (cells, positions), from `weigh_queries`,
     the attention that each position receives from them, (cells, heads, positions).
@@ -291,84 +297,6 @@ def attend_in_chunks(
     return out, map_chunks(weigh, groups, pair_queries(queries, keys))[0].mT
 
 
-def favor_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    projection: torch.Tensor,
-    key_stabiliser: str = "head",
-    eps: float = EPS,
-) -> torch.Tensor:
-    """Approximate softmax attention by random features, in time linear in the positions.
-
-    Parameters
-    ----------
-    q, k, v
-        (cells, heads, positions, dim_head).
-    projection
-        (features, dim_head), see `draw_projection`.
-    key_stabiliser
-        ``"head"``: the largest key exponent of that cell and head is subtracted, so a cell's result does not
-        depend on who shares its batch. ``"batch"``: the largest of the whole batch.
-    eps
-        Added to every feature.
-
-    Returns
-    -------
-    (cells, heads, positions, dim_head), in the precision of `q`; features and sums are float32 at least.
-
-    Differs from the published code: "head" is the default, where the script takes one maximum over the batch
-    tensor, which together with eps makes a cell's output depend on its neighbours in the batch.
-    """
-    return _attend_by_head(q, k, v, projection, key_stabiliser, eps=eps)[0].to(q.dtype)
-
-
-@torch.no_grad()
-def attention_columns(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    projection: torch.Tensor,
-    where: torch.Tensor | None = None,
-    key_stabiliser: str = "head",
-) -> torch.Tensor:
-    """Return the attention each position receives, averaged over the positions that attend: no n x n matrix.
-
-    Parameters
-    ----------
-    q, k
-        (cells, heads, positions, dim_head).
-    projection, key_stabiliser
-        As in `favor_attention`.
-    where
-        Booleans (cells, positions): the queries to average over, such as those of expressed genes; all if None.
-
-    Returns
-    -------
-    (cells, heads, positions), each row summing to one (to zero for a cell with no query).
-
-    Paper: Methods, "attention matrix"; Fig. 5.
-    Differs from the published code: the mean over rows follows from sums over features, where the script holds
-    every head's positions x positions matrix.
-    """
-    where = torch.ones(q.shape[0], q.shape[2], device=q.device) if where is None else where
-    weight = weigh_queries(where.to(torch.promote_types(q.dtype, torch.float32)))
-    return _attend_by_head(q, k, k[..., :0], projection, key_stabiliser, weight=weight)[1]
-
-
-def _attend_by_head(q, k, v, projection, key_stabiliser, **options):
-    """Call `attend_in_chunks` for tensors (cells, heads, positions, ...), and return such."""
-
-    def project(names, *chunk):
-        return [features_first(chunk["qkv".index(name)]) for name in names]
-
-    def finish(out, *_):
-        return positions_first(out, q.shape[1])
-
-    inputs = [x.transpose(1, 2) for x in (q, k, v)]
-    out, received = attend_in_chunks(inputs, q.shape[1], projection, key_stabiliser, project, finish, **options)
-    return out.transpose(1, 2), received
-
-
 def weigh_queries(where: torch.Tensor) -> torch.Tensor:
     """Turn the queries to average over, (cells, positions), into weights that sum to one in each cell."""
     return where / where.sum(1, keepdim=True).clamp(min=1)
@@ -381,13 +309,20 @@ def pair_queries(queries: torch.Tensor, keys: list[KeySummary]) -> list[tuple[to
 
 
 class FavorAttention(nn.Module):
-    """`favor_attention` with its features as a buffer, in the place and under the name performer-pytorch uses."""
+    """Attention in one piece, its features a buffer in the place and under the name performer-pytorch uses."""
 
     def __init__(self, projection: torch.Tensor, key_stabiliser: str = "head"):
         super().__init__()
         self.register_buffer("projection_matrix", projection)
         self.key_stabiliser = key_stabiliser
 
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, present: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attend to keys that are `present`; tensors (cells * heads, dim_head, positions), see `summarise_keys`."""
+        keys = close_summary(summarise_keys(k, v, self.projection_matrix, present), self.key_stabiliser)
+        return attend(q, keys, self.projection_matrix)
+
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Attend over all positions, see `favor_attention`."""
-        return favor_attention(q, k, v, self.projection_matrix, self.key_stabiliser)
+        """Attend over all positions; tensors (cells, heads, positions, dim_head)."""
+        return self.attend(*(x.mT.flatten(0, 1) for x in (q, k, v))).mT.unflatten(0, q.shape[:2]).to(q.dtype)

@@ -32,7 +32,9 @@ class AnnotationHead(nn.Module):
 
         With `entered`, `hidden` is what `ScBert.encode_expressed` returns with it, and zero elsewhere.
         """
-        per_gene = self.conv(hidden[:, None] if entered is None else hidden[None, None]).flatten(1)  # (cells, genes + 1)
+        per_gene = self.conv(hidden[:, None] if entered is None else hidden[None, None]).flatten(
+            1
+        )  # (cells, genes + 1)
         if entered is not None:
             per_gene = self.conv.bias.expand(entered.shape).masked_scatter(entered, per_gene)
         per_gene = per_gene.relu()

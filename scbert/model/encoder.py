@@ -9,7 +9,6 @@ avoid thereby most of scBERT's expense, which grows with the length of the seque
 """
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +26,8 @@ from .config import ScBertConfig
 from .packed import group_cells, run_packed, run_softmax_layer
 from .published import check_shapes, read_published
 
-
 KEPT_BYTES = 4 * 2**30
 """Features that a batch of expressed genes keeps for its backward pass, at most, in all layers together."""
-OVERHEAD = 4_000
-"""What one more group of cells costs, in padded positions of one dimension (measured on a CPU)."""
 
 
 class _GeneEmbedding(nn.Module):
@@ -120,22 +116,14 @@ class ScBert(nn.Module):
     ) -> "ScBert":
         """Make an encoder of published weights, in either public layout, or of one's own by the published scripts.
 
-        Parameters
-        ----------
-        path_or_state_dict
-            A torch file or what one holds, see `scbert.published.read_weights`. The config is read off its shapes.
-        genes
-            The names behind the columns. For 16,906 genes they must be the published ones in their order,
-            `scbert.genes.load_vocabulary`; else only their number is checked. `scbert.load_encoder` fetches them itself.
-        n_bins
-            Highest expression token, checked; if None whatever the weights have (5 as published).
-        key_stabiliser
-            "batch" is how the published weights were trained.
+        `path_or_state_dict` is a torch file or what one holds, see `scbert.published.read_weights`; the config is read off
+        its shapes. `genes` are the names behind the columns: for 16,906 genes they must be the published ones in their
+        order, `scbert.genes.load_vocabulary`; else only their number is checked. `scbert.load_encoder` fetches them itself.
+        `n_bins`, the highest expression token, is checked; if None it is whatever the weights have (5 as published). The
+        `key_stabiliser` "batch" is how the published weights were trained.
 
-        Returns
-        -------
-        The encoder in evaluation mode, its gene embedding frozen, or "none" if the weights have no gene vectors. A
-        ValueError if a file is missing, damaged or no weights, or if bins or genes are others.
+        Returned is the encoder in evaluation mode, its gene embedding frozen, or "none" if the weights have no gene
+        vectors. A ValueError if a file is missing, damaged or no weights, or if bins or genes are others.
 
         Differs from the published code: nothing in the file is run, the vocabulary is checked, and gene vectors are
         in float32.
@@ -181,12 +169,8 @@ class ScBert(nn.Module):
 
         Returns
         -------
-        (cells, genes + 1, dim). With ``config.expressed_only`` a gene of token 0 has zeros.
-
-        Raises
-        ------
-        ValueError
-            Another number of columns than ``n_genes + 1``.
+        (cells, genes + 1, dim). With ``config.expressed_only`` a gene of token 0 has zeros. A ValueError if there is
+        another number of columns than ``n_genes + 1``.
         """
         if not self.config.expressed_only:
             return self.norm(self.run_layers(self.embed(bins)))
@@ -207,10 +191,7 @@ class ScBert(nn.Module):
         run, kept = self._run_packed, 8 * len(x) * config.depth * config.heads * config.n_features
         if torch.is_grad_enabled() and kept > KEPT_BYTES:
             run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-        overhead, multiple = (OVERHEAD / config.dim, 16) if config.key_stabiliser == "head" else (math.inf, 1)
-        groups = group_cells(entered.sum(1), overhead, 1 if config.attention == "softmax" else multiple)
-        if len(groups) == 1 and groups[0][1] is None:
-            return self.norm(run(x, *groups[0])), entered
+        groups = group_cells(entered.sum(1), config)
         rows = torch.cat([where.flatten() if present is None else where[present] for where, present in groups])
         done = torch.cat([run(x, *group) for group in groups])
         return self.norm(torch.empty_like(done).index_copy(0, rows, done)), entered
@@ -228,7 +209,7 @@ class ScBert(nn.Module):
 
     def run_expressed(self, x: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
         """Run all layers on expressed positions, (cells, positions, dim); padding is where `present` is false."""
-        return run_packed(self.performer.net.layers, x, present, self.config.attention, self.config.key_stabiliser)
+        return run_packed(self.performer.net.layers, x, present, self.config.attention)
 
     def embed(self, bins: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return what enters the first layer, (cells, genes + 1, dim): token embedding plus gene embedding.
@@ -258,21 +239,15 @@ class ScBert(nn.Module):
 
     @torch.no_grad()
     def attention_columns(self, bins: torch.Tensor, expressed_only: bool = False) -> torch.Tensor:
-        """Return the attention each gene receives, per layer and head, averaged over the genes that attend.
+        """Return the attention each gene receives, per layer and head, averaged over the genes that attend: no n x n matrix.
 
-        Parameters
-        ----------
-        bins
-            As in `encode`.
-        expressed_only
-            Average over genes with a non-zero token only. Else over all positions that enter the encoder.
+        With `expressed_only` over genes with a non-zero token only, else over all positions that enter the encoder.
 
-        Returns
-        -------
-        (cells, depth, heads, genes + 1); each row sums to one. With ``config.expressed_only`` a gene of token 0
+        Returned is (cells, depth, heads, genes + 1); each row sums to one. With ``config.expressed_only`` a gene of token 0
         receives nothing, and each cell is a batch of its own.
 
-        Paper: Methods, "attention matrix"; Fig. 5. See `scbert.attention.attention_columns`.
+        Paper: Methods, "attention matrix"; Fig. 5. Differs from the published code: the mean over rows follows from sums
+        over features, where the script holds every head's positions x positions matrix (as exact attention does here).
         """
         self._check_shape(bins)
         bins = self.hide_unseen(bins)
@@ -287,21 +262,15 @@ class ScBert(nn.Module):
 
     def _receive(self, x, attending):
         """Return the attention that positions receive, (cells, depth, heads, positions), of what enters the first layer."""
-        run, weight, columns = run_layer, weigh_queries(attending.float()), []
-        if self.config.attention == "softmax":
-            run = run_softmax_layer
+        run = run_softmax_layer if self.config.attention == "softmax" else run_layer
+        weight, columns = weigh_queries(attending.float()), []
         for layer in self.performer.net.layers:
             x, received = run(layer, x, weight)
             columns.append(received)
         return torch.stack(columns, 1)
 
     def forward(self, bins: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
-        """Predict tokens: logits of every position, or only of those where a boolean (cells, genes + 1) is true.
-
-        Returns
-        -------
-        (cells, genes + 1, n_bins + 2), or (positions, n_bins + 2) with `where`.
-        """
+        """Predict tokens: logits (cells, genes + 1, n_bins + 2), or (positions, n_bins + 2) where a boolean is true."""
         if where is None or not self.config.expressed_only:
             hidden = self.encode(bins)
             return self.to_out(hidden if where is None else hidden[where])
@@ -329,9 +298,7 @@ def find_entered(bins: torch.Tensor) -> torch.Tensor:
 
 
 def run_layer(
-    layer: nn.ModuleList,
-    x: torch.Tensor,
-    weight: torch.Tensor | None = None,
+    layer: nn.ModuleList, x: torch.Tensor, weight: torch.Tensor | None = None
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Run one encoder layer in two passes over chunks of positions: read all keys, then let each position attend.
 
@@ -340,8 +307,7 @@ def run_layer(
     and beyond them one tensor shaped as `x` for each layer.
 
     `layer` is one of ``performer.net.layers``, attention and feed-forward, each behind its norm, and `x` what enters it,
-    (cells, positions, dim); `weight` is as in `scbert.attention.attend_in_chunks`, and so is what is returned:
-    the layer's output, shaped as `x`, and with `weight` also the attention each position receives.
+    (cells, positions, dim). Returned is what leaves it, and with a `weight` also what `attend_in_chunks` does with one.
 
     Paper: Methods, "Performer encoder". Differs from the published code: what it computes does not; how it does.
     """
