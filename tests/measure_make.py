@@ -22,7 +22,6 @@ import tempfile
 import time
 from pathlib import Path
 
-SPIN = "while True: pass"
 FIRST_PICTURE = """import json, time
 start = time.monotonic()
 for cell in json.load(open("notebooks/00_quickstart.ipynb"))["cells"]:
@@ -37,7 +36,7 @@ print("seconds", time.monotonic() - start)
 @contextlib.contextmanager
 def beside(n):
     """Keep `n` processes busy meanwhile."""
-    busy = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(n)]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
     try:
         yield
     finally:
