@@ -1,8 +1,6 @@
 """How long a newcomer waits: `make reproduce`, `make test` and first sight, of two clones in turns.
 
-    python tests/measure_make.py reproduce ../before . --pairs 3
-    python tests/measure_make.py test ../before . --pairs 3
-    python tests/measure_make.py first-sight ../before . --pairs 5
+    python tests/measure_make.py test ../before .           # or: first-sight --pairs 5
     python tests/measure_make.py reproduce ../before . --pairs 1 --neighbours 2
 
 The first root is the one to compare with; each has its .venv with the extras installed (`make` does that once, before
@@ -24,10 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SPIN = "while True: pass"
-# The cells of notebook 00 up to the first that saves a figure, each as a notebook would run it.
-FIRST_PICTURE = """
-import json, time
+FIRST_PICTURE = """import json, time
 start = time.monotonic()
 for cell in json.load(open("notebooks/00_quickstart.ipynb"))["cells"]:
     if cell["cell_type"] == "code":
@@ -41,7 +36,7 @@ print("seconds", time.monotonic() - start)
 @contextlib.contextmanager
 def beside(n):
     """Keep `n` processes busy meanwhile."""
-    busy = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(n)]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
     try:
         yield
     finally:
@@ -62,8 +57,15 @@ def run(root, command, **environment):
     return used, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
+def find(root, pattern, only):
+    found = [path for name in only for path in sorted(root.glob(pattern.format(name)))]
+    if only and not found:
+        sys.exit(f"{root} has no {' or '.join(map(pattern.format, only))}.")
+    return found
+
+
 def time_reproduce(root, only, folder):
-    targets = [f"{folder}/demo/{path.stem}/record.json" for name in only for path in root.glob(f"notebooks/{name}_*")]
+    targets = [f"{folder}/demo/{path.stem}/record.json" for path in find(root, "notebooks/{}_*.ipynb", only)]
     if targets:  # what `make reproduce` calls, for these alone: two at once, one thread each, in both roots
         command = ["snakemake", *targets, "--cores", "2", "--nolock", "--quiet", "all", "--config", "threads=1"]
     else:
@@ -73,8 +75,8 @@ def time_reproduce(root, only, folder):
 
 
 def time_test(root, only, folder):
-    tests = [path.name for name in only for path in root.glob(f"tests/test_{name}*.py")]
-    command = ["python", "-m", "pytest", "-q", *(f"tests/{name}" for name in tests)] if tests else ["make", "test"]
+    tests = find(root, "tests/test_{}*.py", only)
+    command = ["python", "-m", "pytest", "-q", *tests] if tests else ["make", "test"]
     used, cpu, _ = run(root, command)
     return {"seconds": used, "of the processor": cpu}
 

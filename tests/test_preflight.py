@@ -229,7 +229,7 @@ def test_notebooks_that_run_at_once_need_their_memory_at_once(machine, root):
 
 @pytest.mark.parametrize(
     ("cores", "free", "gpu", "expected"),
-    [(1, 99, False, 1), (2, 9.1, False, 2), (2, 9, False, 1), (64, 99, False, 8), (8, 1, False, 1), (8, 99, True, 1)],
+    [(1, 99, False, 1), (2, 9.2, False, 2), (2, 9, False, 1), (64, 99, False, 8), (8, 1, False, 1), (8, 99, True, 1)],
 )
 def test_one_notebook_a_core_runs_at_once_as_memory_allows(root, monkeypatch, cores, free, gpu, expected):
     publish(root, "03_test", megabytes=3000)  # 3.1 GB, beside 6 GB
