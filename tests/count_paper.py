@@ -4,7 +4,7 @@
     python tests/count_paper.py --write   # into notebooks/profiles/needs.yaml and docs/cluster.md
 
 Each notebook's cells run up to the line that would compute its jobs, on made-up cells in the paper's numbers (Reporting
-Summary, "Data"), and the jobs that it has planned are counted by `scbert.performance.count_finetuning`: training cells
+Summary, "Data"), and the jobs that it has planned are counted by `scbert.performance.count_multiplies`: training cells
 times epochs at most, validation cells after each epoch, and all cells predicted. An early stop costs less. So a plan that
 changes, in a notebook or in its profile, changes the numbers. What is no job (attention, deletions, embeddings before
 fine-tuning) is a hundredth of it, and is not counted. Methods without a network run on the CPU: their hours are
@@ -27,14 +27,21 @@ from unittest import mock
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
 
 import scbert
-from scbert import performance, runner
+from scbert import attention, performance, runner
+from scbert.model.attention import split_chunks
 from scbert.run.preflight import RATE, read_defaults, read_sections
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS = ROOT / "notebooks" / "profiles" / "needs.yaml"
+BACKWARD = pd.DataFrame(
+    {"inputs": [1, 1, 2, 2, 1, 1], "weights": [1, 0, 0, 0, 1, 1], "again": [1, 1, 0, 1, 1, 0.5]},
+    ["queries, keys, values", "random features", "sum over keys", "attend", "output projection", "feed-forward"],
+)
+"""Forward passes that the backward pass takes: for what enters a part, for weights that learn, and to compute it again."""
 PAGE, BEGIN, END = ROOT / "docs" / "cluster.md", "<!-- plan:begin -->", "<!-- plan:end -->"
 PROFILES = ("core", "paper")
 SECONDS = {"logistic_regression": 7e-3, "celltypist": 2e-3, "nearest_centroid": 1e-4}
@@ -137,7 +144,22 @@ def plan(profile: str, notebook: str) -> list[runner.Job]:
     return jobs
 
 
-count_cell = cache(performance.count_finetuning)
+@cache
+def count_cell(config: scbert.ScBertConfig, tokens: int, layers="all", batch_size: int = 16) -> dict[str, float]:
+    """Return the GFLOP of a cell in fine-tuning, of which some layers learn, by `scbert.performance.count_multiplies`.
+
+    `layers` are ``Recipe.trainable_layers``; of batches that make many chunks on a GPU, chunks are computed again in the
+    backward pass. ``frozen``: the layers below the first that learns, which can be run once a cell; ``training`` of all
+    others, and ``forward``, their forward pass. The head is left out.
+    """
+    depth, parts = config.depth, performance.count_multiplies(config, tokens)["forward"] / max(1, config.depth)
+    learns = range(depth) if layers == "all" else {"last": [depth - 1], "head": []}.get(layers, layers)
+    learns = {layer % depth for layer in learns if depth}
+    n_rest = depth - min(learns, default=depth)
+    chunks = split_chunks((torch.empty(batch_size, tokens, 0, device="meta"),), config.heads, config.n_features)
+    passes = 1 + BACKWARD["inputs"] + BACKWARD["again"] * (sum(map(len, chunks)) > attention.KEPT_CHUNKS)
+    training = (parts * (n_rest * passes + len(learns) * BACKWARD["weights"])).sum()
+    return {"frozen": (depth - n_rest) * parts.sum(), "training": training, "forward": n_rest * parts.sum()}
 
 
 def read_options(fit) -> dict:

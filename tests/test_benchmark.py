@@ -59,8 +59,8 @@ def no_calls(monkeypatch, tmp_path):
     monkeypatch.setenv("SCBERT_RUNS", str(tmp_path))
 
 
-def start(notebook="04_test"):
-    parameters = {"profile": "demo", "seed": 0}
+def start(notebook="04_test", profile="demo"):
+    parameters = {"profile": profile, "seed": 0}
     return record.Run(notebook, {**parameters, "__annotations__": dict.fromkeys(parameters)})
 
 
@@ -494,13 +494,16 @@ def test_memory_is_what_came_on_top_of_what_was_held():
     assert memory["peak_mb"] < 20
 
 
-@pytest.mark.parametrize(("has_gpu", "expected"), [(True, "high"), (False, "highest")])
-def test_a_gpu_multiplies_as_the_profile_says_and_a_cpu_as_ever(monkeypatch, has_gpu, expected):
-    monkeypatch.setattr(runner.torch.cuda, "is_available", lambda: has_gpu)
-    with pytest.raises(KeyError), runner.multiply_in("high"):
-        assert runner.torch.get_float32_matmul_precision() == expected
-        raise KeyError
-    assert runner.torch.get_float32_matmul_precision() == "highest"
+@pytest.mark.parametrize(("profile", "expected"), [("paper", True), ("core", True), ("demo", False)])
+def test_a_gpu_multiplies_in_tf32_where_the_profile_says_so_and_only_in_jobs(toy, halves, profile, expected):
+    def fit(train, validation, *, label_key, seed=0):
+        seen.append(runner.torch.backends.cuda.matmul.allow_tf32)
+        return methods.fit_majority(train, validation, label_key=label_key)
+
+    seen = []
+    run_quietly(runner.plan(toy, halves[:1], {"spy": fit}, data="toy"), start(profile=profile))
+    assert seen == [expected]
+    assert not runner.torch.backends.cuda.matmul.allow_tf32
 
 
 def test_memory_is_watched_to_the_end_where_a_method_fails():

@@ -684,7 +684,9 @@ def test_from_random_weights_the_given_vectors_of_genes_stay(config):
 
 
 def test_a_name_that_is_no_method_is_refused_with_those_there_are(named):
-    with pytest.raises(ValueError, match=r"There is no method 'svm': choose from majority, .*, scbert_published\."):
+    with pytest.raises(
+        ValueError, match=r"There is no method 'svm': choose from majority, .*, scbert_published, scbert_letter\."
+    ):
         benchmark.choose_methods("majority svm", named)
 
 

@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import scbert
 from scbert import attention, performance
-from scbert.train import finetune as finetuning
 
 SHAPE = {"dim": 16, "depth": 2, "heads": 2, "dim_head": 8}
 
@@ -42,32 +41,6 @@ def test_multiplies_of_a_training_step_are_those_that_torch_counts(model, bins, 
         torch.autograd.grad(hidden.square().mean(), [*model.performer.parameters(), model.token_emb.weight])
     counted = performance.count_multiplies(model.config, 40, recompute)["training"].sum()
     assert counter.get_total_flops() == pytest.approx(counted * 1e9)
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("layers", ["all", "last", "head", (-2,), (0, 2)])
-def test_multiplies_of_fine_tuning_some_layers_are_those_that_torch_counts(bins, layers, recompute, monkeypatch):
-    model = scbert.ScBert(scbert.ScBertConfig(n_genes=39, **SHAPE | {"depth": 3}))
-    if recompute:
-        for device in ("cpu", "cuda"):  # counted as on a GPU
-            monkeypatch.setitem(attention.CHUNK_BYTES, device, 4 * 2 * model.config.n_features * 10)
-        monkeypatch.setattr(attention, "KEPT_CHUNKS", 1)
-        monkeypatch.setattr(performance, "KEPT_CHUNKS", 1)
-    classifier = scbert.Classifier(model, ["a", "b"])
-    finetuning._choose_trainable(classifier, layers)
-    n_frozen = finetuning._count_frozen(classifier, scbert.Recipe(trainable_layers=layers))
-    start = model.embed(bins) if layers == "all" else model.embed(bins).detach()
-    with FlopCounterMode(display=False) as frozen, torch.no_grad():
-        entering = model.run_layers(start, stop=n_frozen)
-    with FlopCounterMode(display=False) as training:
-        hidden = model.norm(model.run_layers(entering if n_frozen else start, start=n_frozen))
-        if layers != "head":
-            hidden.square().mean().backward()
-    counted = performance.count_finetuning(model.config, 40, layers, batch_size=1)
-    each = performance.count_multiplies(model.config, 40)["forward"].sum() / 3
-    assert frozen.get_total_flops() == pytest.approx(counted["frozen"] * 1e9)
-    assert training.get_total_flops() == pytest.approx(counted["training"] * 1e9)
-    assert [counted["frozen"], counted["forward"]] == pytest.approx([n_frozen * each, (3 - n_frozen) * each])
 
 
 def test_the_published_layout_needs_308_gflop_a_cell():

@@ -317,8 +317,7 @@ def test_minutes_of_counted_multiplies_follow_from_the_rate_of_the_gpu(counted):
         "H200 multiplies 50 TFLOP/s in float32, 400 TFLOP/s in TF32, 700 TFLOP/s in bfloat16; trainings, assumed: 0.3 of "
         "TF32, 120 TFLOP/s.",
         "04_other: 216 PFLOP at most, 1.0 hours at 60 TFLOP/s, 0.5 here",
-        "Frozen layers are kept on disk, 371 GB at most, where a tenth of the disk, 20 GB at least, stays free; else they "
-        "are run in each epoch.",
+        "Frozen layers take 371 GB of disk at most, a tenth of which stays free.",
     ]
 
 
@@ -334,11 +333,10 @@ def test_without_a_gpu_the_minutes_are_the_stated_ones_and_the_hours_here_are_sa
 
 
 def test_the_rate_of_this_machine_is_measured():
-    before = torch.get_float32_matmul_precision()
     device, rates = preflight.measure_rates()
     assert device == "CPU" or "TF32" in rates
     assert all(1e8 < rate < 1e16 for rate in rates.values())
-    assert torch.get_float32_matmul_precision() == before
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_run_that_was_measured_needs_no_count(counted, root):

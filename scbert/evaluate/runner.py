@@ -216,8 +216,10 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     mine = list(jobs) if part is None else share_out(jobs, *part)
     missing = [job for job in mine if not _file(run, job).exists()]
     _announce(jobs, mine, missing, progress)
-    with multiply_in(getattr(run, "precision", "highest")):
-        failed = _compute(missing, run, progress)
+    on_gpu, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    on_gpu.allow_tf32 = before or getattr(run, "tf32", False)
+    failed = _compute(missing, run, progress)
+    on_gpu.allow_tf32 = before
     if failed:
         more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
         raise RuntimeError(
@@ -390,17 +392,6 @@ def _compute_job(job, prepared, checkpoints):
         "confidence": [round(float(value), 4) for value in rows["confidence"]],
     }
     return done, kept, predict
-
-
-@contextlib.contextmanager
-def multiply_in(precision: str):
-    """Let a GPU multiply float32 matrices in "highest" precision or, "high", in TF32 with float32 sums; a CPU stays as it is."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision if torch.cuda.is_available() else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager

@@ -30,8 +30,6 @@ COMPARED = ["value", "low", "high", "n", "t_p_holm", "wilcoxon_p_holm", "wilcoxo
 """Columns of `scbert.significance.compare_all` that `say_comparison` shows."""
 QUOTED = re.compile(r"""(?:(?<=[,;|])|^)\s*(['"])(.+?)\1\s*(?=[,;|]|$)""")
 """A label in quotes, alone between separators."""
-PUBLISHED_EPOCHS = 40
-"""Of the published recipe from the published weights, at most: two cycles of its learning rate, 15 and 25 epochs."""
 SIZE_OF_RARE = "reference cells of the rare type"
 """The sizes in a table of `score_rare`."""
 
@@ -75,11 +73,12 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     - "scbert", from the encoder of `choose_encoder`, or pretrained for `n_epochs` on the training cells if that is a shape;
     - "scbert_scratch", of the same shape, from random weights;
     - "scbert_published", as "scbert" under `Recipe.published()`, in at least 15 epochs, of which its learning rate takes
-      five to rise; from the published weights with the script's batches, rate and patience, in `PUBLISHED_EPOCHS` at most,
-      and the four frozen layers run once a cell: random features are not redrawn, and cells not stabilised by the batch;
-    - "scbert_letter", the same as the script has it: nothing kept, and 100 epochs at most.
+      five to rise; from the published weights with the script's batches, rate and patience, in at most 40 epochs, two cycles
+      of its learning rate, and frozen layers run once a cell: features are not redrawn, nor stabilised by the batch;
+    - "scbert_letter", the same as the script has it, in at most 100 epochs, and nothing kept.
 
-    Published weights are trained on in the mode ``expressed_only``, a twentieth of the time, but by these two. There are `n_epochs` passes over the training cells, at least: few cells get more, until 30 optimiser steps for each.
+    But for these two, published weights are trained on in the mode ``expressed_only``, in a twentieth of the time. There
+    are `n_epochs` passes over the training cells, at least: few cells get more, until 30 optimiser steps for each.
     """
     config = encoder if isinstance(encoder, ScBertConfig) else encoder.config
     start = {"encoder": encoder, "pretrain_epochs": n_epochs if encoder is config else 0}
@@ -90,9 +89,8 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
         train = partial(train, learning_rate=1e-4)  # what the published weights were tuned at
         letter = partial(letter, patience=10, batch_size=3, accumulate=60, learning_rate=1e-4)
         frozen = replace(Recipe.published(), redraw_features=False, key_stabiliser="head")
-        published = partial(letter, n_epochs=PUBLISHED_EPOCHS, recipe=frozen, cache="float16")
-        start["encoder"] = read_expressed(encoder)
-        config = start["encoder"].config
+        published = partial(letter, n_epochs=40, recipe=frozen, cache="float16")
+        start["encoder"], config = read_expressed(encoder), replace(config, expressed_only=True)
     vectors = encoder.pos_emb.emb.weight[:-1].cpu() if config.gene_embedding == "frozen" else None
     own = {
         "scbert": partial(train, **start),

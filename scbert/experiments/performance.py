@@ -28,13 +28,6 @@ from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
 from ..paths import measure_peak_memory_mb
 
-PARTS = ["queries, keys, values", "random features", "sum over keys", "attend", "output projection", "feed-forward"]
-TO_INPUTS = pd.Series([1, 1, 2, 2, 1, 1], PARTS)
-"""What the backward pass adds, in forward passes, for what enters a part: of sums over products, for both factors."""
-TO_WEIGHTS = pd.Series([1, 0, 0, 0, 1, 1], PARTS)
-"""The same for weights that learn; random features are none."""
-AGAIN = pd.Series([1, 1, 0, 1, 1, 0.5], PARTS)
-"""The share of a forward pass that the backward pass computes again, where it does."""
 ATTENTIONS = ("scbert", "performer_pytorch", "softmax", "fused_softmax")
 """Ours; performer-pytorch's own; softmax written out, a tokens x tokens matrix a head; and torch's fused softmax."""
 
@@ -52,45 +45,26 @@ def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) 
     """
     width, features, dim = config.heads * config.dim_head, config.heads * config.n_features, config.dim
     values = features * config.dim_head  # a position's features times a head's vectors, over heads
-    # Of each part: multiplies a token, numbers read and written a token.
+    # Of each part: multiplies a token, numbers read and written a token, and what the backward pass adds, in forward
+    # passes: 2, or 1 for the random features, which are no weights; and the share that it computes again, if it does.
     parts = {
-        "queries, keys, values": (3 * dim * width, dim + 3 * width),
-        "random features": (2 * values, 2 * width + 2 * features),
-        "sum over keys": (values + features, features + width),
-        "attend": (values + features, features + width),
-        "output projection": (width * dim, width + dim),
-        "feed-forward": (8 * dim * dim, 10 * dim),
+        "queries, keys, values": (3 * dim * width, dim + 3 * width, 2, 1),
+        "random features": (2 * values, 2 * width + 2 * features, 1, 1),
+        "sum over keys": (values + features, features + width, 2, 0),
+        "attend": (values + features, features + width, 2, 1),
+        "output projection": (width * dim, width + dim, 2, 1),
+        "feed-forward": (8 * dim * dim, 10 * dim, 2, 0.5),
     }
-    counts = pd.DataFrame(parts, ["forward", "moved_mb"]).T.rename_axis("part") * (2e-9 * config.depth * tokens)
-    training = counts["forward"] * (1 + TO_INPUTS + TO_WEIGHTS + (AGAIN if recompute else 0))
-    counts.insert(1, "training", training)
-    return counts.assign(moved_mb=counts["moved_mb"] * 2e3)  # four bytes a number, each once
-
-
-def count_finetuning(
-    config: ScBertConfig, tokens: int, layers: str | Sequence[int] = "all", batch_size: int = 16
-) -> dict[str, float]:
-    """Count the GFLOP of one cell's matrix multiplies in fine-tuning, of which only some layers learn.
-
-    `tokens` is the length of the sequence, `layers` are ``Recipe.trainable_layers``, and `batch_size` decides whether
-    chunks are computed again on a GPU, see `count_multiplies`.
-
-    Returns ``frozen``, the layers below the first that learns, which can be run once a cell (`scbert.scale.prefix`);
-    ``training``, an epoch of all others, and ``forward``, their forward pass. The head, less than a hundredth, is left out.
-
-    Paper: not in it.
-    """
-    depth, parts = config.depth, count_multiplies(config, tokens)["forward"] / max(1, config.depth)
-    learns = range(depth) if layers == "all" else {"last": [depth - 1], "head": []}.get(layers, layers)
-    learns = {layer % depth for layer in learns} if depth else set()
-    first = min(learns, default=depth)
-    chunks = split_chunks((torch.empty(batch_size, tokens, 0, device="meta"),), config.heads, config.n_features)
-    again = parts * AGAIN * (sum(map(len, chunks)) > KEPT_CHUNKS)
-    backward = sum(
-        (parts * (TO_INPUTS + TO_WEIGHTS * (layer in learns)) + again).sum() for layer in range(first, depth)
-    )
-    forward = (depth - first) * parts.sum()
-    return {"frozen": first * parts.sum(), "training": forward + backward, "forward": forward}
+    rows = [
+        {
+            "part": part,
+            "forward": 2e-9 * config.depth * tokens * multiplies,
+            "training": 2e-9 * config.depth * tokens * multiplies * (1 + backward + (again if recompute else 0)),
+            "moved_mb": 4e-6 * config.depth * tokens * numbers,
+        }
+        for part, (multiplies, numbers, backward, again) in parts.items()
+    ]
+    return pd.DataFrame(rows).set_index("part")
 
 
 def count_parameters(config: ScBertConfig) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 import shutil
-import time
+import timeit
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +18,12 @@ import yaml
 from ..paths import find_root, run_directory
 from ..sources import datasets
 from ..sources.download import cache_directory, format_bytes
-from .record import PRECISION
+from .record import TF32
 from .report import read_records
 
 GB = 10**9
-RATE = 60e12
-"""FLOP/s that the minutes of ``needs.yaml`` are for where multiplies were counted."""
-SHARE = 0.3
-"""Of a device's own rate of multiplies, assumed: trainings on a GPU were not measured."""
-
-
+RATE = 60e12  # FLOP/s that the minutes of needs.yaml are for where multiplies were counted
+SHARE = 0.3  # of a device's own rate of multiplies, assumed: trainings on a GPU were not measured
 NUMBERS = ["minutes", "memory_gb", "gpu_memory_gb", "disk_gb", "petaflop", "cache_gb"]
 
 
@@ -81,36 +77,29 @@ def measure_rates() -> tuple[str, dict[str, float]]:
     """Return this machine's device, and the FLOP/s of a large square multiply by precision, the best of six."""
     import torch
 
-    has_gpu, before, rates = torch.cuda.is_available(), torch.get_float32_matmul_precision(), {}
-    size, kinds = (8192, ("float32", "TF32", "bfloat16")) if has_gpu else (1024, ("float32",))
-    for kind in kinds:
-        torch.set_float32_matmul_precision("high" if kind == "TF32" else before)
-        x, seconds = torch.rand(size, size, device="cuda" if has_gpu else "cpu"), []
-        x = x.bfloat16() if kind == "bfloat16" else x
-        for _ in range(6):
-            start = time.perf_counter()
-            float((x @ x)[0, 0])  # waits for a GPU
-            seconds.append(time.perf_counter() - start)
-        rates[kind] = 2 * size**3 / min(seconds)
-    torch.set_float32_matmul_precision(before)
+    has_gpu, on_gpu, rates = torch.cuda.is_available(), torch.backends.cuda.matmul, {}
+    x = torch.rand([8192 if has_gpu else 1024] * 2, device="cuda" if has_gpu else "cpu")
+    for kind in ("float32", "TF32", "bfloat16") if has_gpu else ("float32",):
+        on_gpu.allow_tf32 = kind == "TF32"
+        y = x.bfloat16() if kind == "bfloat16" else x
+        rates[kind] = 2 * len(x) ** 3 / min(timeit.repeat(lambda y=y: float((y @ y)[0, 0]), number=1, repeat=6))
+    on_gpu.allow_tf32 = False
     return torch.cuda.get_device_name() if has_gpu else "CPU", rates
 
 
 def scale_needs(needs: pd.DataFrame, profile: str, device: str, rates: dict[str, float]) -> tuple[pd.DataFrame, str]:
     """Return `list_needs` with the minutes of counted multiplies at the rate of a GPU (else at `RATE`), and hours in words."""
-    kind = "TF32" if "TF32" in rates and profile in PRECISION else "float32"
-    pace, counted = SHARE * rates[kind], needs["petaflop"].dropna() * 1e15 / 3600
+    kind = "TF32" if "TF32" in rates and profile in TF32 else "float32"
+    pace, flop = SHARE * rates[kind], needs["petaflop"].dropna() * 1e15
     found = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items())
     lines = [f"{device} multiplies {found}; trainings, assumed: {SHARE} of {kind}, {pace / 1e12:.3g} TFLOP/s."]
-    for name, flop in counted.items():
-        hours = f"{flop / RATE:,.1f} hours at {RATE / 1e12:.0f} TFLOP/s, {flop / pace:,.1f} here"
-        lines.append(f"{name}: {needs.loc[name, 'petaflop']:,.0f} PFLOP at most, {hours}")
-    if (largest := needs["cache_gb"].max()) > 0:
-        room = "where a tenth of the disk, 20 GB at least, stays free; else they are run in each epoch"
-        lines.append(f"Frozen layers are kept on disk, {largest:.0f} GB at most, {room}.")
+    for name, number in flop.items():
+        hours = f"{number / RATE / 3600:,.1f} hours at {RATE / 1e12:.0f} TFLOP/s, {number / pace / 3600:,.1f} here"
+        lines.append(f"{name}: {number / 1e15:,.0f} PFLOP at most, {hours}")
+    lines.append(f"Frozen layers take {needs['cache_gb'].max():.0f} GB of disk at most, a tenth of which stays free.")
     if device != "CPU":
-        needs = needs.assign(minutes=needs["minutes"].add(counted * 60 * (1 / pace - 1 / RATE), fill_value=0))
-        needs.loc[counted.index, "basis"] = f"multiplies counted, at {SHARE} of the rate measured here in {kind}"
+        needs = needs.assign(minutes=needs["minutes"].add(flop / 60 * (1 / pace - 1 / RATE), fill_value=0))
+        needs.loc[flop.index, "basis"] = f"multiplies counted, at {SHARE} of the rate measured here in {kind}"
     return needs, "\n".join(lines)
 
 

@@ -20,8 +20,8 @@ from ..paths import find_part, find_root, measure_peak_memory_mb, run_directory,
 from ..sources.datasets import part_names
 from .parameters import check_parameters
 
-PRECISION = {"core": "high", "paper": "high"}
-"""How a GPU multiplies float32 matrices in the jobs of a profile: "high" is TF32, with float32 sums; else "highest"."""
+TF32 = ("core", "paper")
+"""Profiles in whose jobs a GPU multiplies float32 matrices in TF32, with sums in float32; a CPU never does."""
 PACKAGES = ("scbert-companion", "torch", "performer-pytorch", "scanpy", "anndata", "scikit-learn", "numpy")
 
 
@@ -42,7 +42,7 @@ class Run:
         self.parameters = check_parameters({name: namespace[name] for name in kinds}, kinds)
         namespace.update(self.parameters)  # papermill makes a number of the word 0.1
         self.profile, self.seed = self.parameters["profile"], self.parameters["seed"]
-        self.precision = PRECISION.get(self.profile, "highest")
+        self.tf32 = self.profile in TF32
         self.directory = run_directory(self.profile, notebook)
         self.directory.mkdir(parents=True, exist_ok=True)
         if not find_part():

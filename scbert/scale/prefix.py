@@ -22,9 +22,10 @@ class FrozenPrefix:
     """What the first layers make of each cell, computed once, without gradients, in the order of the cells.
 
     It is kept in memory if all cells fit into `memory` bytes, else in an unnamed file in `folder` (the system's temporary
-    one, if None) that `close`, or the end of the process, removes. The file says what it takes, if `progress`, and leaves
-    `SPARE_DISK` free, whoever else writes. Cells that there is no room for are computed whenever they are asked for. The encoder's first `n_layers` must not change while this is in use; with 0 there is
-    nothing to keep, and `batch` returns tokens. Precision "float16" takes half the bytes of "float32".
+    one, if None) that `close`, or the end of the process, removes, and that leaves `SPARE_DISK` free, whoever else writes.
+    Cells without room are computed whenever they are asked for. The encoder's first `n_layers` must not change while this
+    is in use; with 0 there is nothing to keep, and `batch` returns tokens. Precision "float16" takes half the bytes of
+    "float32".
 
     Paper: not in it. Differs from the published code: that runs all layers for every cell in every epoch.
     """
@@ -105,7 +106,6 @@ class FrozenPrefix:
         return n_cells
 
     def _measure_room(self):
-        """Return how many bytes of the disk may be taken; below 0 where others have taken of what is spared."""
         disk = shutil.disk_usage(self.folder)
         return disk.free - max(SPARE_DISK, disk.total // 10)
 
@@ -118,13 +118,11 @@ class FrozenPrefix:
                     return
                 with np.errstate(over="ignore"):
                     rows = self._compute(bins).float().cpu().numpy().astype(self.dtype)
-                if not np.isfinite(rows).all():
-                    raise ValueError(
-                        f"What the frozen layers yield is not finite in {self.dtype}: set cache='float32'."
-                    )
                 try:
+                    if not np.isfinite(rows).all():
+                        raise OverflowError(f"{self.dtype} cannot hold them: cache='float32' can")
                     self._write(start, rows)
-                except OSError as error:  # a full disk must not end the training
+                except (OSError, OverflowError) as error:  # a full disk must not end the training
                     self._warn(self.n_kept, str(error))
                     return
                 self.n_kept = start + len(bins)
