@@ -98,7 +98,7 @@ def preflight(profile, jobs, parts, anyway, count_jobs):
 @click.option(
     "--unassigned-below", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Less probable: Unassigned."
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Cells a forward pass.")
+@click.option("--batch-size", type=click.IntRange(1), help="Cells a forward pass; chosen by their length if not given.")
 @click.option("--rename-genes", is_flag=True, help="Trace old symbols and Ensembl identifiers to the model's genes.")
 @click.option(
     "--round-counts", is_flag=True, help="Round counts with fractions (estimated, corrected) to whole numbers."

@@ -28,10 +28,7 @@ class AnnotationHead(nn.Module):
             )
 
     def forward(self, hidden: torch.Tensor, entered: torch.Tensor | None = None) -> torch.Tensor:
-        """(cells, genes + 1, dim) -> (cells, classes), logits.
-
-        With `entered`, `hidden` is what `ScBert.encode_expressed` returns with it, and zero elsewhere.
-        """
+        """(cells, genes + 1, dim), or what `ScBert.encode_expressed` returns -> (cells, classes), logits."""
         per_gene = self.conv(hidden[:, None] if entered is None else hidden[None, None]).flatten(
             1
         )  # (cells, genes + 1)
