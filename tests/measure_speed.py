@@ -20,6 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import anndata
+import numpy as np
+import torch
+from scipy import sparse
+from torch.nn.functional import cross_entropy
+
+import scbert
+
 HERE = Path(__file__).resolve().parent.parent
 
 
@@ -60,12 +68,6 @@ def annotate(options):
 
 def make_cells(options):
     """Write cells of random counts, and an annotator of random weights; by the earlier version, which both can read."""
-    import anndata
-    import numpy as np
-    from scipy import sparse
-
-    import scbert
-
     random, genes = np.random.default_rng(0), [f"gene{i}" for i in range(2_000)]
     rate = random.gamma(0.3, 1, size=2_000)
     depths = np.array_split(random.lognormal(6.2, 0.4, size=options.cells), max(1, options.cells // 1_000))
@@ -84,11 +86,6 @@ def step(options):
 
 def one_step(_):
     """Print CPU seconds a cell, and the share of the rate at which torch multiplies large matrices in the same minute."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    import scbert
-
     lengths = torch.linspace(500, 1_500, 8).int().tolist()
     config = scbert.ScBertConfig(16_906, expressed_only=True)
     model, bins = scbert.ScBert(config), draw_bins(lengths, 16_906)
@@ -108,10 +105,6 @@ def one_step(_):
 
 def attention(options):
     """Print milliseconds a cell of both attentions, best of three, over lengths, at a small and the published layout."""
-    import torch
-
-    import scbert
-
     torch.set_num_threads(1)
     for layout in ((32, 2, 4, 16), (200, 1, 10, 64)):
         for length in map(int, options.lengths.split(",")):
@@ -130,8 +123,6 @@ def attention(options):
 
 def draw_bins(lengths, n_genes):
     """Return tokens of cells that express so many genes each."""
-    import torch
-
     bins = torch.zeros(len(lengths), n_genes + 1, dtype=torch.int64)
     for cell, n in enumerate(lengths):
         bins[cell, torch.randperm(n_genes)[:n]] = torch.randint(1, 6, (n,))

@@ -242,3 +242,10 @@ def test_layers_are_counted_up_to_the_first_that_learns(encoder):
         classifier.requires_grad_(True)
         finetuning._choose_trainable(classifier, layers)
         assert finetuning._count_frozen(classifier, Recipe(trainable_layers=layers)) == expected
+
+
+def test_bfloat16_with_sums_in_float32_trains_much_the_same(fit):
+    full, half = fit(), fit(precision="bf16-mixed")
+    np.testing.assert_allclose(half.history["val_loss"], full.history["val_loss"], rtol=0.02)
+    assert (half.history["val_loss"] != full.history["val_loss"]).any()
+    assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
