@@ -35,13 +35,14 @@ CHOOSE = [
     ("pbmc_3tech:3pv2", "pbmc_3tech:5p"),
 ]
 REPORT = [(one, f"kang:{other}") for one in ("zheng_facs", "pbmc68k_reduced") for other in ("ctrl", "stim")]
-# arm: encoder ("" for random weights), genes chosen on training cells, genes that enter, epochs at most, thinning, epochs of
-# pretraining on the training cells
+# arm: encoder ("" for random weights), genes chosen on training cells, genes that enter, epochs at most, thinning, class
+# weights, epochs of pretraining on the training cells
 ARMS = {
-    "random weights": ("", "1000", "expressed", 12, 0.2, 0),
-    "own pretraining": ("", "1000", "expressed", 12, 0.2, 6),
-    "pbmc-small, as it was pretrained": ("pbmc-small", "", "all", 6, 1.0, 0),
-    "pbmc-small, expressed, thinned": ("pbmc-small", "", "expressed", 12, 0.2, 0),
+    "random weights": ("", "1000", "expressed", 12, 0.2, "balanced", 0),
+    "own pretraining": ("", "1000", "expressed", 12, 0.2, "balanced", 6),
+    "pbmc-small, as it was pretrained": ("pbmc-small", "", "all", 6, 1.0, None, 0),
+    "random weights, not balanced": ("", "1000", "expressed", 12, 0.2, None, 0),
+    "pbmc-small, expressed, thinned, balanced": ("pbmc-small", "", "expressed", 12, 0.2, "balanced", 0),
 }
 SEEDS = range(3)
 EXTRA = {"Haematopoietic stem cell": "Progenitor"}  # named otherwise in another set
@@ -69,7 +70,7 @@ def split(reference: str, seed: int):
 
 def train(reference: str, arm: str, seed: int):
     """Fine-tune as notebook 03 does; return the classifier."""
-    encoder, genes, enter, n_epochs, thin, pretrain_epochs = ARMS[arm]
+    encoder, genes, enter, n_epochs, thin, weight, pretrain_epochs = ARMS[arm]
     learn, choose = split(reference, seed)
     model = scbert.load_encoder(encoder) if encoder else None
     vocabulary = model.genes if model else scbert.genes.choose_genes(learn, genes)
@@ -81,12 +82,13 @@ def train(reference: str, arm: str, seed: int):
     if pretrain_epochs:
         scbert.pretrain(model, learn, n_epochs=pretrain_epochs, learning_rate=3e-3, seed=seed, progress=False)
     options = {"label_key": "type", "n_epochs": n_epochs, "seed": seed, "progress": False}
-    return scbert.finetune(model, learn, validation=choose, recipe=scbert.Recipe(thin=thin), **options)
+    recipe = scbert.Recipe(thin=thin, class_weight=weight)
+    return scbert.finetune(model, learn, validation=choose, recipe=recipe, **options)
 
 
 @cache
 def train_regression(reference: str, seed: int, genes: tuple[str, ...]):
-    """Fit logistic regression to the same training cells and three thinned copies of them."""
+    """Fit logistic regression on scBERT's terms: balanced classes, the training cells and three thinned copies of them."""
     learn, choose = (scbert.preprocess.tokenize(part, genes=list(genes)) for part in split(reference, seed))
     random, copies = np.random.default_rng(seed), [learn]
     for i in range(3):
@@ -95,7 +97,8 @@ def train_regression(reference: str, seed: int, genes: tuple[str, ...]):
         copy = anndata.AnnData(x.astype(np.float32), obs.set_axis(f"{i}-" + obs.index), learn.var[[]])
         copies.append(copy[np.asarray(x.sum(1)).ravel() > 0].copy())
     every = anndata.concat(copies, join="inner")
-    return scbert.methods.fit_logistic_regression(every, choose, label_key="type", seed=seed)
+    options = {"label_key": "type", "class_weight": "balanced", "seed": seed}
+    return scbert.methods.fit_logistic_regression(every, choose, **options)
 
 
 def score(classifier, regression, broad: dict[str, str], query):

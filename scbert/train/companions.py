@@ -43,12 +43,12 @@ LEAST_GENES = 10  # expressed by a cell whose counts tell it from all others
 
 
 def learn_companions(
-    train: anndata.AnnData, validation: anndata.AnnData, labels: list[str], *, label_key: str, seed: int = 0
+    train: anndata.AnnData, validation: anndata.AnnData, labels: list[str], *, label_key: str, seed: int = 0, **options
 ) -> dict[str, torch.Tensor]:
     """Fit the companions on counts of training cells, choosing on validation cells; return the arrays named above.
 
-    `labels` are all of the training cells, sorted. ``genes_seen``, and scBERT's own row of ``scores``, are left to
-    `remember`.
+    `labels` are all of the training cells, sorted; `options` are of `scbert.train.regression.fit_regression`.
+    ``genes_seen``, and scBERT's own row of ``scores``, are left to `remember`.
     """
     y = pd.Categorical(train.obs[label_key].astype(str), categories=labels).codes
     truth = pd.Categorical(validation.obs[label_key].astype(str), categories=labels).codes
@@ -67,7 +67,7 @@ def learn_companions(
     arrays |= fit_distance(x, y, len(labels), seed=seed)
     arrays["distances"] = np.percentile(measure_distance(arrays, x_validation), np.arange(101))
     arrays["class_means"] = np.vstack([np.asarray(x[y == i].mean(0)) for i in range(len(labels))])
-    arrays |= fit_regression(x, y, x_validation, truth, seed=seed)[0]
+    arrays |= fit_regression(x, y, x_validation, truth, seed=seed, **options)[0]
     arrays["scores"] = np.stack(
         [score_labels(truth, predict(arrays, x_validation).argmax(1)) for predict in PREDICT.values()]
     )
@@ -75,10 +75,10 @@ def learn_companions(
 
 
 def remember(
-    classifier: Classifier, train: anndata.AnnData, validation: anndata.AnnData, label_key: str, seed: int = 0
+    classifier: Classifier, train: anndata.AnnData, validation: anndata.AnnData, label_key: str, **options
 ) -> None:
-    """Give a classifier its memory: `train` and `validation` are the tokenized cells that it was fine-tuned on."""
-    memory = learn_companions(train, validation, classifier.labels, label_key=label_key, seed=seed)
+    """Give a classifier its memory of the tokenized cells that it was fine-tuned on; `options` as in `learn_companions`."""
+    memory = learn_companions(train, validation, classifier.labels, label_key=label_key, **options)
     memory["genes_seen"] = torch.from_numpy(train.layers["bins"].getnnz(axis=0) > 0)
     chosen = classifier.history[classifier.history["best"]].iloc[0]
     own = torch.tensor([[chosen["val_accuracy"], chosen["val_macro_f1"]]], dtype=torch.float64)

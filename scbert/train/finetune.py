@@ -189,7 +189,7 @@ def finetune(
     classifier.load_state_dict(best["model"])
     classifier.history = pd.DataFrame(history).assign(best=lambda rows: rows["epoch"] == best["epoch"])
     if companions and isinstance(adata, anndata.AnnData):
-        remember(classifier, adata, validation, label_key, seed)
+        remember(classifier, adata, validation, label_key, seed=seed, class_weight=recipe.class_weight)
     elif companions:
         classifier.remember({"genes_seen": torch.from_numpy(cells.genes_seen())})
     return classifier.eval()
