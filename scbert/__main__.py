@@ -91,7 +91,7 @@ def preflight(profile, jobs, parts, anyway, count_jobs):
 
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="Bundle directory of a classifier.")
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Folder of an annotator.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="What to write: .h5ad, or .csv.")
 @click.option("--csv", "table", type=click.Path(path_type=Path), help="Also write the names as a table.")
 @click.option("--umap", type=click.Path(path_type=Path), help="Also draw the named cells, as .png or .pdf.")
@@ -116,6 +116,10 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
     import scbert
 
     with in_a_sentence():
+        if not model.exists():
+            raise ValueError(f"There is no folder {model}. Did the run that makes it end with an error?")
+        if (model / "annotator").is_dir():
+            raise ValueError(f"{model} is the folder of a run: give --model {model / 'annotator'}.")
         classifier = scbert.load(model)
         if not isinstance(classifier, scbert.Classifier):
             raise ValueError(f"{model} is an encoder without labels: fine-tune it first (notebook 03).")

@@ -64,12 +64,15 @@ def annotate(
     """
     import anndata
 
+    from .data.checks import check_vocabulary
     from .data.counts import read_notes
     from .sources.totals import supply_totals
     from .train.companions import compare_query, say_what_is_off, vote
 
     if not hasattr(classifier, "labels"):
-        raise ValueError("This model is an encoder without labels: fine-tune it first, see scbert.finetune.")
+        raise ValueError(
+            "An encoder without labels, or a path, names nothing: give what scbert.finetune or load returns."
+        )
     if not 0 <= unassigned_below <= 1:
         raise ValueError(f"unassigned_below must be a probability between 0 and 1, not {unassigned_below}.")
     is_store = not isinstance(adata, anndata.AnnData)
@@ -77,6 +80,8 @@ def annotate(
         supply_totals(adata, name)
     notes = {} if is_store else read_notes(adata)
     tokens, batches = _tokenize_for(classifier, adata, name), []
+    if not is_store:
+        check_vocabulary(read_notes(tokens)["tokenize"]["matched_share"], tokens.n_vars)
     for logits, embedding, has_tokens in _run(classifier.encoder, tokens, batch_size, progress, head=classifier.head):
         probabilities = _softmax(logits)
         assigned = (probabilities.max(1) >= unassigned_below) & has_tokens
@@ -216,9 +221,8 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
 
     cells = tokens if hasattr(tokens, "in_order") else CellDataset(tokens)  # held to their counts before
     device, packed = next(encoder.parameters()).device, encoder.config.expressed_only
-    with tqdm(
-        desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress
-    ) as bar:
+    bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
+    with bar:
         for window in cells.windows(CELLS_A_WINDOW):
             order, batches = plan_batches(window.getnnz(1) + 1, encoder.config, batch_size), []
             for rows in order:

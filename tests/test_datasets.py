@@ -442,3 +442,20 @@ def test_a_column_that_scbert_writes_is_no_label_and_no_batch(make_cells, tmp_pa
     model = scbert.ScBert(scbert.ScBertConfig(n_genes=24, dim=8, depth=1, heads=2, dim_head=4))
     with pytest.raises(ValueError, match="is a column that scbert writes itself"):
         scbert.finetune(model, adata, label_key=key)
+
+
+@pytest.mark.parametrize("label", ["", "nan", "Unassigned", "B cell "])
+def test_a_label_that_is_no_type_is_refused(tmp_path, make_cells, label):
+    adata = make_cells()
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str)
+    adata.obs.iloc[:2, adata.obs.columns.get_loc("cell_type")] = label
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    with pytest.raises(ValueError, match="in 2 cells, no type: drop or correct them"):
+        datasets.load(tmp_path / "mine.h5ad", label_key="cell_type")
+
+
+def test_a_table_that_names_no_cells_is_refused(tmp_path, make_cells):
+    make_cells().write_h5ad(tmp_path / "mine.h5ad")
+    (tmp_path / "labels.csv").write_text("cell_type\nB cell\n")
+    with pytest.raises(ValueError, match="has one column only"):
+        datasets.load(tmp_path / "mine.h5ad", labels=tmp_path / "labels.csv", label_key="cell_type")

@@ -434,7 +434,7 @@ def test_bad_cells_are_refused_in_one_sentence(scbert_cli, tmp_path, files, chan
             ["pyproject.toml", "--model", "model", "-o", "out.h5ad"],
             "pyproject.toml is of no format that is read here: .h5ad",
         ),
-        (["mine.h5ad", "--model", "nowhere", "-o", "out.h5ad"], "nowhere is not a model bundle"),
+        (["mine.h5ad", "--model", "nowhere", "-o", "out.h5ad"], "There is no folder nowhere"),
         (["mine.h5ad", "--model", "mine.h5ad", "-o", "out.h5ad"], "mine.h5ad is not a model bundle"),
         (["mine.h5ad", "--model", "model", "-o", "no/out.h5ad"], "There is no folder no to write out.h5ad into"),
         (["mine.h5ad", "--model", "model", "-o", "notebooks"], "notebooks must end in .h5ad"),
@@ -647,11 +647,29 @@ def test_columns_of_an_earlier_annotation_are_named_before_they_are_written_anew
 
 def test_few_genes_in_common_are_warned_of(scbert_cli, tmp_path, files):
     adata = anndata.read_h5ad(tmp_path / "mine.h5ad")
-    adata.var_names = [name if i == 5 else f"Mouse{i}" for i, name in enumerate(adata.var_names)]
+    adata.var_names = [name if i in (5, 6, 7) else f"Mouse{i}" for i, name in enumerate(adata.var_names)]
     adata.write_h5ad(tmp_path / "mouse.h5ad")
     code, output = scbert_cli("annotate", "mouse.h5ad", "--model", "model", "-o", "out.h5ad")
     assert code == 0
     assert "Warning: mouse.h5ad is unlike what the model was trained on: it lacks genes that hold" in output
+
+
+def test_less_than_a_tenth_of_the_genes_names_nothing(scbert_cli, tmp_path, files):
+    adata = anndata.read_h5ad(tmp_path / "mine.h5ad")
+    adata.var_names = [name if i == 5 else f"Mouse{i}" for i, name in enumerate(adata.var_names)]
+    adata.write_h5ad(tmp_path / "mouse.h5ad")
+    code, output = scbert_cli("annotate", "mouse.h5ad", "--model", "model", "-o", "out.h5ad")
+    assert code == 1
+    assert "The cells have 1 of the model's 24 genes: too few." in output
+    assert not (tmp_path / "out.h5ad").exists()
+
+
+def test_the_folder_of_a_run_is_told_from_its_annotator(scbert_cli, tmp_path, files):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "model").rename(tmp_path / "run/annotator")
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "run", "-o", "out.h5ad")
+    assert code == 1
+    assert "run is the folder of a run: give --model run/annotator." in output
 
 
 def test_convert_refuses_what_is_no_checkpoint_in_one_sentence(scbert_cli, tmp_path):

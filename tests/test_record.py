@@ -322,3 +322,12 @@ def test_the_card_says_how_a_model_was_trained(tmp_path, monkeypatch):
     assert "\nTraining:\n- 12 cells seen\n- slowly\n\nMetrics" in run.write_card(
         "A model", notes=["12 cells seen", "slowly"]
     )
+
+
+def test_a_model_of_the_run_before_is_set_aside(root):
+    for _ in range(2):
+        run = start()
+        assert not run.path("annotator").exists()
+        write_text(run.path("annotator") / "config.json", "{}")
+    start()
+    assert sorted(path.name for path in run.directory.iterdir()) == ["annotator.earlier"]

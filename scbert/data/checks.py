@@ -107,11 +107,11 @@ def check_totals(totals: np.ndarray, n_counts: pd.Series) -> np.ndarray:
 
 
 def check_vocabulary(share: float, n_genes: int) -> None:
-    """Raise a ValueError if cells that are to train have less than a tenth of a vocabulary of so many genes."""
+    """Raise a ValueError if cells have less than a tenth of a vocabulary of so many genes."""
     if share < LEAST_SHARE:
         raise ValueError(
-            f"The cells have {round(share * n_genes):,} of the model's {n_genes:,} genes: too few to train. If names differ, "
-            'rename them (scbert.genes.rename_genes); else start a new model of their own genes (notebooks: encoder = "").'
+            f"The cells have {round(share * n_genes):,} of the model's {n_genes:,} genes: too few. If names differ, "
+            'rename them (scbert.genes.rename_genes); else train a new model of their own genes (notebooks: encoder = "").'
         )
 
 
@@ -148,7 +148,7 @@ def check_known(labels: Iterable[str], known: Iterable[str]) -> None:
 
 def check_tokenized(cells: "CellDataset | CellStore") -> None:
     """Raise a ValueError unless it is known into how many bins the cells are tokenized."""
-    if cells.n_bins is None:
+    if getattr(cells, "n_bins", None) is None:
         raise ValueError(NOT_TOKENIZED)
 
 

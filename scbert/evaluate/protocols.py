@@ -54,7 +54,9 @@ def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) ->
     smallest = counts.iloc[-1]
     if smallest < n_made or smallest - math.ceil(smallest / n_made) < 2:  # two must remain for training and validation
         folds = f"fewer than the {n_made} folds need" if n_folds > 1 else "fewer than 5, and a fifth is tested"
-        raise ValueError(f"Label {counts.index[-1]!r} has {smallest} cells, {folds}: merge or drop it.")
+        few = counts[counts.map(lambda n: n < n_made or n - math.ceil(n / n_made) < 2)]
+        names = ", ".join(f"{name!r} ({n})" for name, n in few.items())
+        raise ValueError(f"Too few cells have a label of these, {folds}: {names}. Merge or drop them.")
     folds = StratifiedKFold(n_made, shuffle=True, random_state=seed).split(labels, labels)
     return [_draw_validation(labels, rest, test, seed) for rest, test in folds][:n_folds]
 

@@ -15,7 +15,7 @@ KINDS = {"int": int, "float": float, "str": str, "bool": {"true": True, "false":
 SHARE, FROM_ZERO = (0, 1), (0, math.inf)
 LIMITS = {
     "seed": (0, 2**32 - 1), "pretrain_epochs": FROM_ZERO, "softmax_tokens": FROM_ZERO, "unassigned_below": SHARE,
-    "thin": SHARE, "level": SHARE, "learning_rate": SHARE, "severity": FROM_ZERO, "severities": FROM_ZERO,
+    "thin": (0.001, 1), "level": SHARE, "learning_rate": SHARE, "severity": FROM_ZERO, "severities": FROM_ZERO,
     "resolutions": FROM_ZERO,
 }  # fmt: skip
 """Least and largest; of other whole numbers the least is 1."""

@@ -47,6 +47,7 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not find_part():
             (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
+            self._set_aside()
         self.data, self.metrics, self.checks = {}, {}, []
         self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
         self.earlier_seconds = 0.0  # of an interrupted run that this one continues, and of its parts
@@ -59,6 +60,14 @@ class Run:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
         print(f"{notebook} | profile {self.profile} | seed {self.seed} | {device}")
         print(" | ".join(f"{name} {version}" for name, version in self.versions.items()))
+
+    def _set_aside(self):
+        """Rename models of the run before, as annotator.earlier: nobody should take them for those of this one."""
+        for file in [*self.directory.glob("*/config.json")]:
+            if file.parent.suffix != ".earlier":
+                earlier = file.parent.with_name(f"{file.parent.name}.earlier")
+                shutil.rmtree(earlier, ignore_errors=True)
+                file.parent.rename(earlier)
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this run."""

@@ -17,6 +17,7 @@ from .totals import supply_totals
 
 __all__ = ["CATALOGUE", "fetch", "list_catalogue", "load", "missing_files", "recover_counts", "simulate_studies"]
 
+NO_LABEL = {"", "nan", "na", "n/a", "none", "null", "unassigned"}
 CATALOGUE: dict[str, dict] = yaml.safe_load((Path(__file__).parent / "catalogue.yaml").read_text())
 """Name -> address, hash, licence, citation, reader and caveats of everything that can be fetched."""
 
@@ -73,10 +74,19 @@ def load(
     check_counts(adata, str(name))
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
+        _check_labels(adata.obs[label_key].astype(str), label_key, str(name))
         adata.obs[label_key] = adata.obs[label_key].astype(str).astype("category")  # cluster numbers are names too
     if batch_key:
         check_column(adata, batch_key, str(name), constant_is_fine=True)
     return adata
+
+
+def _check_labels(labels, key, name):
+    """Raise a ValueError for labels that are no types, or have blanks around them."""
+    wrong = labels.str.strip().str.lower().isin(NO_LABEL) | (labels != labels.str.strip())
+    if wrong.any():
+        names = ", ".join(map(repr, sorted(set(labels[wrong]))))
+        raise ValueError(f"{name}: obs[{key!r}] is {names} in {wrong.sum()} cells, no type: drop or correct them.")
 
 
 def read(name: str | Path, *, backed: bool = False, round_counts: bool = False) -> anndata.AnnData:
@@ -125,12 +135,15 @@ def _join_table(adata, path, name, label_key, batch_key):
         table = table.rename_axis("cell").reset_index()
     if label_key not in table:
         raise ValueError(f"{path} has no column {label_key!r} for label_key; it has: {', '.join(table)}.")
+    if len(table.columns) < 2:
+        raise ValueError(f"{path} has one column only: another must name the cells, first or called barcode or cell.")
     keys = [key for key in dict.fromkeys([label_key, batch_key]) if key in table]
     named = [column for column in table if column.lower() in ("barcode", "cell") and column not in keys]
     table = table.set_index((named or list(table))[0])[keys].dropna(subset=label_key)
     cells = adata.obs_names.astype(str)
     if not cells.isin(table.index).any():  # the "-1" of Cell Ranger may stand on one side only
         bare = cells.str.replace(r"-\d+$", "", regex=True)
+        print(f"No cell is named alike in {name} and {path.name}: the ends of barcodes, such as -1, are ignored.")
         cells, table.index = bare if bare.is_unique else cells, table.index.str.replace(r"-\d+$", "", regex=True)
     check_unique(table.index, f"Cells of {path}")
     known = cells.isin(table.index)

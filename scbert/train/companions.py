@@ -190,19 +190,17 @@ def vote(
     """Return the columns of ``obs`` that `scbert.annotate` adds: distance, flag, companions, consensus and agreement.
 
     The consensus is the label that two or three of the methods give; where all three differ, that of the method whose
-    macro-F1 on validation cells is best; of a cell without a token none. The agreement is the share of the three.
+    macro-F1 on validation cells is best; a cell without a token has none of these. The agreement is the share of the three.
     """
-    votes = np.stack(
-        [predicted, *(cells[name] for name in PREDICT)], axis=1
-    )  # (cells, methods), in the order of METHODS
+    votes = np.stack([predicted, *(cells[name] for name in PREDICT)], axis=1)  # (cells, methods), as in METHODS
     best = int(np.asarray(memory["scores"])[:, 1].argmax())
     count = (votes[:, :, None] == votes[:, None]).sum(1)  # (cells, methods): how many say the same
     chosen = np.where(count.max(1) > 1, count.argmax(1), best)
     consensus = votes[np.arange(len(votes)), chosen]
-    columns = {f"scbert_{name}": pd.Categorical.from_codes(cells[name], labels) for name in PREDICT}
-    return columns | {
-        "scbert_consensus": pd.Categorical.from_codes(np.where(cells["blank"], -1, consensus), labels),
-        "scbert_agreement": (votes == consensus[:, None]).mean(1),
+    codes = {name: cells[name] for name in PREDICT} | {"consensus": consensus}
+    codes = {name: np.where(cells["blank"], -1, these) for name, these in codes.items()}
+    return {f"scbert_{name}": pd.Categorical.from_codes(these, labels) for name, these in codes.items()} | {
+        "scbert_agreement": np.where(cells["blank"], np.nan, (votes == consensus[:, None]).mean(1)),
         "scbert_distance": cells["distance"].to_numpy(),
         "scbert_unlike_training": cells["unlike_training"].to_numpy(),
     }
