@@ -39,7 +39,7 @@ REPORT = [(one, f"kang:{other}") for one in ("zheng_facs", "pbmc68k_reduced") fo
 # weights, epochs of pretraining on the training cells
 ARMS = {
     "random weights": ("", "1000", "expressed", 12, 0.2, "balanced", 0),
-    "own pretraining": ("", "1000", "expressed", 12, 0.2, "balanced", 6),
+    "own pretraining": ("", "1000", "expressed", 12, 0.2, "balanced", 12),
     "pbmc-small, as it was pretrained": ("pbmc-small", "", "all", 6, 1.0, None, 0),
     "random weights, not balanced": ("", "1000", "expressed", 12, 0.2, None, 0),
     "pbmc-small, expressed, thinned, balanced": ("pbmc-small", "", "expressed", 12, 0.2, "balanced", 0),
