@@ -1,6 +1,5 @@
 """Who trains, who chooses, who is tested: the paper's protocols, each as a list of splits that all methods share."""
 
-import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,10 +50,10 @@ def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) ->
         raise ValueError(f"n_folds must be at least 1, not {n_folds}.")
     if len(counts) < 2:
         raise ValueError(f"All cells have the label {counts.index[0]!r}: there is nothing to tell apart.")
-    smallest = counts.iloc[-1]
-    if smallest < n_made or smallest - math.ceil(smallest / n_made) < 2:  # two must remain for training and validation
+    # Two must remain for training and validation.
+    few = counts[(counts < n_made) | (counts - np.ceil(counts / n_made) < 2)]
+    if len(few):
         folds = f"fewer than the {n_made} folds need" if n_folds > 1 else "fewer than 5, and a fifth is tested"
-        few = counts[counts.map(lambda n: n < n_made or n - math.ceil(n / n_made) < 2)]
         names = ", ".join(f"{name!r} ({n})" for name, n in few.items())
         raise ValueError(f"Too few cells have a label of these, {folds}: {names}. Merge or drop them.")
     folds = StratifiedKFold(n_made, shuffle=True, random_state=seed).split(labels, labels)

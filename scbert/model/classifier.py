@@ -29,13 +29,11 @@ class AnnotationHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor, entered: torch.Tensor | None = None) -> torch.Tensor:
         """(cells, genes + 1, dim), or what `ScBert.encode_expressed` returns -> (cells, classes), logits."""
-        per_gene = self.conv(hidden[:, None] if entered is None else hidden[None, None]).flatten(
-            1
-        )  # (cells, genes + 1)
-        if entered is not None:
-            per_gene = self.conv.bias.expand(entered.shape).masked_scatter(entered, per_gene)
-        per_gene = per_gene.relu()
-        return self.dense(per_gene)
+        if entered is None:
+            per_gene = self.conv(hidden[:, None]).flatten(1)  # (cells, genes + 1)
+        else:
+            per_gene = self.conv.bias.expand(entered.shape).masked_scatter(entered, self.conv(hidden[None, None]))
+        return self.dense(per_gene.relu())
 
 
 class Classifier(nn.Module):

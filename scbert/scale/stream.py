@@ -57,11 +57,12 @@ def plan_batches(lengths: np.ndarray, config: ScBertConfig, batch_size: int | No
 
     Without a `batch_size` a batch is 32 cells, or of expressed genes as many as have some `POSITIONS`.
     """
-    if not config.expressed_only or config.key_stabiliser == "batch":
-        batch = np.arange(len(lengths)) // (batch_size or 32)
-        return np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(batch)) + 1)
-    order = np.argsort(lengths, kind="stable")
-    batch = np.arange(len(order)) // batch_size if batch_size else lengths[order].cumsum() // POSITIONS
+    by_length = config.expressed_only and config.key_stabiliser != "batch"
+    order = np.argsort(lengths, kind="stable") if by_length else np.arange(len(lengths))
+    if by_length and not batch_size:
+        batch = lengths[order].cumsum() // POSITIONS
+    else:
+        batch = np.arange(len(order)) // (batch_size or 32)
     return np.split(order, np.flatnonzero(np.diff(batch)) + 1)
 
 

@@ -74,8 +74,9 @@ def load(
     check_counts(adata, str(name))
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
-        _check_labels(adata.obs[label_key].astype(str), label_key, str(name))
-        adata.obs[label_key] = adata.obs[label_key].astype(str).astype("category")  # cluster numbers are names too
+        names = adata.obs[label_key].astype(str)  # cluster numbers are names too
+        _check_labels(names, label_key, str(name))
+        adata.obs[label_key] = names.astype("category")
     if batch_key:
         check_column(adata, batch_key, str(name), constant_is_fine=True)
     return adata
