@@ -217,6 +217,7 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
     from tqdm import tqdm
 
     from .data.cells import CellDataset, to_tokens
+    from .model.packed import few_threads
     from .scale.stream import CELLS_A_WINDOW, plan_batches
 
     cells = tokens if hasattr(tokens, "in_order") else CellDataset(tokens)  # held to their counts before
@@ -226,7 +227,7 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
         for window in cells.windows(CELLS_A_WINDOW):
             order, batches = plan_batches(window.getnnz(1) + 1, encoder.config, batch_size), []
             for rows in order:
-                with torch.inference_mode():  # left before the caller goes on
+                with torch.inference_mode(), few_threads(encoder.config):  # left before the caller goes on
                     bins = encoder.hide_unseen(to_tokens(window[rows]).to(device))
                     hidden = encoder.encode_expressed(bins) if packed else (encoder.encode(bins),)
                     pooled, has_tokens = _pool(bins, pool, *hidden), (bins > 0).any(1)

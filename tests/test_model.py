@@ -18,7 +18,7 @@ from scbert.experiments.performance import attention_columns
 from scbert.model.attention import CHUNK_BYTES, summarise_keys
 from scbert.model.classifier import AnnotationHead
 from scbert.model.encoder import run_layer
-from scbert.model.packed import group_cells
+from scbert.model.packed import few_threads, group_cells
 
 GENES = [f"gene{i}" for i in range(24)]
 
@@ -685,3 +685,17 @@ def test_a_path_that_is_no_folder_is_not_a_bundle(tmp_path):
     for name in ("cells.h5ad", "nowhere"):
         with pytest.raises(ValueError, match=f"{name} is not a model bundle"):
             scbert.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(("shape", "threads"), [({"expressed_only": True}, 1), ({}, 2),
+                                                ({"expressed_only": True, "dim": 200}, 2)])  # fmt: skip
+def test_small_groups_have_one_thread_and_the_others_come_back(shape, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), few_threads(scbert.ScBertConfig(**{"n_genes": 5, "dim": 20, "heads": 2} | shape)):
+            assert torch.get_num_threads() == threads
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -6,8 +6,9 @@ Where cells of a group differ in length, `present` tells their positions from pa
 so each cell's result is that of its own positions alone; what it yields itself has no meaning.
 """
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -20,6 +21,17 @@ OVERHEAD = 4_000
 """What one more group of cells costs, in padded positions of one dimension (measured on a CPU)."""
 MULTIPLE = 16
 """Positions of a group are a multiple of this: the multiplies of FAVOR+ run up to three times faster (measured on a CPU)."""
+
+
+@contextlib.contextmanager
+def few_threads(config: ScBertConfig) -> Iterator[None]:
+    """Leave the processor one thread where groups are small: below 200 dimensions a second makes them slower (measured)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if config.expressed_only and config.dim < 200 else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def group_cells(lengths: torch.Tensor, config: ScBertConfig) -> list[tuple[torch.Tensor, torch.Tensor | None]]:

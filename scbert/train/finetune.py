@@ -20,6 +20,7 @@ from ..data.checks import check_cells, check_column, check_known, check_vocabula
 from ..data.preprocess import bin_counts, library_size, thin_counts
 from ..model.classifier import Classifier
 from ..model.encoder import ScBert
+from ..model.packed import few_threads
 from ..scale.checkpoint import read_checkpoint, write_checkpoint
 from ..scale.prefix import FrozenPrefix
 from ..scale.stream import CellStore
@@ -144,7 +145,7 @@ def finetune(
     inputs = FrozenPrefix(model, cells, n_frozen, memory=cache_memory, **keep)
     held_out = FrozenPrefix(model, held_out, n_frozen, memory=cache_memory - inputs.bytes_in_memory, **keep)
     bar = steps.show_progress("fine-tune", len(history) * len(cells), n_epochs * len(cells), progress)
-    with contextlib.closing(inputs), contextlib.closing(held_out), bar:
+    with contextlib.closing(inputs), contextlib.closing(held_out), bar, few_threads(model.config):
         for epoch in range(len(history), n_epochs):
             if best and epoch - best["epoch"] >= patience:
                 break

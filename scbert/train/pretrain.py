@@ -15,6 +15,7 @@ from ..data.cells import CellDataset, open_for
 from ..data.checks import check_vocabulary
 from ..data.masking import find_commonest_bin, mask_bins
 from ..model.encoder import ScBert
+from ..model.packed import few_threads
 from ..paths import count_processes
 from ..scale.checkpoint import read_checkpoint
 from ..scale.processes import (
@@ -167,7 +168,8 @@ def _pretrain(
         clock = time.monotonic()
 
     done = state["epoch"] * len(cells) + min(skip * batch_size, len(cells))
-    with steps.show_progress("pretrain", done, n_epochs * len(cells), progress and is_first) as bar:
+    bar = steps.show_progress("pretrain", done, n_epochs * len(cells), progress and is_first)
+    with bar, few_threads(model.config):
         for epoch in range(state["epoch"], n_epochs):
             batches = steps.draw_batches(cells, batch_size, accumulate, seed, epoch, recipe, skip, part)
             pending = 0  # masks since the last step of the optimiser
