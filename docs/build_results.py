@@ -83,7 +83,8 @@ def row(run: str, table: str, **chosen) -> dict:
 def difference(run: str, table: str, rival: str) -> dict:
     """Return scBERT minus a rival, with the limits that are corrected for the number of rivals in the table."""
     found = row(run, table, method=rival)
-    return {"value": found["value"], "low": found["low_adjusted"], "high": found["high_adjusted"], "n": found["n"]}
+    ends = {end: found.get(f"{end}_adjusted", found[end]) for end in ("low", "high")}  # two pairs in older tables
+    return {"value": found["value"], **ends, "n": found["n"]}
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:

@@ -66,6 +66,7 @@ def annotate(
 
     from .data.checks import check_vocabulary
     from .data.counts import read_notes
+    from .model.bundle import say_outcome
     from .sources.totals import supply_totals
     from .train.companions import compare_query, say_what_is_off, vote
 
@@ -75,6 +76,8 @@ def annotate(
         )
     if not 0 <= unassigned_below <= 1:
         raise ValueError(f"unassigned_below must be a probability between 0 and 1, not {unassigned_below}.")
+    if classifier.outcome.get("state") == "dead":
+        warnings.warn(say_outcome(classifier.outcome), stacklevel=2)
     is_store = not isinstance(adata, anndata.AnnData)
     if not is_store and "bins" not in adata.layers:
         supply_totals(adata, name)

@@ -323,12 +323,12 @@ def test_differences_are_paired_and_of_the_sign_of_the_first():
     assert list(table.index) == ["poor", "twin"]
     assert table.loc["poor", "value"] == pytest.approx(-0.3, abs=0.02)
     assert table.loc["poor", "high"] < 0
-    assert table["verdict"].tolist() == ["better", "better"]  # less is left
+    assert table["verdict"].tolist() == ["ahead", "ahead"]  # less is left
     same = deletion.measure_areas(make_curves(), against="poor").set_index("ranking").loc["twin"]
     assert same["low"] < 0 < same["high"]
     assert same["verdict"] == "not decided"
     kept = deletion.measure_areas(make_curves().assign(judge="x", kind="insertion"), against="good")
-    assert kept.loc["x:good/insertion_area_minus_poor", "verdict"] == "worse"  # less is brought back
+    assert kept.loc["x:good/insertion_area_minus_poor", "verdict"] == "behind"  # less is brought back
 
 
 def test_each_number_has_its_share_and_each_judge_and_kind_its_own_rows():
@@ -470,13 +470,13 @@ def test_the_verdict_is_a_sentence_on_chance_and_on_each_rival():
             "judge": ["scbert"] * 5 + ["logistic_regression"],
             "kind": ["deletion"] * 4 + ["insertion", "deletion"],
             "ranking": ["even", "weights", "random", "gradients", "even", "even"],
-            "verdict": ["not decided", "worse", "better", "not decided", "worse", "worse"],
+            "verdict": ["not decided", "behind", "ahead", "not decided", "behind", "behind"],
         }
     )
     assert deletion.say_verdicts(areas, differences) == (
         "The genes of high attention matter: deleting them leaves 0.61 of the true type's probability, deleting others "
         "as strongly expressed 0.96; as a ranking, attention is not decided against even, gradients; behind weights."
     )
-    for verdict, words in (("worse", "matter less than chance:"), ("not decided", "are not shown to matter:")):
+    for verdict, words in (("behind", "matter less than chance:"), ("not decided", "are not shown to matter:")):
         differences.loc[2, "verdict"] = verdict
         assert words in deletion.say_verdicts(areas, differences)

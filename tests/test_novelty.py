@@ -253,9 +253,11 @@ def test_what_jobs_kept_is_gathered_under_their_names(monkeypatch):
         types.SimpleNamespace(data="one", split=types.SimpleNamespace(protocol="held_out:a", repeat=1), method=method)
         for method in ("majority", "scbert")
     ]
-    assert novel_types.gather_kept(jobs, "run") == {
+    shown = pd.DataFrame({"data": "one", "protocol": "held_out:a", "repeat": [1]})
+    assert novel_types.gather_kept(jobs, "run", shown) == {
         ("one", "held_out:a", 1, method): (method, "run") for method in ("majority", "scbert")
     }
+    assert novel_types.gather_kept(jobs, "run", shown.assign(repeat=0)) == {}  # left out
 
 
 @pytest.fixture

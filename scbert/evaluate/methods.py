@@ -248,8 +248,8 @@ def fit_scbert(
     checkpoints
         A folder of this method alone, for continuing after an interruption.
 
-    The trained model is ``predict.classifier``, one row an epoch of fine-tuning ``predict.history``, and
-    ``predict.cell_steps`` are cells times epochs, of pretraining and of fine-tuning.
+    The trained model is ``predict.classifier``, one row an epoch of fine-tuning ``predict.history``, whether it has learnt
+    ``predict.outcome``, and ``predict.cell_steps`` are cells times epochs, of pretraining and of fine-tuning.
     """
     model = ScBert(encoder, seed=seed) if isinstance(encoder, ScBertConfig) else copy.deepcopy(encoder)
     stage = None if checkpoints is None else Path(checkpoints) / hash_genes(list(train.obs_names))[:12]
@@ -276,7 +276,7 @@ def wrap_classifier(classifier: Classifier, cell_steps: int = 0) -> Callable:
         return predict_proba(classifier, adata)
 
     predict.classifier, predict.read_out = classifier, functools.partial(read_out_scbert, classifier)
-    predict.history, predict.cell_steps = classifier.history, cell_steps
+    predict.history, predict.cell_steps, predict.outcome = classifier.history, cell_steps, classifier.outcome
     return predict
 
 

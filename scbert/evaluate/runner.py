@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -203,7 +204,7 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     truth, predicted, confidence, seen (some training cell has its true label), and part ("test" or "aside").
     Costs, a row a job: data, protocol, repeat, fold, method, training_cells, seconds, cpu_seconds, memory_mb (most that the
     process took beyond what it held, sampled 50 times a second), cell_steps, chosen (on validation cells), accuracy and
-    macro_f1 on validation cells and on test cells whose label was seen.
+    macro_f1 on validation cells and on test cells whose label was seen; and of scBERT, what `scbert.Classifier.outcome` is.
 
     Raises
     ------
@@ -364,7 +365,8 @@ def _compute_job(job, prepared, checkpoints):
     )
     # Without a progress bar of its own: the jobs have one.
     options = offer(job.fit, checkpoints=checkpoints / job.identity, progress=False)
-    with watch_memory() as memory:
+    with watch_memory() as memory, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The training ")  # it is in the costs
         start, cpu_start = time.monotonic(), time.process_time()
         predict = job.fit(train, validation, label_key=job.label_key, seed=job.seed, **options)
         if job.keep:
@@ -381,7 +383,7 @@ def _compute_job(job, prepared, checkpoints):
         "training_cells": train.n_obs, "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu_seconds, 3), "memory_mb": round(memory["peak_mb"], 1),
         "cell_steps": int(getattr(predict, "cell_steps", 0)), "chosen": getattr(predict, "chosen", ""),
-    }  # fmt: skip
+    } | getattr(predict, "outcome", {})  # fmt: skip
     for name, cells in (("validation", chosen_by), ("test", seen)):
         truth, predicted = cells["truth"].to_numpy(), cells["predicted"].to_numpy()
         done[f"{name}_accuracy"] = float(accuracy(truth, predicted)) if len(cells) else None

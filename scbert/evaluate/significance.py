@@ -27,6 +27,7 @@ def compare_all(
     Three looks at each difference: the paired bootstrap of `scbert.metrics.score`, and over trainings, a pair a repeat
     and fold, `corrected_t_test` and `wilcoxon_test`. The verdict is that of the bootstrap, at the level divided by the
     number of comparisons (Bonferroni): it counts cells, where the Wilcoxon test of five pairs can't fall below 0.0625.
+    The limits that are returned are those of the verdict.
     With one repeat it is about these trained models alone; the t-test is the one that asks about other trainings, and
     where the two disagree nothing is decided about the method as such.
 
@@ -44,10 +45,9 @@ def compare_all(
 
     Returns
     -------
-    A row for each other method, in the order of `predictions`: value (reference minus other), low, high (95 %),
-    low_adjusted, high_adjusted (of the verdict), n (cells), repeats, trainings, t_p, t_p_holm, wilcoxon_p,
-    wilcoxon_p_holm, wilcoxon_p_smallest (that any outcome of so many pairs can have), and verdict: "better" or
-    "worse", said of the reference, or "not decided". A test that is not defined, with one training or without a
+    A row for each other method, in the order of `predictions`: value (reference minus other), low, high (corrected), n
+    (cells), repeats, trainings, t_p, t_p_holm, wilcoxon_p, wilcoxon_p_holm, wilcoxon_p_smallest (that any outcome of so
+    many pairs can have), and verdict, said of the reference, see `decide`. A test that is not defined, with one training or without a
     difference, is NaN and no part of Holm's correction. ``.attrs``: reference, metric, level.
 
     A ValueError if the methods were not tested on the same cells, or there is only one.
@@ -73,26 +73,33 @@ def compare_all(
     tails = level / len(others) / 2
     for other in others:
         difference = drawn[reference] - drawn[other]
-        ends = np.nanquantile(difference, [0.025, 0.975, tails, 1 - tails])
-        row = dict(zip(["low", "high", "low_adjusted", "high_adjusted"], ends, strict=True))
-        verdict = "better" if row["low_adjusted"] > 0 else "worse" if row["high_adjusted"] < 0 else "not decided"
+        low, high = np.nanquantile(difference, [tails, 1 - tails])
         pairs = (trainings[reference] - trainings[other]).to_numpy()
         rows[other] = {
             "value": values[reference] - values[other],
-            **row,
+            "low": low,
+            "high": high,
             "n": table["cell"].nunique(),
             "repeats": table["repeat"].nunique(),
             "trainings": len(pairs),
             "t_p": corrected_t_test(pairs, ratio),
             "wilcoxon_p": wilcoxon_test(pairs),
             "wilcoxon_p_smallest": smallest_wilcoxon_p(len(pairs)),
-            "verdict": verdict,
+            "verdict": decide(low, high),
         }
     found = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
     for column in ("t_p", "wilcoxon_p"):
         found.insert(found.columns.get_loc(column) + 1, f"{column}_holm", correct_by_holm(found[column]))
     found.attrs = {"reference": reference, "metric": metric, "level": level}
     return found
+
+
+def decide(low: float, high: float) -> str:
+    """Say "ahead" or "behind" of a difference whose interval excludes zero, else "not decided"; the one rule of all notebooks.
+
+    The interval is over cells and, where there are several, trainings, corrected for the number of rivals shown.
+    """
+    return "ahead" if low > 0 else "behind" if high < 0 else "not decided"
 
 
 def corrected_t_test(differences: np.ndarray, test_train_ratio: float) -> float:
@@ -191,7 +198,7 @@ def say_limits(comparison: pd.DataFrame) -> str:
     """
     metric, reference = comparison.attrs["metric"].replace("_", " ").replace("f1", "F1"), comparison.attrs["reference"]
     row, many = comparison.iloc[0], len(comparison)
-    halves = (comparison["high_adjusted"] - comparison["low_adjusted"]) / 2
+    halves = (comparison["high"] - comparison["low"]) / 2
     halves = halves[halves > 0].sort_values()
     over = f" over {many} comparisons" if many > 1 else ""
     trainings = f"{row['trainings']} training{'s' if row['trainings'] > 1 else ''} a method"
@@ -206,7 +213,7 @@ def say_limits(comparison: pd.DataFrame) -> str:
     else:
         corrected = f", and {min(1, smallest * many):.3g} after Holm's correction" if many > 1 else ""
         sentences[0] += f"; {row['trainings']} pairs give a Wilcoxon p no smaller than {smallest:.3g}{corrected}."
-    words = {"better": "better than", "worse": "worse than", "not decided": "undecided against"}
+    words = {"ahead": "ahead of", "behind": "behind", "not decided": "not decided against"}
     found = {verdict: ", ".join(comparison.index[comparison["verdict"] == verdict]) for verdict in words}
     decided = "; ".join(f"{words[verdict]} {names}" for verdict, names in found.items() if names)
     sentences.append(f"At {1 - comparison.attrs['level']:.0%}{over}, {reference} is {decided}.")

@@ -126,6 +126,31 @@ def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:
     return methods | more
 
 
+def leave_out_dead(run: "Run", predictions: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the splits on which a training of scBERT has not learnt, for all methods, and say how many those are.
+
+    Both tables are from `scbert.runner.run`. Where all splits of a level are such, they stay: that is then its result. A
+    warning on record tells, for each method and level, the accuracy with its dead trainings and without them.
+    """
+    trained = costs.reindex(columns=pd.Index([*costs, "state", "attempts"]).unique()).dropna(subset="state")
+    counts = trained["state"].value_counts().reindex(["converged", "unfinished", "dead"], fill_value=0)
+    print(f"{len(trained)} trainings of scBERT: {', '.join(f'{n} {state}' for state, n in counts.items())}; "
+          f"{(trained['attempts'] > 1).sum()} needed another head")  # fmt: skip
+    level, dead = ["data", "protocol"], trained[trained["state"] == "dead"]
+    split = [*level, "repeat", "fold"]
+    is_dead = predictions[split].merge(dead[split].drop_duplicates(), how="left", indicator="of")["of"] == "both"
+    is_dead = is_dead.set_axis(predictions.index)
+    kept = predictions[~is_dead | is_dead.groupby([predictions[name] for name in level]).transform("all")]
+    for (data, protocol, method), rows in dead.groupby([*level, "method"], sort=False):
+        own = f"data == {data!r} and protocol == {protocol!r} and method == {method!r}"
+        with_dead, without = (part.query(own).eval("truth == predicted").mean() for part in (predictions, kept))
+        run.warn(
+            f"{len(rows)} trainings of {method} on {name_level(data, protocol)} have not learnt; accuracy "
+            f"{with_dead:.3f} with them, {without:.3f} without."
+        )
+    return kept
+
+
 def summarise_costs(costs: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
     """Return what each method took a training, and sums over all jobs, from the costs of `scbert.runner.run`.
 

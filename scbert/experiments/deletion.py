@@ -21,6 +21,7 @@ from ..data.cells import open_for
 from ..data.checks import check_column, check_known
 from ..data.preprocess import library_size, lognormalize
 from ..evaluate.metrics import draw_weights
+from ..evaluate.significance import decide
 from ..model.classifier import Classifier
 from ..model.encoder import find_entered
 from .interpretability import compare_groups, contrast_types, even_attention
@@ -445,8 +446,8 @@ def measure_areas(
     -------
     A row a judge, kind and ranking, with `by_number` a row for each number too: value, low, high (95 %), n (cells) and
     seeds. The value is the mean probability over that of the cells as they are, not the mean of ratios. The index is
-    the name of the metric, such as "scbert:random/deletion_area". With `against` also `verdict`: whether its genes
-    matter "better" or "worse" than those of the other ranking, or "not decided", where the interval holds zero.
+    the name of the metric, such as "scbert:random/deletion_area". With `against` intervals are corrected for the number of
+    other rankings, and `verdict` says whether its genes matter more, see `scbert.significance.decide`.
     """
     defaults = {"judge": "", "kind": "deletion", "seed": 0}
     curves = curves.assign(**{name: value for name, value in defaults.items() if name not in curves})
@@ -478,7 +479,8 @@ def measure_areas(
                 if against is not None:
                     base = order.index(against)
                     here, spread = value[base] - here, drawn[:, base] - spread
-                low, high = np.quantile(spread, [0.025, 0.975])
+                tail = 0.025 if against is None else 0.025 / (len(names) - 1)  # corrected for the number of rivals
+                low, high = np.quantile(spread, [tail, 1 - tail])
                 row = {"judge": judge, "kind": kind, "ranking": name} | ({"number": number} if by_number else {})
                 row |= {"value": here, "low": low, "high": high, "n": len(types), "seeds": len(seeds)}
                 rows += [row] if name != against else []
@@ -487,9 +489,13 @@ def measure_areas(
     table.index = table["judge"] + ":" + named + "/" + table["kind"] + "_area"
     if against is not None:
         table.index += "_minus_" + table["ranking"]
-        gain = table["value"].where(table["kind"] != "deletion", -table["value"])
-        side = np.where(gain > 0, "better", "worse")
-        table["verdict"] = np.where((table["low"] <= 0) & (table["high"] >= 0), "not decided", side)
+        better_small = table["kind"] == "deletion"
+        ends = zip(
+            table["low"].where(~better_small, -table["high"]),
+            table["high"].where(~better_small, -table["low"]),
+            strict=True,
+        )
+        table["verdict"] = [decide(*pair) for pair in ends]
     return table.rename_axis("metric")
 
 
@@ -507,10 +513,10 @@ def say_verdicts(areas: pd.DataFrame, differences: pd.DataFrame, judge: str = "s
     left = areas[(areas["judge"] == judge) & (areas["kind"] == "deletion")].set_index("ranking")["value"]
     rivals = differences[(differences["judge"] == judge) & (differences["kind"] == "deletion")].set_index("ranking")
     chance = rivals.loc["random", "verdict"]
-    matter = {"better": "matter", "worse": "matter less than chance", "not decided": "are not shown to matter"}[chance]
+    matter = {"ahead": "matter", "behind": "matter less than chance", "not decided": "are not shown to matter"}[chance]
     named = {
         words: ", ".join(rivals.index[(rivals["verdict"] == verdict) & (rivals.index != "random")])
-        for verdict, words in (("better", "ahead of"), ("not decided", "not decided against"), ("worse", "behind"))
+        for verdict, words in (("ahead", "ahead of"), ("not decided", "not decided against"), ("behind", "behind"))
     }
     against = "; ".join(f"{words} {names}" for words, names in named.items() if names)
     return (

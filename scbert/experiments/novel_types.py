@@ -30,9 +30,14 @@ def count_parts(splits: Mapping[str, Sequence[Split]]) -> pd.DataFrame:
     return pd.DataFrame(list(sizes.values()), index=index, columns=list(PARTS))
 
 
-def gather_kept(jobs: Sequence[Job], run: "Run") -> dict[tuple, Kept]:
-    """Return what done jobs kept of their cells: (data, protocol, repeat, method) -> `scbert.runner.read_kept`."""
-    return {(job.data, job.split.protocol, job.split.repeat, job.method): read_kept(job, run) for job in jobs}
+def gather_kept(jobs: Sequence[Job], run: "Run", predictions: pd.DataFrame) -> dict[tuple, Kept]:
+    """Return what done jobs kept of their cells: (data, protocol, repeat, method) -> `scbert.runner.read_kept`.
+
+    Only of the splits among the `predictions`, from which `scbert.benchmark.leave_out_dead` may have taken some.
+    """
+    shown = set(predictions[["data", "protocol", "repeat"]].itertuples(index=False, name=None))
+    keys = {(job.data, job.split.protocol, job.split.repeat, job.method): job for job in jobs}
+    return {key: read_kept(job, run) for key, job in keys.items() if key[:3] in shown}
 
 
 def score_jobs(kept: Mapping[tuple, Kept]) -> pd.DataFrame:

@@ -29,6 +29,8 @@ class Bundle(NamedTuple):
     """Of a classifier what it remembers of its training cells, see `scbert.train.companions`; empty of others."""
     ontology_ids: dict[str, str]
     """Label -> its identifier in the Cell Ontology or another, where the training cells had one."""
+    outcome: dict[str, str | int]
+    """Of a classifier what its training came to, see `say_outcome`; may be empty."""
 
 
 def write_bundle(
@@ -41,6 +43,7 @@ def write_bundle(
     licence: str = "",
     memory: Mapping[str, torch.Tensor] | None = None,
     ontology_ids: Mapping[str, str] | None = None,
+    outcome: Mapping[str, str | int] | None = None,
     card: str = "",
 ) -> None:
     """Write everything into a temporary sibling, then put it in place in one step.
@@ -67,15 +70,16 @@ def write_bundle(
         save_file({k: v.detach().contiguous() for k, v in memory.items()}, temporary / "memory.safetensors")
     about = {"format": 1, "genes_sha256": hash_genes(genes), **asdict(config)}
     about |= {} if labels is None else {"labels_sha256": hash_genes(labels)}
-    about |= {"licence": licence} if licence else {}
-    about |= {"ontology_ids": dict(ontology_ids)} if ontology_ids else {}
+    more = {"licence": licence, "ontology_ids": ontology_ids, "outcome": outcome}
+    about |= {name: value for name, value in more.items() if value}
     (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     (temporary / "genes.txt").write_text("\n".join(genes) + "\n")
     if labels is not None:
         (temporary / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n")
     for file in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
         shutil.copymode(temporary / "config.json", file)
-    (temporary / "README.md").write_text(card or _write_card(config, labels, licence))
+    card = card or _write_card(config, labels, licence)
+    (temporary / "README.md").write_text(f"{card}\n{say_outcome(outcome)}\n" if outcome else card)
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
 
@@ -91,6 +95,18 @@ def _write_card(config, labels, licence):
 def say_licence(licence: str) -> str:
     """Say on a model card what follows from weights that training started from."""
     return f"it started from weights under {licence}, and is not to be passed on under another licence"
+
+
+def say_outcome(outcome: dict[str, str | int]) -> str:
+    """Say what a training came to: "dead" (no better than a guess), "unfinished" or "converged"."""
+    heads = outcome["attempts"]
+    how = f"{outcome['epochs']} epochs" + (f" ({heads} heads were tried)" if heads > 1 else "")
+    return {
+        "dead": f"The training has not learnt in {how}: on validation cells it is no better than always the commonest "
+        "label, so its names mean nothing. Train on more cells of each label, or with another learning_rate.",
+        "unfinished": f"The training was still improving after {how}: give it more n_epochs.",
+        "converged": f"The training converged within {how}.",
+    }[outcome["state"]]
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -116,7 +132,7 @@ def read_bundle(path: str | Path) -> Bundle:
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"The bundle {path} is damaged, copy or train it again ({error}).") from None
     genes_hash, labels_hash = about.pop("genes_sha256", None), about.pop("labels_sha256", None)
-    licence, ontology_ids = about.pop("licence", ""), about.pop("ontology_ids", {})
+    licence, ontology_ids, outcome = about.pop("licence", ""), about.pop("ontology_ids", {}), about.pop("outcome", {})
     if about.pop("format", None) != 1:
         raise ValueError(f"The bundle {path} was written by another version of this package.")
     if genes_hash != hash_genes(genes):
@@ -128,4 +144,4 @@ def read_bundle(path: str | Path) -> Bundle:
         raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")
     if "genes_seen" in memory and len(memory["genes_seen"]) != config.n_genes:
         raise ValueError(f"memory.safetensors of the bundle {path} is of another list of genes.")
-    return Bundle(config, weights, genes, labels, licence, memory, ontology_ids)
+    return Bundle(config, weights, genes, labels, licence, memory, ontology_ids, outcome)

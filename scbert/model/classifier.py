@@ -47,6 +47,7 @@ class Classifier(nn.Module):
         self.history = pd.DataFrame()
         self.memory: dict[str, torch.Tensor] = {}  # of its training cells, see `remember`
         self.ontology_ids: dict[str, str] = {}  # of its labels, where training cells had them
+        self.outcome: dict[str, str | int] = {}  # of its training: state, epochs, attempts, see `scbert.model.bundle`
 
     def remember(self, memory: dict[str, torch.Tensor]) -> None:
         """Keep what training saw, arrays by name; genes that it did not see are hidden from now on.
@@ -85,18 +86,10 @@ class Classifier(nn.Module):
 
     def save(self, path: str | Path, card: str = "") -> None:
         """Write the classifier as a bundle directory, see `load`."""
+        more = {name: getattr(self, name) for name in ("memory", "ontology_ids", "outcome")}
         encoder = self.encoder
-        write_bundle(
-            path,
-            self.state_dict(),
-            encoder.config,
-            encoder.genes,
-            self.labels,
-            licence=encoder.licence,
-            memory=self.memory,
-            ontology_ids=self.ontology_ids,
-            card=card,
-        )
+        write_bundle(path, self.state_dict(), encoder.config, encoder.genes, self.labels, licence=encoder.licence,
+                     card=card, **more)  # fmt: skip
 
 
 def load(path: str | Path) -> ScBert | Classifier:
@@ -114,7 +107,7 @@ def load(path: str | Path) -> ScBert | Classifier:
 
     Differs from the published code: no pickle is read, and labels and genes travel with the weights.
     """
-    config, weights, genes, labels, licence, memory, ontology_ids = read_bundle(path)
+    config, weights, genes, labels, licence, memory, ontology_ids, outcome = read_bundle(path)
     vectors = torch.zeros(config.n_genes, config.dim) if config.gene_embedding == "frozen" else None
     encoder = ScBert(config, vectors, genes)
     encoder.licence = licence
@@ -130,5 +123,5 @@ def load(path: str | Path) -> ScBert | Classifier:
     module.load_state_dict(weights)
     if labels is not None:
         module.remember(memory)
-        module.ontology_ids = ontology_ids
+        module.ontology_ids, module.outcome = ontology_ids, outcome
     return module.eval()

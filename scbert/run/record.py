@@ -48,7 +48,7 @@ class Run:
         if not find_part():
             (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
             self._set_aside()
-        self.data, self.metrics, self.checks = {}, {}, []
+        self.data, self.metrics, self.checks, self.warnings = {}, {}, [], []
         self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
         self.earlier_seconds = 0.0  # of an interrupted run that this one continues, and of its parts
         self.earlier_memory_mb = 0.0  # the most that one of their processes held
@@ -113,6 +113,11 @@ class Run:
         own = "the weights are those of whoever ran this; no published weights are in them"
         return "\n".join([*lines, "", f"Licence: {say_licence(licence) if licence else own}.", ""])
 
+    def warn(self, sentence: str) -> None:
+        """Put a warning on record, which `scbert run` repeats at its end."""
+        self.warnings.append(sentence)
+        print(f"Warning: {sentence}")
+
     def save_table(self, table: pd.DataFrame, name: str) -> None:
         """Save a table as ``<name>.csv``."""
         write_text(self.path(f"{name}.csv"), table.to_csv())
@@ -175,7 +180,7 @@ class Run:
             "peak_memory_mb": max(measure_peak_memory_mb(), self.earlier_memory_mb),
             "metrics": self.metrics,
             "checks": self.checks,
-        }
+        } | ({"warnings": self.warnings} if self.warnings else {})
         write_text(self.path("record.json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
         print(f"{len(self.metrics)} metrics and {len(self.checks)} checks on record.")

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import warnings
 from pathlib import Path
 
 import anndata
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from ..data.cells import open_cells, to_tokens
 from ..data.checks import check_cells, check_column, check_known, check_vocabulary
 from ..data.preprocess import bin_counts, library_size, thin_counts
+from ..model.bundle import say_outcome
 from ..model.classifier import Classifier
 from ..model.encoder import ScBert
 from ..model.packed import few_threads
@@ -27,6 +29,9 @@ from ..scale.stream import CellStore
 from . import steps
 from .companions import remember
 from .recipe import Recipe, learning_rate_at, make_optimizer
+
+ATTEMPTS = 3
+"""Heads that a training starts from at most, one after the other, while it does not learn."""
 
 
 def finetune(
@@ -61,7 +66,8 @@ def finetune(
         Tokenized, labelled cells that choose the best epoch; an eighth of `adata`, stratified, if None. Test
         cells have no place here.
     n_epochs, patience
-        Most passes over the cells, and how many without a better validation score end the training.
+        Passes over the cells, and how many without a better validation score end the training. With
+        ``Recipe.until_converged`` it takes up to twice as many, and starts from another head where it has not learnt.
     batch_size, accumulate, learning_rate
         Cells a forward pass, forward passes an optimiser step, peak rate of AdamW.
     checkpoint, log, accelerator, precision
@@ -80,8 +86,9 @@ def finetune(
 
     Returns
     -------
-    The classifier of the best epoch; ``.history`` has one row an epoch, ``.ontology_ids`` the identifiers of the labels, from
-    ``obs[f"{label_key}_ontology_term_id"]`` or CELLxGENE's ``obs["cell_type_ontology_term_id"]``.
+    The classifier of the best epoch; ``.history`` has one row an epoch, ``.outcome`` says whether it has learnt (else there
+    is a warning), ``.ontology_ids`` the identifiers of the labels, from ``obs[f"{label_key}_ontology_term_id"]`` or
+    CELLxGENE's ``obs["cell_type_ontology_term_id"]``.
 
     A ValueError if cells are not tokenized for the model, have less than a tenth of its genes, no such column (or one that
     scbert writes itself), one label only, or too few of a label to leave any for validation.
@@ -107,12 +114,9 @@ def finetune(
     check_cells(model, cells)
     check_vocabulary(cells.matched_share, len(cells.genes))
     truth = _encode_labels(validation, label_key, labels)
-    if recipe.thin < 1:
-        if getattr(adata, "X", None) is None:
-            raise ValueError(
-                "Recipe.thin needs the counts of the training cells, which these do not have: set it to 1."
-            )
-        counts, totals = sparse.csr_matrix(adata.X), library_size(adata)
+    if recipe.thin < 1 and getattr(adata, "X", None) is None:
+        raise ValueError("Recipe.thin needs the counts of the training cells, which these do not have: set it to 1.")
+    counts = (sparse.csr_matrix(adata.X), library_size(adata)) if recipe.thin < 1 else None
     weight = None
     if recipe.class_weight == "balanced":
         classes = np.arange(len(labels))
@@ -121,12 +125,41 @@ def finetune(
     model.genes = list(cells.genes)
     check_cells(model, held_out)
     model.set_key_stabiliser(recipe.key_stabiliser)
-    classifier = Classifier(model, labels, seed)
+    options = {
+        "n_epochs": n_epochs, "patience": patience, "batch_size": batch_size, "accumulate": accumulate,
+        "learning_rate": learning_rate, "recipe": recipe, "seed": seed, "precision": precision, "cache": cache,
+    }  # fmt: skip
+    where = {"log": log, "accelerator": accelerator, "cache_memory": cache_memory, "progress": progress}
+    labelled, kept = (label_key, list(truth), list(targets)), None
+    for attempt in range(1, 1 + (ATTEMPTS if recipe.until_converged else 1)):
+        classifier = Classifier(copy.deepcopy(model), labels, seed + 1000 * (attempt - 1))
+        _choose_trainable(classifier, recipe.trainable_layers)
+        identity = steps.identify(classifier, (cells, held_out), *labelled, *options.values()) if checkpoint else ""
+        file = checkpoint if attempt == 1 or not checkpoint else f"{checkpoint}.{attempt}"
+        score = _train(classifier, cells, held_out, targets, truth, weight, counts, **options, **where,
+                       checkpoint=file, identity=identity)  # fmt: skip
+        if kept is None or score > kept[0]:
+            kept = score, classifier
+        if classifier.outcome["state"] != "dead":
+            break
+    classifier = kept[1]
+    classifier.outcome["attempts"] = attempt
+    if classifier.outcome["state"] != "converged":
+        warnings.warn(say_outcome(classifier.outcome), stacklevel=2)
     classifier.ontology_ids = _find_ontology_ids(adata.obs, label_key)
-    _choose_trainable(classifier, recipe.trainable_layers)
-    settings = (n_epochs, patience, batch_size, accumulate, learning_rate, recipe, seed, precision, cache)
-    labelled = (label_key, list(truth), list(targets))
-    identity = steps.identify(classifier, (cells, held_out), *labelled, *settings) if checkpoint else ""
+    if companions and isinstance(adata, anndata.AnnData):
+        remember(classifier, adata, validation, label_key, seed=seed, class_weight=recipe.class_weight)
+    elif companions:
+        classifier.remember({"genes_seen": torch.from_numpy(cells.genes_seen())})
+    return classifier.eval()
+
+
+def _train(
+    classifier, cells, held_out, targets, truth, weight, counts, *, n_epochs, patience, batch_size, accumulate,
+    learning_rate, recipe, seed, precision, cache, cache_memory, checkpoint, identity, log, accelerator, progress,
+):  # fmt: skip
+    """Train a classifier from its head's starting weights, and leave it with those of its best epoch; return that score."""
+    model, guessed = classifier.encoder, steps.guess(targets, truth, weight)
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     trainable = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     module, optimizer = fabric.setup(classifier, make_optimizer(recipe, trainable, learning_rate))
@@ -146,14 +179,18 @@ def finetune(
     held_out = FrozenPrefix(model, held_out, n_frozen, memory=cache_memory - inputs.bytes_in_memory, **keep)
     bar = steps.show_progress("fine-tune", len(history) * len(cells), n_epochs * len(cells), progress)
     with contextlib.closing(inputs), contextlib.closing(held_out), bar, few_threads(model.config):
-        for epoch in range(len(history), n_epochs):
+        for epoch in range(len(history), n_epochs * (2 if recipe.until_converged else 1)):
+            if epoch == n_epochs:
+                if steps.judge(history, guessed, n_epochs) == "converged":
+                    break
+                bar.total = 2 * bar.total  # the schedule once more, from where it ended
             if best and epoch - best["epoch"] >= patience:
                 break
             loss_sum, correct, random = 0, 0, np.random.default_rng([seed, epoch, 1])
             for _, indices, bins, is_step in steps.draw_batches(cells, batch_size, accumulate, seed, epoch, recipe):
                 target = torch.from_numpy(targets[indices]).to(fabric.device)
-                if recipe.thin < 1:
-                    thinned = thin_counts(counts[indices], totals[indices], recipe.thin, random)
+                if counts is not None:
+                    thinned = thin_counts(*(part[indices] for part in counts), recipe.thin, random)
                     bins = to_tokens(bin_counts(*thinned, model.config.n_bins))
                 logits = module(inputs.batch(indices, bins), n_frozen)  # (cells, classes)
                 loss = F.cross_entropy(logits, target, weight)
@@ -161,9 +198,9 @@ def finetune(
                 loss_sum += loss.item() * len(target)
                 correct += (logits.argmax(1) == target).sum().item()
                 if is_step:
-                    rate = learning_rate_at(
-                        step, n_epochs * steps_per_epoch, steps_per_epoch, learning_rate, recipe.lr_schedule
-                    )
+                    n_steps = n_epochs * steps_per_epoch
+                    done = step % n_steps if recipe.until_converged else step
+                    rate = learning_rate_at(done, n_steps, steps_per_epoch, learning_rate, recipe.lr_schedule)
                     steps.take_step(optimizer, rate)
                     step += 1
                     if recipe.redraw_features and step % 1000 == 0:
@@ -189,11 +226,9 @@ def finetune(
             steps.write_log(log, history)
     classifier.load_state_dict(best["model"])
     classifier.history = pd.DataFrame(history).assign(best=lambda rows: rows["epoch"] == best["epoch"])
-    if companions and isinstance(adata, anndata.AnnData):
-        remember(classifier, adata, validation, label_key, seed=seed, class_weight=recipe.class_weight)
-    elif companions:
-        classifier.remember({"genes_seen": torch.from_numpy(cells.genes_seen())})
-    return classifier.eval()
+    allowed = n_epochs if len(history) <= n_epochs else 2 * n_epochs
+    classifier.outcome = {"state": steps.judge(history, guessed, allowed), "epochs": len(history)}
+    return best["score"]
 
 
 def _encode_labels(adata, label_key, labels):

@@ -33,6 +33,8 @@ class Recipe:
     """None, or "balanced"."""
     thin: float = 1.0
     """Fine-tuning: least share of its counts that a cell keeps, drawn anew in each epoch; 1: all, always (published)."""
+    until_converged: bool = True
+    """Fine-tuning: go on, to twice the epochs, where it still learns, and try another head where it does not (published: no)."""
     scale_loss_by_accumulation: bool = True
     """Divide the loss by the number of accumulated batches (published: in pretraining only)."""
 
@@ -80,6 +82,7 @@ class Recipe:
             key_stabiliser="batch",
             select_by="accuracy",
             report_on="validation",
+            until_converged=False,
             scale_loss_by_accumulation=False,
         )
 

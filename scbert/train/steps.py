@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
@@ -56,6 +57,38 @@ def write_log(path, history):
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(history).to_csv(path, index=False)
+
+
+LEARNT = 0.1
+"""Share of the loss of guessing below which training cells are known by heart: further epochs add nothing."""
+
+
+def guess(targets, truth, weight=None):
+    """Return what a classifier reaches that looks at no cell: loss on training and on validation cells, accuracy, macro-F1.
+
+    It gives each label its share of the `targets`, numbers from 0, under a `weight` a label; its name is the commonest.
+    """
+    counts = np.bincount(targets)
+    shares = counts * (1 if weight is None else np.asarray(weight))
+    validation_loss = -np.log(shares / shares.sum())[truth].mean()
+    return entropy(shares), validation_loss, *score_labels(truth, np.full(len(truth), counts.argmax()))
+
+
+def judge(history, guessed, n_epochs):
+    """Say what a training of `finetune` came to, from its rows, what `guess` returns, and the epochs it was allowed.
+
+    "dead": validation cells are never named better than by a guess, or neither loss ever falls. "unfinished": the training
+    loss hardly fell, or validation loss was least in the last quarter of the epochs while training cells were not known by
+    heart. Else "converged".
+    """
+    loss, validation_loss, accuracy, macro_f1 = guessed
+    learnt = min(row["loss"] for row in history) < 0.9 * loss  # not so of NaN
+    fell = learnt or min(row["val_loss"] for row in history) < 0.98 * validation_loss
+    if not fell or all(row["val_accuracy"] <= accuracy and row["val_macro_f1"] <= macro_f1 for row in history):
+        return "dead"
+    best = min(history, key=lambda row: row["val_loss"])
+    goes_on = best["epoch"] > 0.75 * n_epochs and history[-1]["loss"] > LEARNT * loss
+    return "unfinished" if goes_on or not learnt else "converged"
 
 
 def score_labels(truth, predicted):
