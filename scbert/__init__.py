@@ -1,6 +1,6 @@
 """scBERT's reproducible companion: the model, its data and its experiments, for notebooks and scripts.
 
-Rooms, and data flows down the list: `paths`, `data`, `model`, `sources`, `scale`, `train`, `annotate`, `evaluate`,
+Rooms, and data flows down the list: `paths`, `data`, `model`, `sources`, `scale`, `memory`, `train`, `annotate`, `evaluate`,
 `run`, `experiments`, `figures`. A room imports only from those before it in this list. What *is* scBERT is in `data`, `model`, `train`
 and `annotate`. CONTRIBUTING.md has the map.
 """
@@ -59,7 +59,7 @@ _MODULES = {
     "stream": "scale.stream",
     "shards": "scale.shards",
     "recipe": "train.recipe",
-    "companions": "train.companions",
+    "companions": "memory.companions",
     "masks": "evaluate.masks",
     "metrics": "evaluate.metrics",
     "hygiene": "evaluate.hygiene",

@@ -184,7 +184,7 @@ def list_scores(memory):
     """Return lines on how well each method did on validation cells, the best first; none for a bundle without."""
     import numpy as np
 
-    from .train.companions import METHODS
+    from .memory.companions import METHODS
 
     if "scores" not in memory:
         return []

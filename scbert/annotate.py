@@ -66,9 +66,9 @@ def annotate(
 
     from .data.checks import check_vocabulary
     from .data.counts import read_notes
+    from .memory.companions import compare_query, say_what_is_off, vote
     from .model.bundle import say_outcome
     from .sources.totals import supply_totals
-    from .train.companions import compare_query, say_what_is_off, vote
 
     if not hasattr(classifier, "labels"):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which queries should be warned of, and which are: the limits of `scbert.train.companions.say_what_is_off`.
+"""Which queries should be warned of, and which are: the limits of `scbert.memory.companions.say_what_is_off`.
 
     SCBERT_MIRROR=... python tests/measure_queries.py            # all pairs of the sets that are here
 
@@ -21,7 +21,7 @@ from make_split import make_split
 
 import scbert
 from scbert.data.preprocess import tokenize
-from scbert.train import companions
+from scbert.memory import companions
 
 OTHERS = {
     "kang_control": "clean",

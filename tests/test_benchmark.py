@@ -597,7 +597,7 @@ def test_the_time_it_may_take_is_said_before(toy, halves, tiny, capsys):
     runner.run(jobs, start())
     out = capsys.readouterr().out
     assert "2 jobs (method x split); 0 are there, 2 to compute" in out
-    assert "scBERT: at most 195 cell-steps, about 0." in out
+    assert "scBERT: 195 cell-steps, up to twice as many where it has not converged, about 0." in out
     runner.run(jobs, start())
     out = capsys.readouterr().out
     assert "2 are there, 0 to compute" in out

@@ -14,7 +14,7 @@ import scbert
 from scbert import annotate, companions, methods
 from scbert.__main__ import list_scores
 from scbert.data.preprocess import lognormalize, tokenize
-from scbert.train import regression
+from scbert.memory import regression
 
 LABELS = ["B", "Monocyte", "T/NK"]
 

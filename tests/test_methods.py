@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 import scbert
 from scbert import benchmark, methods
 
+ONCE = scbert.Recipe(until_converged=False)  # the epochs that were asked for, from one head
 METHODS = ["logistic_regression", "nearest_centroid", "celltypist", "singler", "scanvi"]
 ODD = {"B": "B/plasma | 50 %", "Monocyte": " CD14+ 'mono', naïve", "T/NK": "_1.0"}
 
@@ -403,7 +404,7 @@ def test_fit_scbert_continues_from_its_checkpoints(parts, config, tmp_path):
     train, validation, _ = parts
     fit = partial(
         methods.fit_scbert, train, validation, label_key="cell_type", encoder=config, pretrain_epochs=1, n_epochs=1,
-        checkpoints=tmp_path, progress=False,
+        checkpoints=tmp_path, progress=False, recipe=ONCE,
     )  # fmt: skip
     first, again = fit().classifier.state_dict(), fit().classifier.state_dict()
     assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == ["finetune.pt", "pretrain.pt"]
@@ -429,19 +430,28 @@ def test_fit_scbert_hands_its_options_to_finetune(parts, config):
 def test_fit_scbert_counts_the_cells_it_learnt_from(parts, config):
     train, validation, _ = parts
     fit = partial(
-        methods.fit_scbert, train, validation, label_key="cell_type", encoder=config, n_epochs=9, progress=False
+        methods.fit_scbert,
+        train,
+        validation,
+        label_key="cell_type",
+        encoder=config,
+        n_epochs=9,
+        progress=False,
+        recipe=ONCE,
     )
     stopped = fit(learning_rate=1e-12, patience=2, pretrain_epochs=1)  # no epoch is better than the first
     assert len(stopped.history) == 3
     assert stopped.cell_steps == 60 * (3 + 1)
     assert fit(learning_rate=1e-12, patience=1).cell_steps == 60 * 2
+    heads = fit(learning_rate=1e-12, patience=1, recipe=scbert.Recipe())
+    assert heads.cell_steps == 60 * 2 * 3  # of all heads that were tried
 
 
 def test_few_cells_get_epochs_until_the_least_number_of_steps(parts, config):
     train, validation, _ = parts
     fit = partial(
         methods.fit_scbert, train, validation, label_key="cell_type", encoder=config, n_epochs=2, batch_size=16,
-        learning_rate=1e-12, progress=False,
+        learning_rate=1e-12, progress=False, recipe=ONCE,
     )  # fmt: skip
     assert fit(patience=9).cell_steps == 60 * 2
     assert fit(patience=9, min_steps=8).cell_steps == 60 * 2  # of four steps each

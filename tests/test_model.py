@@ -581,7 +581,7 @@ def test_a_classifier_comes_back_from_its_bundle(tmp_path, bins, classifier):
     assert files == {
         *("model.safetensors", "memory.safetensors", "config.json", "genes.txt", "labels.json", "README.md")
     }
-    assert (tmp_path / "deeper" / "classifier" / "README.md").read_text() == "# Mine\n"
+    assert (tmp_path / "deeper" / "classifier" / "README.md").read_text().startswith("# Mine\n\nThe training ")
     assert [path.name for path in (tmp_path / "deeper").iterdir()] == ["classifier"]
 
 
@@ -699,3 +699,23 @@ def test_small_groups_have_one_thread_and_the_others_come_back(shape, threads):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_silent_gene_passes_nothing_through_the_sound_head_and_the_bias_through_the_published(config, bins, tmp_path):
+    encoder = ScBert(replace(config, expressed_only=True), genes=GENES)
+    sound, published = (scbert.Classifier(encoder, ["a", "b"], head=kind) for kind in ("sound", "published"))
+    with torch.no_grad():
+        for classifier in (sound, published):
+            classifier.head.conv.bias.fill_(1.0)
+        hidden, entered = encoder.encode_expressed(bins)
+        every = sound.head.conv(encoder.encode(bins)[:, None]).flatten(1)  # the bias alone where a gene is silent
+        assert torch.allclose(published(bins), published.head.dense(every.relu()), atol=1e-6)
+        assert torch.allclose(sound(bins), sound.head.dense(every.masked_fill(~entered, 0).relu()), atol=1e-6)
+        assert not torch.allclose(sound(bins), published(bins), atol=1e-3)
+    for classifier in (sound, published):
+        classifier.save(tmp_path / "bundle")
+        assert torch.equal(scbert.load(tmp_path / "bundle")(bins), classifier(bins))
+    about = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    del about["head"]  # as in bundles of before
+    (tmp_path / "bundle" / "config.json").write_text(json.dumps(about))
+    assert torch.equal(scbert.load(tmp_path / "bundle")(bins), published(bins))

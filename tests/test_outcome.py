@@ -60,9 +60,9 @@ def start(encoder, cells, more_cells):
 
 
 def test_what_does_not_learn_is_tried_from_other_heads_and_said(start, more_cells, tmp_path):
-    with pytest.warns(UserWarning, match="has not learnt in 6 epochs .3 heads were tried."):
+    with pytest.warns(UserWarning, match="has not learnt in 18 epochs in all .3 heads were tried."):
         classifier = start(learning_rate=0.0)
-    assert classifier.outcome == {"state": "dead", "epochs": 6, "attempts": 3}
+    assert classifier.outcome == {"state": "dead", "epochs": 18, "attempts": 3}
     classifier.save(tmp_path / "a", card="A card.")
     assert "has not learnt" in (tmp_path / "a" / "README.md").read_text()
     loaded = scbert.load(tmp_path / "a")

@@ -18,6 +18,9 @@ from scbert.train.recipe import learning_rate_at
 QUIET = {"progress": False, "accelerator": "cpu"}
 
 
+ONCE = scbert.Recipe(until_converged=False)  # the epochs that were asked for, from one head
+
+
 @pytest.fixture
 def model(config):
     """Return a function that makes the same untrained encoder each time."""
@@ -91,8 +94,9 @@ def run_pretrain(model, cells, more_cells, **arguments):
     return weights(encoder), history.to_dict("list")
 
 
-def run_finetune(model, cells, more_cells, **arguments):
-    classifier = finetune(model(), cells, **{"n_epochs": 3, "accumulate": 2, **QUIET, **arguments})
+def run_finetune(model, cells, more_cells, recipe=ONCE, **arguments):
+    recipe = replace(recipe, until_converged=False)
+    classifier = finetune(model(), cells, **{"n_epochs": 3, "accumulate": 2, "recipe": recipe, **QUIET, **arguments})
     return weights(classifier), classifier.history.to_dict("list")
 
 
@@ -194,7 +198,8 @@ def test_two_damaged_checkpoints_warn_and_training_starts_over(run, model, cells
     cut(tmp_path / "a.before.pt")
     with pytest.warns(UserWarning, match="is damaged") as warned:
         result = run(model, cells, more_cells, checkpoint=tmp_path / "a.pt")
-    assert [str(warning.message).rsplit(": ")[-1] for warning in warned] == [
+    said = [str(warning.message).rsplit(": ")[-1] for warning in warned if "is damaged" in str(warning.message)]
+    assert said == [
         "going on from a.before.pt.",
         "starting from the beginning.",
     ]
@@ -351,14 +356,14 @@ def gradients(monkeypatch):
 @pytest.mark.parametrize(("leftover", "n_steps"), [("step", 2), ("leak", 1)])
 def test_leftover_batches_get_a_step_of_their_own_or_leak(model, cells, gradients, leftover, n_steps):
     # 60 cells in batches of 16 are four batches; three of them make a step.
-    recipe = Recipe(leftover_steps=leftover)
+    recipe = replace(ONCE, leftover_steps=leftover)
     pretrain(model(), cells, n_epochs=3, accumulate=3, recipe=recipe, **QUIET)
     finetune(model(), cells, validation=cells, n_epochs=3, accumulate=3, recipe=recipe, **QUIET)
     assert len(gradients) == 2 * 3 * n_steps
 
 
 def test_leaked_batches_without_a_single_step_do_no_harm(model, cells):
-    recipe = Recipe(leftover_steps="leak")
+    recipe = replace(ONCE, leftover_steps="leak")
     history = pretrain(model(), cells, n_epochs=2, accumulate=60, recipe=recipe, **QUIET)
     history = history.to_dict("list") | finetune(
         model(), cells, n_epochs=2, accumulate=60, recipe=recipe, **QUIET
@@ -368,7 +373,7 @@ def test_leaked_batches_without_a_single_step_do_no_harm(model, cells):
 
 @pytest.mark.parametrize(("scale", "ratio"), [(True, 1), (False, 4)])
 def test_the_loss_is_divided_by_the_number_of_accumulated_batches_or_not(model, cells, gradients, scale, ratio):
-    recipe = Recipe(scale_loss_by_accumulation=scale)
+    recipe = replace(ONCE, scale_loss_by_accumulation=scale)
     finetune(model(), cells, validation=cells, n_epochs=1, batch_size=60, recipe=recipe, **QUIET)
     finetune(model(), cells, validation=cells, n_epochs=1, batch_size=15, accumulate=4, recipe=recipe, **QUIET)
     assert gradients[1] / gradients[0] == pytest.approx(ratio, rel=1e-3)

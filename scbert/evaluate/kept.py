@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from ..data.preprocess import lognormalize
-from ..train.companions import fit_centres, measure_to_centres
+from ..memory.companions import fit_centres, measure_to_centres
 from .methods import read_out, to_probabilities
 
 __all__ = ["Kept", "describe_cells", "measure_distance", "read_file", "to_probabilities", "write_file"]

@@ -29,13 +29,13 @@ from ..annotate import read_out as read_out_scbert
 from ..data.checks import check_column, check_known
 from ..data.counts import is_whole
 from ..data.preprocess import hash_genes, lognormalize
+from ..memory.regression import PENALTIES, STRENGTHS, fit_regression, predict_regression, read_logits
 from ..model.classifier import Classifier
 from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
 from ..train.finetune import finetune
 from ..train.pretrain import pretrain
 from ..train.recipe import Recipe
-from ..train.regression import PENALTIES, STRENGTHS, fit_regression, predict_regression, read_logits
 
 TEMPERATURES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of similarities between 0 and 1: from near certainty to near none
 
@@ -65,7 +65,7 @@ def fit_logistic_regression(
     strengths: Sequence[float] = STRENGTHS,
     class_weight: str | None = None,
 ) -> Callable:
-    """Fit logistic regression on log-normalised counts, see `scbert.train.regression.fit_regression`.
+    """Fit logistic regression on log-normalised counts, see `scbert.memory.regression.fit_regression`.
 
     Penalty and strength C are chosen on validation cells. The choice is ``predict.chosen``, what was learnt
     ``predict.arrays``. With `class_weight` "balanced", cells weigh in inverse proportion to their label's frequency: under
@@ -80,7 +80,7 @@ def fit_logistic_regression(
 
 
 def wrap_regression(labels: Sequence[str], arrays: dict[str, np.ndarray], chosen: str) -> Callable:
-    """Return `predict` of logistic regression that was fitted before, of its arrays: see `scbert.train.regression`."""
+    """Return `predict` of logistic regression that was fitted before, of its arrays: see `scbert.memory.regression`."""
 
     def predict(adata):
         return pd.DataFrame(predict_regression(arrays, lognormalize(adata)), adata.obs_names, labels)
@@ -266,7 +266,7 @@ def fit_scbert(
         cache=cache, checkpoint=stage and f"{stage}-finetune.pt", companions=False, progress=progress,
     )  # fmt: skip
 
-    return wrap_classifier(classifier, train.n_obs * (pretrain_epochs + len(classifier.history)))
+    return wrap_classifier(classifier, train.n_obs * (pretrain_epochs + classifier.outcome["epochs"]))
 
 
 def wrap_classifier(classifier: Classifier, cell_steps: int = 0) -> Callable:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent.parent
 # The rooms whose code makes a result: what a change in them makes void.
-ROOMS = ("data", "sources", "evaluate")
+ROOMS = ("data", "sources", "memory", "evaluate")
 ROOMS_OF_SCBERT = ("model", "scale", "train", "annotate.py")
 
 
@@ -204,7 +204,7 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     truth, predicted, confidence, seen (some training cell has its true label), and part ("test" or "aside").
     Costs, a row a job: data, protocol, repeat, fold, method, training_cells, seconds, cpu_seconds, memory_mb (most that the
     process took beyond what it held, sampled 50 times a second), cell_steps, chosen (on validation cells), accuracy and
-    macro_f1 on validation cells and on test cells whose label was seen; and of scBERT, what `scbert.Classifier.outcome` is.
+    macro_f1 on validation cells and on test cells whose label was seen; and of scBERT the ``outcome`` of its classifier.
 
     Raises
     ------
@@ -300,7 +300,7 @@ def _announce(jobs, mine, missing, progress):
             pace = f", about {minutes:.1f} minutes at this machine's pace; others: seconds each"
         except Exception as error:  # its job will say so, and all others are computed
             pace = f"; its pace was not measured ({first_line(error)})"
-        print(f"scBERT: at most {steps:,} cell-steps{pace}")
+        print(f"scBERT: {steps:,} cell-steps, up to twice as many where it has not converged{pace}")
 
 
 def _time_cell(job):

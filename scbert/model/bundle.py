@@ -26,11 +26,13 @@ class Bundle(NamedTuple):
     licence: str
     """Of the weights, where it is not the trainer's to choose."""
     memory: dict[str, torch.Tensor]
-    """Of a classifier what it remembers of its training cells, see `scbert.train.companions`; empty of others."""
+    """Of a classifier what it remembers of its training cells, see `scbert.memory.companions`; empty of others."""
     ontology_ids: dict[str, str]
     """Label -> its identifier in the Cell Ontology or another, where the training cells had one."""
     outcome: dict[str, str | int]
     """Of a classifier what its training came to, see `say_outcome`; may be empty."""
+    head: str
+    """Of a classifier the kind of its head; those that do not say are older, and "published"."""
 
 
 def write_bundle(
@@ -44,6 +46,7 @@ def write_bundle(
     memory: Mapping[str, torch.Tensor] | None = None,
     ontology_ids: Mapping[str, str] | None = None,
     outcome: Mapping[str, str | int] | None = None,
+    head: str = "",
     card: str = "",
 ) -> None:
     """Write everything into a temporary sibling, then put it in place in one step.
@@ -70,7 +73,7 @@ def write_bundle(
         save_file({k: v.detach().contiguous() for k, v in memory.items()}, temporary / "memory.safetensors")
     about = {"format": 1, "genes_sha256": hash_genes(genes), **asdict(config)}
     about |= {} if labels is None else {"labels_sha256": hash_genes(labels)}
-    more = {"licence": licence, "ontology_ids": ontology_ids, "outcome": outcome}
+    more = {"licence": licence, "ontology_ids": ontology_ids, "outcome": outcome, "head": head}
     about |= {name: value for name, value in more.items() if value}
     (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     (temporary / "genes.txt").write_text("\n".join(genes) + "\n")
@@ -100,7 +103,7 @@ def say_licence(licence: str) -> str:
 def say_outcome(outcome: dict[str, str | int]) -> str:
     """Say what a training came to: "dead" (no better than a guess), "unfinished" or "converged"."""
     heads = outcome["attempts"]
-    how = f"{outcome['epochs']} epochs" + (f" ({heads} heads were tried)" if heads > 1 else "")
+    how = f"{outcome['epochs']} epochs" + (f" in all ({heads} heads were tried)" if heads > 1 else "")
     return {
         "dead": f"The training has not learnt in {how}: on validation cells it is no better than always the commonest "
         "label, so its names mean nothing. Train on more cells of each label, or with another learning_rate.",
@@ -133,6 +136,7 @@ def read_bundle(path: str | Path) -> Bundle:
         raise ValueError(f"The bundle {path} is damaged, copy or train it again ({error}).") from None
     genes_hash, labels_hash = about.pop("genes_sha256", None), about.pop("labels_sha256", None)
     licence, ontology_ids, outcome = about.pop("licence", ""), about.pop("ontology_ids", {}), about.pop("outcome", {})
+    head = about.pop("head", "published")
     if about.pop("format", None) != 1:
         raise ValueError(f"The bundle {path} was written by another version of this package.")
     if genes_hash != hash_genes(genes):
@@ -144,4 +148,4 @@ def read_bundle(path: str | Path) -> Bundle:
         raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")
     if "genes_seen" in memory and len(memory["genes_seen"]) != config.n_genes:
         raise ValueError(f"memory.safetensors of the bundle {path} is of another list of genes.")
-    return Bundle(config, weights, genes, labels, licence, memory, ontology_ids, outcome)
+    return Bundle(config, weights, genes, labels, licence, memory, ontology_ids, outcome, head)

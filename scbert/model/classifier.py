@@ -15,11 +15,18 @@ from .encoder import ScBert
 class AnnotationHead(nn.Module):
     """From gene embeddings to cell types: one number a gene, then three dense layers.
 
+    Where only expressed genes enter the encoder, ``kind="sound"`` lets a silent gene pass nothing. "published" lets each
+    pass the bias of the convolution, as the published head does with a gene whose encoding is zero. Where that bias is
+    positive, the weights of all silent genes move together and act as one with some hundred times the learning rate: many
+    such trainings die (notebook 04, docs/results.md).
+
     Paper: Methods, "fine-tuning" ("one-dimensional convolution" and "three-layer neural network").
+    Differs from the published code: ``kind="sound"``, in the mode ``expressed_only``, which is not published either.
     """
 
-    def __init__(self, config: ScBertConfig, n_classes: int, seed: int = 0):
+    def __init__(self, config: ScBertConfig, n_classes: int, seed: int = 0, kind: str = "sound"):
         super().__init__()
+        self.kind = kind
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.conv = nn.Conv2d(1, 1, (1, config.dim))
@@ -32,17 +39,18 @@ class AnnotationHead(nn.Module):
         if entered is None:
             per_gene = self.conv(hidden[:, None]).flatten(1)  # (cells, genes + 1)
         else:
-            per_gene = self.conv.bias.expand(entered.shape).masked_scatter(entered, self.conv(hidden[None, None]))
+            silent = self.conv.bias if self.kind == "published" else torch.zeros_like(self.conv.bias)
+            per_gene = silent.expand(entered.shape).masked_scatter(entered, self.conv(hidden[None, None]))
         return self.dense(per_gene.relu())
 
 
 class Classifier(nn.Module):
     """A fine-tuned encoder, its head, and what they need to annotate: genes, labels, history."""
 
-    def __init__(self, encoder: ScBert, labels: Sequence[str], seed: int = 0):
+    def __init__(self, encoder: ScBert, labels: Sequence[str], seed: int = 0, head: str = "sound"):
         super().__init__()
         self.encoder = encoder
-        self.head = AnnotationHead(encoder.config, len(labels), seed)
+        self.head = AnnotationHead(encoder.config, len(labels), seed, head)
         self.labels = list(labels)
         self.history = pd.DataFrame()
         self.memory: dict[str, torch.Tensor] = {}  # of its training cells, see `remember`
@@ -52,7 +60,7 @@ class Classifier(nn.Module):
     def remember(self, memory: dict[str, torch.Tensor]) -> None:
         """Keep what training saw, arrays by name; genes that it did not see are hidden from now on.
 
-        ``genes_seen`` is one boolean a gene; the others are those of `scbert.train.companions`.
+        ``genes_seen`` is one boolean a gene; the others are those of `scbert.memory.companions`.
         """
         self.memory = memory
         seen = memory.get("genes_seen")
@@ -86,7 +94,7 @@ class Classifier(nn.Module):
 
     def save(self, path: str | Path, card: str = "") -> None:
         """Write the classifier as a bundle directory, see `load`."""
-        more = {name: getattr(self, name) for name in ("memory", "ontology_ids", "outcome")}
+        more = {name: getattr(self, name) for name in ("memory", "ontology_ids", "outcome")} | {"head": self.head.kind}
         encoder = self.encoder
         write_bundle(path, self.state_dict(), encoder.config, encoder.genes, self.labels, licence=encoder.licence,
                      card=card, **more)  # fmt: skip
@@ -107,11 +115,11 @@ def load(path: str | Path) -> ScBert | Classifier:
 
     Differs from the published code: no pickle is read, and labels and genes travel with the weights.
     """
-    config, weights, genes, labels, licence, memory, ontology_ids, outcome = read_bundle(path)
+    config, weights, genes, labels, licence, memory, ontology_ids, outcome, head = read_bundle(path)
     vectors = torch.zeros(config.n_genes, config.dim) if config.gene_embedding == "frozen" else None
     encoder = ScBert(config, vectors, genes)
     encoder.licence = licence
-    module = encoder if labels is None else Classifier(encoder, labels)
+    module = encoder if labels is None else Classifier(encoder, labels, head=head)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from ..data.cells import open_cells, to_tokens
 from ..data.checks import check_cells, check_column, check_known, check_vocabulary
 from ..data.preprocess import bin_counts, library_size, thin_counts
+from ..memory.companions import remember
+from ..memory.regression import score_labels
 from ..model.bundle import say_outcome
 from ..model.classifier import Classifier
 from ..model.encoder import ScBert
@@ -27,7 +29,6 @@ from ..scale.checkpoint import read_checkpoint, write_checkpoint
 from ..scale.prefix import FrozenPrefix
 from ..scale.stream import CellStore
 from . import steps
-from .companions import remember
 from .recipe import Recipe, learning_rate_at, make_optimizer
 
 ATTEMPTS = 3
@@ -80,7 +81,7 @@ def finetune(
         Bytes to keep in memory; more goes to a file beside the checkpoint, else to the temporary folder. A full
         disk costs time, not the training; with a store far larger than the disk, pass ``cache=None``.
     companions
-        Remember the training cells, see `scbert.train.companions`: which genes they express, since all others are to be
+        Remember the training cells, see `scbert.memory.companions`: which genes they express, since all others are to be
         ignored in a query, and (but of a store, which holds no counts) logistic regression and nearest centroid of the
         same cells, depths and distances, with which `scbert.annotate` compares.
 
@@ -130,20 +131,21 @@ def finetune(
         "learning_rate": learning_rate, "recipe": recipe, "seed": seed, "precision": precision, "cache": cache,
     }  # fmt: skip
     where = {"log": log, "accelerator": accelerator, "cache_memory": cache_memory, "progress": progress}
-    labelled, kept = (label_key, list(truth), list(targets)), None
+    labelled, kept, epochs = (label_key, list(truth), list(targets)), None, 0
     for attempt in range(1, 1 + (ATTEMPTS if recipe.until_converged else 1)):
-        classifier = Classifier(copy.deepcopy(model), labels, seed + 1000 * (attempt - 1))
+        classifier = Classifier(copy.deepcopy(model), labels, seed + 1000 * (attempt - 1), recipe.head)
         _choose_trainable(classifier, recipe.trainable_layers)
         identity = steps.identify(classifier, (cells, held_out), *labelled, *options.values()) if checkpoint else ""
         file = checkpoint if attempt == 1 or not checkpoint else f"{checkpoint}.{attempt}"
         score = _train(classifier, cells, held_out, targets, truth, weight, counts, **options, **where,
                        checkpoint=file, identity=identity)  # fmt: skip
+        epochs += len(classifier.history)
         if kept is None or score > kept[0]:
             kept = score, classifier
         if classifier.outcome["state"] != "dead":
             break
     classifier = kept[1]
-    classifier.outcome["attempts"] = attempt
+    classifier.outcome |= {"epochs": epochs, "attempts": attempt}
     if classifier.outcome["state"] != "converged":
         warnings.warn(say_outcome(classifier.outcome), stacklevel=2)
     classifier.ontology_ids = _find_ontology_ids(adata.obs, label_key)
@@ -227,7 +229,7 @@ def _train(
     classifier.load_state_dict(best["model"])
     classifier.history = pd.DataFrame(history).assign(best=lambda rows: rows["epoch"] == best["epoch"])
     allowed = n_epochs if len(history) <= n_epochs else 2 * n_epochs
-    classifier.outcome = {"state": steps.judge(history, guessed, allowed), "epochs": len(history)}
+    classifier.outcome = {"state": steps.judge(history, guessed, allowed)}
     return best["score"]
 
 
@@ -294,7 +296,7 @@ def _measure(classifier, held_out, truth, batch_size):
         inputs = held_out.batch(np.arange(start, start + len(bins)), bins)
         logits.append(classifier(inputs, held_out.n_layers).float().cpu())
     logits = torch.cat(logits)
-    accuracy, macro_f1 = steps.score_labels(truth, logits.argmax(1).numpy())
+    accuracy, macro_f1 = score_labels(truth, logits.argmax(1).numpy())
     loss = F.cross_entropy(logits, torch.from_numpy(truth)).item()
     return {"val_loss": loss, "val_accuracy": accuracy, "val_macro_f1": macro_f1}
 

@@ -33,6 +33,8 @@ class Recipe:
     """None, or "balanced"."""
     thin: float = 1.0
     """Fine-tuning: least share of its counts that a cell keeps, drawn anew in each epoch; 1: all, always (published)."""
+    head: str = "sound"
+    """"sound", or "published", see `AnnotationHead`; they differ where only expressed genes enter the encoder."""
     until_converged: bool = True
     """Fine-tuning: go on, to twice the epochs, where it still learns, and try another head where it does not (published: no)."""
     scale_loss_by_accumulation: bool = True
@@ -48,6 +50,7 @@ class Recipe:
             "select_by": ("macro_f1", "loss", "accuracy"),
             "report_on": ("test", "validation"),
             "class_weight": (None, "balanced"),
+            "head": ("sound", "published"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -82,6 +85,7 @@ class Recipe:
             key_stabiliser="batch",
             select_by="accuracy",
             report_on="validation",
+            head="published",
             until_converged=False,
             scale_loss_by_accumulation=False,
         )

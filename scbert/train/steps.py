@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import entropy
-from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
+
+from ..memory.regression import score_labels
 
 
 def draw_batches(cells, batch_size, accumulate, seed, epoch, recipe, skip=0, part=(0, 1)):
@@ -89,9 +90,3 @@ def judge(history, guessed, n_epochs):
     best = min(history, key=lambda row: row["val_loss"])
     goes_on = best["epoch"] > 0.75 * n_epochs and history[-1]["loss"] > LEARNT * loss
     return "unfinished" if goes_on or not learnt else "converged"
-
-
-def score_labels(truth, predicted):
-    """Return accuracy and macro-F1, over the labels that are true somewhere, of predicted labels."""
-    macro_f1 = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
-    return float(accuracy_score(truth, predicted)), float(macro_f1)

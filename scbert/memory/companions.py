@@ -15,7 +15,7 @@ The arrays, by name (genes are those of the vocabulary, in its order; labels tho
 - ``pca_mean`` (genes,), ``pca_axes`` (components, genes), ``pca_root`` (components, components), ``pca_centres``
   (labels, components): the space in which distances are measured, and its units, see `measure_distance`.
 - ``distances`` (101,): percentiles of the distance of validation cells.
-- ``logistic_regression`` (labels, genes + 1) and ``one_vs_rest`` (): see `scbert.train.regression`.
+- ``logistic_regression`` (labels, genes + 1) and ``one_vs_rest`` (): see `scbert.memory.regression`.
 - ``scores`` (3, 2): accuracy and macro-F1 on validation cells of the methods in `METHODS`; ``n_validation`` ().
 """
 
@@ -33,8 +33,7 @@ from sklearn.preprocessing import normalize
 
 from ..data.preprocess import library_size, lognormalize
 from ..model.classifier import Classifier
-from .regression import fit_regression, predict_regression
-from .steps import score_labels
+from .regression import fit_regression, predict_regression, score_labels
 
 METHODS = ("scbert", "logistic_regression", "nearest_centroid")
 N_COMPONENTS = 30
@@ -47,7 +46,7 @@ def learn_companions(
 ) -> dict[str, torch.Tensor]:
     """Fit the companions on counts of training cells, choosing on validation cells; return the arrays named above.
 
-    `labels` are all of the training cells, sorted; `options` are of `scbert.train.regression.fit_regression`.
+    `labels` are all of the training cells, sorted; `options` are of `scbert.memory.regression.fit_regression`.
     ``genes_seen``, and scBERT's own row of ``scores``, are left to `remember`.
     """
     y = pd.Categorical(train.obs[label_key].astype(str), categories=labels).codes
