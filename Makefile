@@ -100,7 +100,8 @@ publish:  ## Copy the figures and numbers of runs/PROFILE to figures/PROFILE
 	@for record in $(RUNS)/$(PROFILE)/*/record.json; do \
 		from=$$(dirname "$$record"); to=figures/$(PROFILE)/$$(basename "$$from"); \
 		rm -rf "$$to" && mkdir -p "$$to" && cp "$$record" "$$to.json" && \
-		find "$$from" -maxdepth 1 \( -name '*.png' -o -name '*.svg' -o -name '*.csv' \) ! -name '*history*.csv' -exec cp {} "$$to" \; && \
+		find "$$from" -maxdepth 1 \( -name '*.png' -o -name '*.svg' -o -name '*.csv' -o -name predictions.csv.gz \) \
+			! -name '*history*.csv' -exec cp {} "$$to" \; && \
 		echo "Published $$to" || exit 1; \
 	done
 

@@ -1032,3 +1032,16 @@ def test_a_folder_of_a_fitted_method_is_replaced_and_holds_no_pickle(parts_of_re
     fitted.write_fitted(predict, tmp_path / "kept")
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"fitted.json", "regression.safetensors"}
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_all_predictions_are_in_one_file_and_give_the_scores_again(toy, halves, capsys):
+    run = start()
+    predictions, _ = runner.run(runner.plan(toy, halves, {"one": fit_fake, "two": fit_fake}, data="toy"), run)
+    first = run.path("predictions.csv.gz").read_bytes()
+    runner.run(runner.plan(toy, halves, {"one": fit_fake, "two": fit_fake}, data="toy"), run)
+    assert run.path("predictions.csv.gz").read_bytes() == first
+    table = pd.read_csv(run.path("predictions.csv.gz"), keep_default_na=False, dtype=str)
+    assert list(table) == ["data", "protocol", "repeat", "fold", "part", "cell", "truth", "one", "two"]
+    again = table.melt(list(table)[:7], var_name="method", value_name="predicted")
+    right = again.eval("truth == predicted").groupby(again["method"]).mean()
+    pd.testing.assert_series_equal(right, predictions.eval("truth == predicted").groupby(predictions["method"]).mean())

@@ -197,7 +197,9 @@ def test_annotated_cells_have_a_panel_for_each_column_before_all_others():
     place = {points.get_label(): points.get_offsets().tolist() for points in axes[1].collections[1:]}
     assert place == {"a": [], "b": [[4, 5]], "Unassigned": [[0, 1]]}
     assert axes[2].collections[1].get_array().tolist() == [0.2, 0.9]
-    assert [ax.get_legend() is not None for ax in axes] == [False, True, False]
+    (legend,) = [found for ax in axes[0].figure.axes if (found := ax.get_legend())]
+    assert legend.axes not in axes
+    assert [text.get_text() for text in legend.texts] == ["a", "b", "Unassigned"]
     colors = [{points.get_label(): points.get_facecolor().tolist() for points in ax.collections[1:]} for ax in axes[:2]]
     assert colors[0] == colors[1]
 

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import shutil
 import sys
 import textwrap
@@ -194,7 +195,8 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     """Compute the jobs that have no result yet, and return the results of all.
 
     A result is a file of the folder ``jobs`` of the run, named by all that it depends on: what was done is not done
-    again, and what depends on a changed parameter is. ``scbert run --part 2/8`` computes only a share of the jobs.
+    again, and what depends on a changed parameter is. ``scbert run --part 2/8`` computes only a share of the jobs. All
+    predictions are in ``predictions.csv.gz``, see `write_predictions`.
 
     `progress` is a bar, and a word on how long it may take.
 
@@ -235,7 +237,22 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     run.earlier_seconds += sum(earlier)
     largest = max((done["memory_mb"] for done in results), default=0)
     run.earlier_memory_mb = max(run.earlier_memory_mb, measure_peak_memory_mb() + largest)  # for preflight
-    return _gather(jobs, results)
+    predictions, costs = _gather(jobs, results)
+    write_predictions(predictions, run.path("predictions.csv.gz"))
+    return predictions, costs
+
+
+def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
+    """Write what each method calls each cell as a table, compressed: a row a split and cell, a column a method.
+
+    Beside the labels: which split a row is of, the cell's part in it and its true label. From this file every score of a
+    notebook can be computed again, without the cells.
+    """
+    rows = ["data", "protocol", "repeat", "fold", "part", "cell", "truth"]
+    wide = predictions.set_index([*rows, "method"])["predicted"].unstack("method")[predictions["method"].unique()]
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    wide.to_csv(temporary, compression={"method": "gzip", "mtime": 1})  # the same bytes for the same labels
+    temporary.replace(path)
 
 
 def read_kept(job: Job, run: "Run") -> kept_files.Kept:

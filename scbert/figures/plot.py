@@ -195,9 +195,15 @@ def annotation(adata: anndata.AnnData, table: pd.DataFrame) -> np.ndarray:
     light = anndata.AnnData(obs=table, obsm={"X_umap": place[adata.obs_names.get_indexer(table.index)]})
     texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
     palette = color_labels([label for name in texts for label in table[name].astype(str)])
-    axes = plt.subplots(1, table.shape[1], figsize=(5 * table.shape[1], 4), squeeze=False, layout="constrained")[1][0]
+    n_rows = table.shape[1] // 2 + 1  # with a place for the legend, the last
+    every = plt.subplots(n_rows, 2, figsize=(7.2, 3.3 * n_rows), layout="constrained")[1].ravel()
+    axes = every[: table.shape[1]]
+    for ax in every:
+        ax.axis("off")
     for ax, name in zip(axes, table, strict=True):
-        embedding(light, name, background=place, palette=palette, title=spell(name), legend=name == texts[-1], ax=ax)
+        embedding(light, name, background=place, palette=palette, title=spell(name), legend=False, ax=ax)
+    dots = axes[list(table).index(texts[-1])].get_legend_handles_labels()
+    every[-1].legend(*dots, frameon=False, fontsize=9, markerscale=1.5, loc="center left")
     return axes
 
 
