@@ -719,3 +719,11 @@ def test_a_silent_gene_passes_nothing_through_the_sound_head_and_the_bias_throug
     del about["head"]  # as in bundles of before
     (tmp_path / "bundle" / "config.json").write_text(json.dumps(about))
     assert torch.equal(scbert.load(tmp_path / "bundle")(bins), published(bins))
+
+
+def test_a_sound_head_starts_where_three_quarters_of_the_encoded_genes_pass(config, bins):
+    encoder = ScBert(replace(config, expressed_only=True), genes=GENES)
+    head, (hidden, entered) = AnnotationHead(encoder.config, 3), encoder.encode_expressed(bins)
+    head.start(hidden)
+    passing = head.conv(hidden[None, None]).flatten() > 0
+    assert passing.float().mean() == pytest.approx(0.75, abs=0.01)

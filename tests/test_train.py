@@ -563,3 +563,20 @@ def test_validation_is_an_eighth_of_the_cells_with_some_of_each_label(model, mak
     )
     finetune(model(), tokenize(make_cells(96)), n_epochs=1, **QUIET)
     assert np.bincount(parts[0]).tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize(("head", "expressed_only", "starts"), [("sound", True, 1), ("published", True, 0),
+                                                                ("sound", False, 0)])  # fmt: skip
+def test_only_a_sound_head_over_expressed_genes_is_set_to_a_start(
+    head, expressed_only, starts, model, cells, more_cells, monkeypatch, tmp_path
+):
+    made, start = [], scbert.AnnotationHead.start
+    monkeypatch.setattr(scbert.AnnotationHead, "start", lambda self, hidden: made.append(1) or start(self, hidden))
+    encoder = model()
+    encoder.set_expressed_only(expressed_only)
+    recipe = replace(ONCE, head=head)
+    for _ in range(2):  # the second goes on from the first
+        finetune(
+            encoder, cells, validation=more_cells, n_epochs=1, recipe=recipe, checkpoint=tmp_path / "a.pt", **QUIET
+        )
+    assert len(made) == starts

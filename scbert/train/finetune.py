@@ -166,6 +166,10 @@ def _train(
     trainable = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     module, optimizer = fabric.setup(classifier, make_optimizer(recipe, trainable, learning_rate))
     _, state = read_checkpoint(checkpoint, identity)
+    if not state and recipe.head == "sound" and model.config.expressed_only:
+        _, bins = next(iter(cells.epoch(64, seed, 0)))
+        with torch.no_grad():
+            classifier.head.start(model.encode_expressed(bins.to(fabric.device))[0])
     if state:
         classifier.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
