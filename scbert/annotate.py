@@ -76,7 +76,7 @@ def annotate(
         )
     if not 0 <= unassigned_below <= 1:
         raise ValueError(f"unassigned_below must be a probability between 0 and 1, not {unassigned_below}.")
-    if classifier.outcome.get("state") == "dead":
+    if classifier.outcome.get("state") in ("dead", "guessing"):
         warnings.warn(say_outcome(classifier.outcome), stacklevel=2)
     is_store = not isinstance(adata, anndata.AnnData)
     if not is_store and "bins" not in adata.layers:

@@ -32,10 +32,10 @@ def rows(losses, val_losses, accuracy=0.9):
         (rows([1, 0.95, 0.92, 0.91], [1, 1, 0.99, 0.99]), "dead"),
         (rows([1, 0.95, 0.92, 0.91], [1, 0.9, 0.9, 0.9]), "unfinished"),  # begins to learn
         (rows([1, np.nan, np.nan, np.nan], [1, np.nan, np.nan, np.nan]), "dead"),
-        (rows([1, 0.5, 0.2, 0.1], [1, 2, 3, 4], accuracy=0.3), "dead"),  # no better than the commonest label
+        (rows([1, 0.5, 0.2, 0.1], [1, 2, 3, 4], accuracy=0.3), "guessing"),  # no better than the commonest label
     ],
 )
-def test_a_training_is_dead_unfinished_or_converged(history, state):
+def test_a_training_is_dead_guessing_unfinished_or_converged(history, state):
     assert steps.judge(history, GUESSED, 4) == state
 
 
@@ -148,7 +148,7 @@ def test_a_table_leaves_dead_trainings_out_and_says_so(clone, capsys):
     assert set(kept["method"]) == {"scbert", "majority"}
     said = "1 trainings of scbert on set:few:10 have not learnt; accuracy 0.750 with them, 1.000 without."
     assert run.warnings == [said]
-    assert "2 trainings of scBERT: 1 converged, 0 unfinished, 1 dead; 1 needed another head" in capsys.readouterr().out
+    assert "2 trainings of scBERT: 1 converged, 0 unfinished, 0 guessing, 1 dead; 1 needed another head" in capsys.readouterr().out
     dead = costs.assign(state=costs["state"].replace("converged", "dead"))
     assert len(benchmark.leave_out_dead(run, predictions, dead)) == len(
         predictions

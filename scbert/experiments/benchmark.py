@@ -133,7 +133,7 @@ def leave_out_dead(run: "Run", predictions: pd.DataFrame, costs: pd.DataFrame) -
     warning on record tells, for each method and level, the accuracy with its dead trainings and without them.
     """
     trained = costs.reindex(columns=pd.Index([*costs, "state", "attempts"]).unique()).dropna(subset="state")
-    counts = trained["state"].value_counts().reindex(["converged", "unfinished", "dead"], fill_value=0)
+    counts = trained["state"].value_counts().reindex(["converged", "unfinished", "guessing", "dead"], fill_value=0)
     print(f"{len(trained)} trainings of scBERT: {', '.join(f'{n} {state}' for state, n in counts.items())}; "
           f"{(trained['attempts'] > 1).sum()} needed another head")  # fmt: skip
     level, dead = ["data", "protocol"], trained[trained["state"] == "dead"]

@@ -101,12 +101,13 @@ def say_licence(licence: str) -> str:
 
 
 def say_outcome(outcome: dict[str, str | int]) -> str:
-    """Say what a training came to: "dead" (no better than a guess), "unfinished" or "converged"."""
+    """Say what a training came to, see `scbert.train.steps.judge`."""
     heads = outcome["attempts"]
     how = f"{outcome['epochs']} epochs" + (f" in all ({heads} heads were tried)" if heads > 1 else "")
+    nothing = "its names mean nothing. Train on more cells of each label, or with another learning_rate"
     return {
-        "dead": f"The training has not learnt in {how}: on validation cells it is no better than always the commonest "
-        "label, so its names mean nothing. Train on more cells of each label, or with another learning_rate.",
+        "dead": f"The training has not learnt in {how}: it knows its own cells no better than a guess, so {nothing}.",
+        "guessing": f"The training of {how} names validation cells no better than always the commonest label: {nothing}.",
         "unfinished": f"The training was still improving after {how}: give it more n_epochs.",
         "converged": f"The training converged within {how}.",
     }[outcome["state"]]

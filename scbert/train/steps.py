@@ -78,15 +78,16 @@ def guess(targets, truth, weight=None):
 def judge(history, guessed, n_epochs):
     """Say what a training of `finetune` came to, from its rows, what `guess` returns, and the epochs it was allowed.
 
-    "dead": validation cells are never named better than by a guess, or neither loss ever falls. "unfinished": the training
-    loss hardly fell, or validation loss was least in the last quarter of the epochs while training cells were not known by
-    heart. Else "converged".
+    "dead": neither loss ever fell below that of a guess. "guessing": they fell, but no validation cell was named better
+    than by a guess. "unfinished": the training loss hardly fell, or validation loss was least in the last quarter of the
+    epochs while training cells were not known by heart. Else "converged".
     """
     loss, validation_loss, accuracy, macro_f1 = guessed
     learnt = min(row["loss"] for row in history) < 0.9 * loss  # not so of NaN
-    fell = learnt or min(row["val_loss"] for row in history) < 0.98 * validation_loss
-    if not fell or all(row["val_accuracy"] <= accuracy and row["val_macro_f1"] <= macro_f1 for row in history):
+    if not learnt and not min(row["val_loss"] for row in history) < 0.98 * validation_loss:
         return "dead"
+    if all(row["val_accuracy"] <= accuracy and row["val_macro_f1"] <= macro_f1 for row in history):
+        return "guessing"
     best = min(history, key=lambda row: row["val_loss"])
     goes_on = best["epoch"] > 0.75 * n_epochs and history[-1]["loss"] > LEARNT * loss
     return "unfinished" if goes_on or not learnt else "converged"
