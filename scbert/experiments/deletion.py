@@ -24,7 +24,7 @@ from ..evaluate.metrics import draw_weights
 from ..evaluate.significance import decide
 from ..model.classifier import Classifier
 from ..model.encoder import find_entered
-from .interpretability import compare_groups, contrast_types, even_attention
+from .interpretability import contrast_types, even_attention, measure_agreement
 
 GROUP = ["judge", "kind"]
 
@@ -104,18 +104,10 @@ def integrated_gradients(
 
 
 def find_expressed(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the positions of each cell that enter the encoder in the mode ``expressed_only``.
+    """Return the columns of `bins`, (cells, genes + 1), that enter in the mode ``expressed_only``, and which are not padding.
 
-    Parameters
-    ----------
-    bins
-        (cells, genes + 1) tokens.
-
-    Returns
-    -------
-    The columns of `bins`, (cells, longest): of each cell those with a non-zero token and the trailing one, in the
-    order of the vocabulary, and then, up to the longest cell's number, others that are padding. And a boolean of the
-    same shape, false for these.
+    Both are (cells, longest): of each cell columns with a non-zero token and the trailing one, in their order, and then,
+    up to the longest cell's number, others, for which the boolean is false.
     """
     present, positions = find_entered(bins).sort(dim=1, descending=True, stable=True)
     longest = int(present.any(0).sum())
@@ -236,7 +228,7 @@ def compare_rankings(
 
     `scores` are from `score_genes`, and `layers` is layer -> attention of the first training, cells x genes, whose
     types are `labels`. Returns the table of `measure_agreement` for `n` genes on top, ``between`` being "seeds",
-    "layers" or "rankings".
+    "layers" or "rankings"; without those of which there is one only.
     """
     rankings = split_scores(scores[scores["seed"] == scores["seed"].iloc[0]], "ranking")
     genes = rankings["attention"].columns
@@ -246,7 +238,8 @@ def compare_rankings(
         "layers": {f"layer {layer}": score_by_attention(table[genes], labels) for layer, table in layers.items()},
         "rankings": rankings,
     }
-    return compare_groups(groups, n)
+    tables = {group: measure_agreement(own, n) for group, own in groups.items() if len(own) > 1}
+    return pd.concat(tables, names=["between"]).reset_index("between").reset_index(drop=True)
 
 
 def _read(adata, label_key):
@@ -483,19 +476,14 @@ def measure_areas(
                 low, high = np.quantile(spread, [tail, 1 - tail])
                 row = {"judge": judge, "kind": kind, "ranking": name} | ({"number": number} if by_number else {})
                 row |= {"value": here, "low": low, "high": high, "n": len(types), "seeds": len(seeds)}
+                if against is not None:  # of what is left, less is more in deletion
+                    row["verdict"] = decide(*((-high, -low) if kind == "deletion" else (low, high)))
                 rows += [row] if name != against else []
     table = pd.DataFrame(rows)
     named = table["ranking"] if against is None else against
     table.index = table["judge"] + ":" + named + "/" + table["kind"] + "_area"
     if against is not None:
         table.index += "_minus_" + table["ranking"]
-        better_small = table["kind"] == "deletion"
-        ends = zip(
-            table["low"].where(~better_small, -table["high"]),
-            table["high"].where(~better_small, -table["low"]),
-            strict=True,
-        )
-        table["verdict"] = [decide(*pair) for pair in ends]
     return table.rename_axis("metric")
 
 

@@ -472,15 +472,6 @@ def measure_agreement(scores: Mapping[str, pd.DataFrame], n: int = 20) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def compare_groups(groups: Mapping[str, Mapping[str, pd.DataFrame]], n: int = 20) -> pd.DataFrame:
-    """Apply `measure_agreement` within each of several groups of scores, named in a column ``between``.
-
-    `groups` is group, such as "seeds", -> name -> types x genes; one of a single table is left out.
-    """
-    tables = {group: measure_agreement(scores, n) for group, scores in groups.items() if len(scores) > 1}
-    return pd.concat(tables, names=["between"]).reset_index("between").reset_index(drop=True)
-
-
 def embed_cells(
     adata: anndata.AnnData, encoder: ScBert, predict: Callable, regression: Callable, *, seed: int = 0
 ) -> dict[str, np.ndarray]:

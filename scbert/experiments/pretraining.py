@@ -9,7 +9,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from ..data.cells import open_cells, open_for
 from ..data.checks import check_tokenized, check_unique
@@ -65,11 +65,12 @@ def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
             columns["scbert", f"{metric}_minus_{method}"] = columns["scbert", metric] - columns[method, metric]
     columns["scbert", "predicted_mode_share"] = cells["predicted_mode"]
 
-    def divide(sums, masks, axis):
-        return sums.sum(axis=axis) / masks.sum(axis=axis)
-
-    rows = [bootstrap(divide, sums, cells["n_masked"], seed=seed) for sums in columns.values()]
+    rows = [bootstrap(_divide, sums, cells["n_masked"], seed=seed) for sums in columns.values()]
     return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(columns, names=["method", "metric"]))
+
+
+def _divide(one, other, axis):
+    return one.sum(axis=axis) / other.sum(axis=axis)
 
 
 def by_token(scores: pd.DataFrame) -> pd.DataFrame:
@@ -216,11 +217,8 @@ def share_of_neighbours(
     pairs = np.outer(sizes, sizes) - np.diag(sizes)
     chance = (together / pairs.clip(min=1))[tenth[:, None], tenth[neighbours]]  # (genes, neighbours)
 
-    def divide(hits, chance, axis):
-        return hits.sum(axis=axis) / chance.sum(axis=axis)
-
-    share = bootstrap(lambda hits, axis: hits.mean(axis=axis), hits.mean(1), seed=seed)
-    ratio = bootstrap(divide, hits.mean(1), chance.mean(1), seed=seed)
+    share = bootstrap(np.mean, hits.mean(1), seed=seed)
+    ratio = bootstrap(_divide, hits.mean(1), chance.mean(1), seed=seed)
     return pd.Series(
         {
             "share": share["value"], "share_low": share["low"], "share_high": share["high"], "chance": chance.mean(),
@@ -232,16 +230,11 @@ def share_of_neighbours(
 
 def _find_members(genes, sets, minimum, maximum):
     """Return which gene is in which set, (genes, sets), of sets with a fitting number of members among the genes."""
-    index, rows, n_sets = pd.Index(genes), [], 0
+    index = pd.Index(genes)
     check_unique(index, "Gene names")
-    for names in sets.values():
-        found = index.get_indexer(pd.unique(np.asarray(names, object)))
-        found = found[found >= 0]
-        if minimum <= len(found) <= maximum:
-            rows.append(np.stack([found, np.full(len(found), n_sets)]))
-            n_sets += 1
-    row, column = np.concatenate([np.zeros((2, 0), np.int64), *rows], axis=1)
-    return sparse.csr_matrix((np.ones(len(row), np.int32), (row, column)), shape=(len(index), n_sets))
+    known = [index.intersection(pd.Index(names, dtype=object)) for names in sets.values()]
+    fitting = [found for found in known if minimum <= len(found) <= maximum]
+    return MultiLabelBinarizer(classes=list(index), sparse_output=True).fit_transform(fitting).T.tocsr()
 
 
 def load_sets(names: str, *, label_key: str | None = None, batch_key: str | None = None) -> dict[str, anndata.AnnData]:
