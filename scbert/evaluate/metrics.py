@@ -92,9 +92,7 @@ def check_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
     kinds = table[["data", "protocol"]].drop_duplicates()
     if len(kinds) > 1:
         names = ", ".join(":".join(filter(None, map(str, row))) for row in kinds.head(3).to_numpy())
-        raise ValueError(
-            f"The predictions are of {len(kinds)} data sets or protocols ({names}, ...): take one at a time."
-        )
+        raise ValueError(f"Predictions are of {len(kinds)} data sets or protocols ({names}, ...): take one at a time.")
     truths = table[["cell", "truth"]].drop_duplicates()
     if truths["cell"].duplicated().any():
         cell = truths.loc[truths["cell"].duplicated(), "cell"].iloc[0]

@@ -250,9 +250,7 @@ def make_step(model: ScBert, attention: str, step: str, bins: torch.Tensor, dtyp
     of each weight; `bins` are (cells, tokens), and `dtype` ``"float32"``, or ``"bfloat16"`` for autocast.
     """
     if attention not in ATTENTIONS or step not in ("forward", "training"):
-        raise ValueError(
-            f"attention must be one of {ATTENTIONS} and step 'forward' or 'training': {attention}, {step}."
-        )
+        raise ValueError(f"attention must be one of {ATTENTIONS}, step 'forward' or 'training': {attention}, {step}.")
 
     def encode():
         if attention == "scbert":

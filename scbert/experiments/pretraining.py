@@ -53,9 +53,7 @@ def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     cells = scores.groupby("cell").sum()
     cells = cells[cells["n_masked"] > 0]
     if cells.empty:
-        raise ValueError(
-            "No token was masked in these scores: the cells have no non-zero token, or there are no cells."
-        )
+        raise ValueError("No token was masked in these scores: cells have no non-zero token, or there are no cells.")
     columns = {}
     for method, prefix in _prefixes(scores).items():
         columns[method, "masked_accuracy"] = cells[f"{prefix}correct"]

@@ -145,9 +145,8 @@ def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str
         ax.axvline(PAPER, color="black", ls="--", lw=1, label="the paper's threshold")
         if method in tuned.index:
             ax.axvline(tuned[method], color="black", ls=":", lw=1.5, label="tuned threshold")
-        ax.set(
-            title=spell(method), xlabel="threshold of the largest probability", xticks=(0, 0.5, 1), ylim=(-0.02, 1.02)
-        )
+        ax.set(title=spell(method), xlabel="threshold of the largest probability")
+        ax.set(xticks=(0, 0.5, 1), ylim=(-0.02, 1.02))
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     legend_beside(axes[0], list(handles.values()), list(handles))
     return axes
@@ -263,9 +262,7 @@ def show_slider(draw: Callable, threshold: float):
     import ipywidgets
     from IPython.display import display
 
-    slider = ipywidgets.FloatSlider(
-        threshold, min=0, max=1, step=0.02, description="threshold", continuous_update=False
-    )
+    slider = ipywidgets.FloatSlider(threshold, max=1, step=0.02, description="threshold", continuous_update=False)
 
     def redraw(threshold):
         figure = draw(threshold)[0].figure

@@ -85,9 +85,7 @@ def write_store(
     """
     path, sources = Path(path), [source] if isinstance(source, (anndata.AnnData, str, Path)) else list(source)
     if not sources:
-        raise ValueError(
-            "There is no source to write cells of: give an AnnData, the path of an .h5ad file, or several."
-        )
+        raise ValueError("There is no source of cells: give an AnnData, the path of an .h5ad file, or several.")
     if shard_cells < 1:
         raise ValueError(f"shard_cells must be at least 1, not {shard_cells}.")
     with contextlib.ExitStack() as stack:
@@ -147,9 +145,7 @@ def _open_source(source):
         ) from None
     with file:
         if file.attrs.get("encoding-type") != "anndata" or "X" not in file:
-            raise ValueError(
-                f"{path} has no X, or was not written by anndata 0.8 or newer: read it with anndata and write it again."
-            )
+            raise ValueError(f"{path} has no X, or is older than anndata 0.8: read it with anndata and write it again.")
         if file["X"].attrs["encoding-type"] == "csc_matrix":
             raise ValueError(
                 f"X of {path} is stored by genes (csc_matrix), and reading cells of it is slow: write it again with "
@@ -201,9 +197,8 @@ def _tokenize_block(part, start, stop, genes, n_bins, library):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*names are not unique")  # tokenize says it
-            block = anndata.AnnData(
-                part.read_counts(start, stop), obs=part.read_obs(start, stop), var=pd.DataFrame(index=part.genes)
-            )
+            counts, obs = part.read_counts(start, stop), part.read_obs(start, stop)
+            block = anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=part.genes))
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{part.name} cannot be read at cell {start} ({first_line(error)}): is it damaged?") from None
     genes = None if part.genes.equals(genes) else genes

@@ -58,12 +58,9 @@ def load(
     ``X`` holds a selection of them: taken from the file, else there is a warning, see `scbert.totals`.
     ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
 
-    Raises
-    ------
-    ValueError
-        No such set or file, another format, no counts, duplicated genes, an empty cell, or a label or batch column
-        that is missing, incomplete or (labels) constant; a table that names none of the cells, or one twice; and what
-        `fetch` raises.
+    A ValueError: no such set or file, another format, no counts, duplicated genes, an empty cell, or a label or batch
+    column that is missing, incomplete or (labels) constant; a table that names none of the cells, or one twice; and
+    what `fetch` raises.
 
     Paper: Reporting Summary, "Data". Labels are merged by the tables in ``scbert/sources/labels``.
     """

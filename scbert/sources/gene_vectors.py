@@ -27,9 +27,7 @@ def train_gene2vec(
     try:
         from gensim.models import Word2Vec
     except ImportError:
-        raise ValueError(
-            "Training gene vectors needs gensim: pip install -c requirements.lock -e '.[gene2vec]'."
-        ) from None
+        raise ValueError("gensim is not installed: pip install -c requirements.lock -e '.[gene2vec]'.") from None
     pairs = _pair_coexpressed(adata, n_partners)
     if not pairs:
         raise ValueError("No two genes of these cells vary together: there is nothing to learn vectors from.")

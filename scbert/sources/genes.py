@@ -32,9 +32,7 @@ def load_vocabulary() -> list[str]:
     """
     genes = fetch("scbert_genes")[0].read_text().split()
     if hash_genes(genes) != PUBLISHED_GENES_SHA256:
-        raise ValueError(
-            "The fetched gene list is not that of the published weights: scbert_genes in the catalogue is wrong."
-        )
+        raise ValueError("This gene list is not that of the published weights: scbert_genes in the catalogue is wrong.")
     return genes
 
 
@@ -267,9 +265,7 @@ def _rename(adata, vocabulary, found, gene_ids):
     else:
         var = pd.DataFrame({"original_name": adata.var_names} | ({} if gene_ids is None else {"gene_ids": gene_ids}))
         var = var.astype(str)[kept].set_axis(pd.Index(names, dtype=str))
-        repeated = (
-            var[var.index.duplicated(keep=False)].groupby(level=0).agg(lambda each: ";".join(dict.fromkeys(each)))
-        )
+        repeated = var[var.index.duplicated(keep=False)].groupby(level=0).agg(lambda x: ";".join(dict.fromkeys(x)))
         var = var[~var.index.duplicated()]
         var.loc[repeated.index] = repeated
         counts = sparse.csr_matrix(adata.X)

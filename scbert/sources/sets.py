@@ -79,9 +79,8 @@ def read_pbmc_3tech(paths: list[Path]) -> anndata.AnnData:
 def read_pancreas_5tech(paths: list[Path]) -> anndata.AnnData:
     """Read a Seurat object of five technologies; `batch` is the technology."""
     adata = read_seurat(paths[0])
-    adata.obs = pd.DataFrame(
-        {"label": adata.obs["celltype"], "batch": adata.obs["tech"], "sample": adata.obs["orig.ident"]}
-    )
+    columns = {"celltype": "label", "tech": "batch", "orig.ident": "sample"}
+    adata.obs = adata.obs[list(columns)].rename(columns=columns)
     return adata
 
 
