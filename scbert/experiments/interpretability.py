@@ -44,6 +44,7 @@ from .pretraining import read_sets
 
 PERMUTATIONS_AT_ONCE = 20
 ROWS_AT_ONCE = 512
+SET_SIZES = range(3, 201)  # genes of a set that is tested for enrichment
 
 
 def prepare_encoder(start: ScBert | ScBertConfig, train: anndata.AnnData, *, n_epochs: int, seed: int = 0) -> ScBert:
@@ -338,14 +339,12 @@ def enrich(
     background: Sequence[str],
     *,
     names: Mapping[str, Sequence[str]] | None = None,
-    minimum: int = 3,
-    maximum: int = 200,
 ) -> pd.DataFrame:
     """Ask which sets a type's genes are in more often than by chance: the hypergeometric test, by gseapy.
 
     `genes` is type -> its top genes, `sets` set -> genes, and `names` type -> its own sets, see `load_sets`. The `background`
-    are all genes that could have come out on top: the model's own, and those that the cells express. Sets with `minimum` to
-    `maximum` genes in it are tested.
+    are all genes that could have come out on top: the model's own, and those that the cells express. Sets with
+    `SET_SIZES` genes in it are tested.
 
     Returns
     -------
@@ -362,11 +361,11 @@ def enrich(
         raise ValueError("gseapy is not installed: pip install -c requirements.lock 'scbert-companion[interpret]'.")
     import gseapy
 
-    known, tested = set(background), choose_tested(sets, background, minimum, maximum)
+    known, tested = set(background), choose_tested(sets, background)
     if not tested:
         raise ValueError(
-            f"None of the {len(sets)} sets has {minimum} to {maximum} genes among the {len(known)} of the background: "
-            "are both named by symbols?"
+            f"None of the {len(sets)} sets has {SET_SIZES[0]} to {SET_SIZES[-1]} genes among the {len(known)} of the "
+            "background: are both named by symbols?"
         )
     rows = []
     for kind, own in genes.items():
@@ -390,12 +389,10 @@ def enrich(
     return table.sort_values(["type", "p", "term"], ignore_index=True)
 
 
-def choose_tested(
-    sets: Mapping[str, Sequence[str]], background: Sequence[str], minimum: int = 3, maximum: int = 200
-) -> dict[str, list[str]]:
-    """Return set -> its genes in the background, of the sets that have so many there."""
+def choose_tested(sets: Mapping[str, Sequence[str]], background: Sequence[str]) -> dict[str, list[str]]:
+    """Return set -> its genes in the background, of the sets that have `SET_SIZES` of them there."""
     found = {name: sorted(set(background).intersection(members)) for name, members in sets.items()}
-    return {name: members for name, members in found.items() if minimum <= len(members) <= maximum}
+    return {name: members for name, members in found.items() if len(members) in SET_SIZES}
 
 
 def enrich_all(

@@ -11,11 +11,10 @@ import yaml
 from ..data.checks import check_column, check_counts, check_unique
 from ..paths import find_file, first_line
 from ..sources import download, readers, sets
-from .readers.matrices import recover_counts
 from .simulate import simulate_studies
 from .totals import supply_totals
 
-__all__ = ["CATALOGUE", "fetch", "list_catalogue", "load", "missing_files", "recover_counts", "simulate_studies"]
+__all__ = ["CATALOGUE", "fetch", "list_catalogue", "load", "missing_files", "simulate_studies"]
 
 NO_LABEL = {"", "nan", "na", "n/a", "none", "null", "unassigned"}
 CATALOGUE: dict[str, dict] = yaml.safe_load((Path(__file__).parent / "catalogue.yaml").read_text())

@@ -106,20 +106,11 @@ def simulate_studies(
     shares = pd.crosstab(pd.Series(study), pd.Series(label)).reindex(index=range(n_studies)).to_numpy()
     result = anndata.AnnData(counts, obs=obs, var=adata.var.copy())
     result.varm["capture"] = capture.T
-    result.uns["scbert"] = {k: v for k, v in adata.uns.get("scbert", {}).items() if k != "tokenize"} | {
-        "simulate_studies": {
-            "n_studies": n_studies,
-            "severity": float(severity),
-            "effects": effects,
-            "seed": seed,
-            "studies": list(obs["study"].cat.categories),
-            "depth": depth,
-            "mean_capture": mean_capture,
-            "ambient": ambient,
-            "labels": list(names),
-            "cells": shares,  # (studies, labels)
-        }
-    }
+    drawn = {"n_studies": n_studies, "severity": float(severity), "effects": effects, "seed": seed}
+    drawn |= {"studies": list(obs["study"].cat.categories), "depth": depth, "mean_capture": mean_capture}
+    drawn |= {"ambient": ambient, "labels": list(names), "cells": shares}  # (studies, labels)
+    noted = {name: note for name, note in adata.uns.get("scbert", {}).items() if name != "tokenize"}
+    result.uns["scbert"] = noted | {"simulate_studies": drawn}
     return result
 
 
@@ -205,9 +196,8 @@ def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: in
         drawn = random["rest"].binomial(np.rint(rest.clip(0)).astype(np.int64), kept[study])
         beyond = np.where(kept[study] < 1, drawn, rest.clip(0))
         result.obs["n_counts"] = np.asarray(counts.sum(1), np.float64).ravel() + beyond
-    noted = {
-        key: value for key, value in adata.uns.get("scbert", {}).items() if key not in ("tokenize", "fractional_counts")
-    }
+    gone = ("tokenize", "fractional_counts")
+    noted = {name: note for name, note in adata.uns.get("scbert", {}).items() if name not in gone}
     result.uns["scbert"] = noted | {"equalize_depth": dict(zip(names.tolist(), kept.tolist(), strict=True))}
     return result
 
