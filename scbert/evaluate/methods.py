@@ -68,9 +68,8 @@ def fit_logistic_regression(
     """Fit logistic regression on log-normalised counts, see `scbert.train.regression.fit_regression`.
 
     Penalty and strength C are chosen on validation cells. The choice is ``predict.chosen``, what was learnt
-    ``predict.arrays``. With `class_weight` "balanced", cells weigh in inverse proportion to their label's frequency: under
-    L1 in each problem of one label against the rest, by the frequencies of these two. ValueErrors are those of
-    `fit_nearest_centroid`.
+    ``predict.arrays``. With `class_weight` "balanced", cells weigh in inverse proportion to their label's frequency:
+    under L1 in each problem of a label against the rest. ValueErrors are those of `fit_nearest_centroid`.
     """
     y, truth = _read_labels(train, validation, label_key)
     labels, y = np.unique(y, return_inverse=True)
@@ -299,9 +298,8 @@ def rebalance(train: anndata.AnnData, *, label_key: str, how: str, seed: int = 0
     """Return training cells with equally many of each label.
 
     The `how` is "subsample": cells of large labels are left out, down to the smallest, be it a single cell; or
-    "oversample": cells of small ones are drawn again, as <cell>-copy<n>, up to the largest. What is returned is a copy
-    with all layers and columns; what stays keeps its order, copies come last. Another `how`, no such label column or
-    missing labels are a ValueError.
+    "oversample": cells of small ones are drawn again, as <cell>-copy<n>, up to the largest. Returned is a copy with all
+    layers and columns, in order, drawn cells last. A ValueError: another `how`, no such column, or missing labels.
 
     Khan et al. 2023 subsample, and draw new cells between neighbours of a small label by SMOTE. This can't be done
     here: a token between two tokens has no meaning, and copies are what remains.

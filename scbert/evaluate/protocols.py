@@ -300,12 +300,10 @@ def carry_over(
 
     Returns
     -------
-    Without `train_on`, splits "held_out:<study>". With it, splits of protocol "": tested are the other studies, and beside
-    them those cells of the training study that `choose_pool` keeps from training, so that what is lost on the way is
-    seen under one model.
+    Without `train_on`, splits "held_out:<study>". With it, splits of protocol "": tested are the other studies and, so
+    that what is lost on the way is seen under one model, those cells of the training study that `choose_pool` keeps.
 
-    A ValueError: no such column, no cell of the study that is to train, one study only, or fewer than two labels to learn
-    without a study.
+    A ValueError: no such column, no cell of `train_on`, one study only, or fewer than two labels to learn without one.
 
     Paper: Methods, "benchmarking"; Fig. 3 (four pancreas studies, four shared types); Extended Data Fig. 5b (organs, by
     its caption in five folds instead).

@@ -43,10 +43,9 @@ def integrated_gradients(
 
     The path runs in a straight line to the cell as it is: from all tokens at 0, whose embeddings it joins to those of
     the cell, while the gene embeddings stay. With ``config.expressed_only`` a gene that is not expressed is absent, and
-    its encoding zero, which no token says. So a second input runs along the path, from 0 to 1, by which each gene's
-    encoding is multiplied before the head; what a gene is due is the sum over both inputs. The genes that enter the
-    encoder are those of the whole cell all the way. (Without the second input what a gene does by being there is
-    missed.)
+    its encoding zero, which no token says. So, for what a gene does by being there, a second input runs along the path,
+    from 0 to 1, by which each gene's encoding is multiplied before the head; what a gene is due is the sum over both.
+    The genes that enter the encoder are those of the whole cell all the way.
 
     `labels`, (cells,), are those whose logit is attributed, such as each cell's true type; `n_steps` the points of the
     Gauss-Legendre rule on the path, each a forward and a backward pass.
@@ -187,10 +186,9 @@ def score_genes(
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Score genes in five ways, for each training, in one table that all comparisons read.
 
-    "attention" is what a gene receives in a type less what it receives in others; "even" the same, of attention that is
-    spread evenly over the genes a cell expresses; "weights", "expression" and "gradients" are those of
-    `score_by_weights`, `score_by_expression` and `score_by_gradients`. "even", "weights" and "expression" know no
-    network, and are the same for each training.
+    "attention" is what a gene receives in a type less what it receives in others; "even" the same, of attention spread
+    evenly over the genes a cell expresses; "weights", "expression" and "gradients" are of `score_by_weights`,
+    `score_by_expression` and `score_by_gradients`. "even", "weights" and "expression" are the same for each training.
 
     `trained` is seed -> what `fit_scbert` returned; `adata` are tokenized training cells, of which `n_cells` of each type
     are taken for gradients; `contrasts` is seed -> `contrast_types` of the attention in these cells, whose genes are scored.
@@ -432,8 +430,7 @@ def measure_areas(
     by_number
         Return the share at each number, in place of their mean.
     seed
-        Fixes the resampling, over cells within types, and over seeds where there are several, the same for all rankings,
-        see `scbert.metrics.draw_weights`.
+        Fixes the resampling, over cells within types and over seeds, the same for all rankings, see `draw_weights`.
 
     Returns
     -------

@@ -1,5 +1,6 @@
 """What a model costs: multiplies counted, seconds and bytes measured, and from both an estimate for GPUs."""
 
+import copy
 import itertools
 import math
 import multiprocessing
@@ -40,8 +41,7 @@ LINK_BANDWIDTH, LATENCY = (
 def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) -> pd.DataFrame:
     """Count the floating-point operations of one cell's matrix multiplies, and the bytes that go in and out of them.
 
-    `tokens` is the length of the sequence, and `recompute` whether the backward pass computes chunks again, as it does
-    from `scbert.attention.KEPT_CHUNKS` on.
+    `tokens` is the length of the sequence, `recompute` whether the backward pass computes chunks again (`KEPT_CHUNKS`).
 
     One row a part of the encoder, all layers together: GFLOP of a `forward` pass and of a `training` step, and MB in
     and out of the part (`moved_mb`, float32, each number once).
@@ -200,9 +200,8 @@ def estimate_pretraining(
 def estimate_days(config: ScBertConfig, claims: Mapping[str, tuple[int, int, Mapping]], **options) -> pd.DataFrame:
     """Estimate the days of trainings that others reported, to hold their timings against.
 
-    `claims` is name -> cells, number of GPUs, and options of `estimate_pretraining` that are this training's own: its
-    one card, its number of epochs. Further `options` are of all trainings. One row a claim and one column a scenario of
-    `shares`: days, an estimate each.
+    `claims` is name -> cells, number of GPUs, and options of `estimate_pretraining` that are this training's own;
+    further `options` are of all. One row a claim and one column a scenario of `shares`: days, an estimate each.
     """
     rows = {}
     for claim, (n_cells, n_devices, own) in claims.items():
@@ -252,17 +251,13 @@ def make_step(model: ScBert, attention: str, step: str, bins: torch.Tensor, dtyp
     if attention not in ATTENTIONS or step not in ("forward", "training"):
         raise ValueError(f"attention must be one of {ATTENTIONS}, step 'forward' or 'training': {attention}, {step}.")
 
+    if attention != "scbert":
+        model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})  # of the same weights
+        for block, _ in model.performer.net.layers:
+            block.fn.fast_attention = _replace_attention(block.fn.fast_attention, attention)
+
     def encode():
-        if attention == "scbert":
-            return model.encode(bins)
-        ours = [layer[0].fn.fast_attention for layer in model.performer.net.layers]
-        for layer, own in zip(model.performer.net.layers, ours, strict=True):
-            layer[0].fn.fast_attention = _replace_attention(own, attention)
-        try:
-            return model.norm(model.performer(model.embed(bins)))
-        finally:
-            for layer, own in zip(model.performer.net.layers, ours, strict=True):
-                layer[0].fn.fast_attention = own
+        return model.encode(bins) if attention == "scbert" else model.norm(model.performer(model.embed(bins)))
 
     def run():
         with torch.autocast(bins.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):

@@ -256,8 +256,7 @@ def join_sets(
 ) -> tuple[anndata.AnnData, anndata.AnnData]:
     """Join sets on the genes they share, and hold some of each one's cells out of training.
 
-    `sets` is name -> counts, such as `load_sets` returns. `label_key`, which a set may lack, only chooses cells to hold out;
-    `seed` draws them where no split is saved.
+    `sets` is name -> counts, as of `load_sets`. `label_key`, which a set may lack, and `seed` say which are held out.
 
     Returns
     -------

@@ -62,8 +62,7 @@ def dot_plot(means: pd.DataFrame, shares: pd.DataFrame, top: pd.DataFrame, *, n:
     """Draw the top genes of each type as dots: size is the share of cells that express it, colour its attention.
 
     `means` and `shares` are types x genes: mean attention, whose z-scores over types are drawn for each gene; and the
-    share of cells that express it. The first `n` genes of each type in `top`, from `scbert.interpret.find_top`, are
-    shown, each once.
+    share of cells that express it. Of `top`, from `scbert.interpret.find_top`, the first `n` of each type are shown.
 
     Paper: Fig. 5c.
     """

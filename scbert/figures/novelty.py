@@ -131,9 +131,8 @@ def roc_and_pr(
 def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str]) -> np.ndarray:
     """Draw recall and Jaccard of novel cells, and accuracy on known ones, against the threshold, a panel a method.
 
-    `table` is by method, threshold and metric, of `scbert.novelty.sweep_thresholds`; bands are 95 % intervals. `tuned` is
-    method -> threshold of the largest probability, chosen on other types: a dotted line, if there is one. The dashed one
-    is the paper's.
+    `table` is by method, threshold and metric, of `scbert.novelty.sweep_thresholds`; bands are 95 % intervals. `tuned`
+    is method -> threshold chosen on other types, if there is one: a dotted line. The dashed one is the paper's.
     """
     rows = table.reset_index()
     axes = make_panels(len(methods), width=2.6, height=2.8, beside=1.8, sharey=True)

@@ -67,8 +67,7 @@ def make_panels(
     """Return the axes of `n` panels, row by row, in a figure that gives each a place of so many inches.
 
     `n_columns` stand side by side, all if None. A panel with its names is `width` wide and `height` high; `beside` and
-    `above` are inches of the whole figure for more names and a legend. There is no line above and on the right. `options`
-    are of `matplotlib.pyplot.subplots`.
+    `above` are inches of the whole figure for more names and a legend, `options` of `matplotlib.pyplot.subplots`.
     """
     n_columns = min(n_columns or n, n)
     n_rows = -(-n // n_columns)
@@ -212,9 +211,8 @@ def named_cells(
 ) -> np.ndarray:
     """Scatter cells by batch, by true label, and by what each method calls them, in the same colours.
 
-    `adata` has ``obsm["X_umap"]``, see `place_cells`; a panel of batches comes first if there is a `batch_key`. The first
-    row of each method and cell in `predictions` is shown. Cells that a method did not name are pale grey; a ValueError if
-    it names none.
+    `adata` has ``obsm["X_umap"]``, see `place_cells`; a panel of batches comes first if there is a `batch_key`. Of each
+    method and cell the first row of `predictions` counts. Cells without are pale grey; a ValueError if all are.
 
     Paper: Fig. 2b, 3a, 3b, 3e, 3f.
     """

@@ -66,10 +66,8 @@ def write_store(
     shard_cells
         Most cells a shard; a shard holds cells of one source.
 
-    Writes
-    ------
-    ``shard-00000.h5ad`` ..., each an AnnData with ``layers["bins"]``, the ``obs`` of its cells and no counts, with
-    checksums. Then ``store.json``: without it no store opens.
+    Written are ``shard-00000.h5ad`` ..., each an AnnData with ``layers["bins"]``, the ``obs`` of its cells and no
+    counts, with checksums. Then ``store.json``: without it no store opens.
 
     Raises
     ------

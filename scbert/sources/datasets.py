@@ -47,8 +47,7 @@ def load(
     backed
         Leave the matrix on disk (``.h5ad`` files only).
     round_counts
-        Round the fractional counts of one's own file, estimated or corrected, to whole numbers; what is within rounding
-        of a whole number always is.
+        Round the fractional counts of one's own file to whole numbers; what is within rounding of one always is.
 
     Returns
     -------

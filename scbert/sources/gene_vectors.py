@@ -35,9 +35,7 @@ def train_gene2vec(
         pairs, vector_size=dim, window=1, sg=1, negative=5, sample=0, min_count=1, epochs=n_epochs, seed=seed, workers=1
     )
     vectors = np.zeros((adata.n_vars, dim), np.float32)
-    for i in range(adata.n_vars):
-        if str(i) in model.wv:
-            vectors[i] = model.wv[str(i)]
+    vectors[list(map(int, model.wv.index_to_key))] = model.wv.vectors
     return vectors
 
 

@@ -164,9 +164,8 @@ def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: in
     same probability, the shallowest study's median library size over that of the cell's own study (both of all measured
     genes, `scbert.preprocess.library_size`), so a cell stays deeper or shallower than others of its study.
 
-    Estimated, fractional counts, which ``uns["scbert"]["fractional_counts"]`` admits, are rounded first, and how many
-    counts that leaves is printed. No counts, a missing or incomplete column of studies, or a seed that is none, are a
-    ValueError.
+    Estimated, fractional counts, which ``uns["scbert"]["fractional_counts"]`` admits, are rounded first, which is
+    printed. No counts, a missing or incomplete column of studies, or a seed that is none, are a ValueError.
 
     Returns
     -------
@@ -230,8 +229,7 @@ def simulate_old_names(genes: Sequence[str], *, seed: int = 0) -> tuple[np.ndarr
     """Give a third of some genes other names, as between studies of different years, and make a table that knows most.
 
     Of the genes, 18 % go by a name that the table traces back, 5 % by one that it has for two genes, 10 % by one that
-    it lacks. Returned are the names, one a gene, and a table such as `scbert.genes.read_gene_table` reads: name, gene_id,
-    how.
+    it lacks. Returned are the names, one a gene, and a table as of `scbert.genes.read_gene_table`.
     """
     genes, fates = np.asarray(genes, dtype=object), ["same", "traced", "shared", "lost"]
     fates = np.random.default_rng(seed).choice(fates, len(genes), p=[0.67, 0.18, 0.05, 0.1])
