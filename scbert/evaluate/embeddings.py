@@ -145,9 +145,7 @@ def _check(embedding, **columns):
         raise ValueError("An embedding must be finite numbers, a row a cell.")
     for name, values in columns.items():
         if len(values) != len(embedding):
-            raise ValueError(
-                f"There are {len(embedding)} cells in the embedding and {len(values)} {name}: give one each."
-            )
+            raise ValueError(f"{len(embedding)} cells in the embedding and {len(values)} {name}: give one each.")
         if pd.isna(np.asarray(values, dtype=object)).any():
             raise ValueError(f"Some {name} are missing: leave these cells out.")
     return embedding, *(np.asarray(values).astype(str) for values in columns.values())

@@ -181,13 +181,11 @@ def resample(
 
 
 def resample_metrics(
-    predictions: pd.DataFrame, *, sizes: pd.Series | None = None, rare: int = 20, seed: int = 0, n_resamples: int = 2000
+    predictions: pd.DataFrame, *, sizes: pd.Series | None = None, rare: int = 20, **options
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Return `METRICS` of each method (methods x metrics), and resampled (resamples, methods, metrics): see `resample`."""
     labels, common = _find_labels(predictions, sizes, rare)
-    methods, values, drawn = resample(
-        predictions, lambda counts: measure(counts, common), labels, seed=seed, n_resamples=n_resamples
-    )
+    methods, values, drawn = resample(predictions, lambda counts: measure(counts, common), labels, **options)
     return pd.DataFrame(values, index=methods, columns=list(METRICS)), drawn
 
 

@@ -141,8 +141,7 @@ def matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> A
 def deletion_curves(shares: pd.DataFrame, *, judge: str | None = None) -> np.ndarray:
     """Draw what is left of the true type's probability against the number of genes; return the axes, (judges, kinds).
 
-    `shares` are from ``scbert.deletion.measure_areas(curves, by_number=True)``. A row of panels for the predictions of
-    a `judge`, or for each if None.
+    `shares` are from `scbert.deletion.measure_areas`, by number. A row of panels for a `judge`, or for each if None.
     """
     judges = list(dict.fromkeys(shares["judge"])) if judge is None else [judge]
     kinds, numbers = list(dict.fromkeys(shares["kind"])), np.sort(shares["number"].unique()).astype(float)

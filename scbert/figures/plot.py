@@ -404,8 +404,7 @@ def studies(
 ) -> Axes:
     """Draw a metric of each method on each study that was held out, with intervals, the methods side by side.
 
-    `table` is as in `curve`, by study (named `by`), method and metric; its order is that of the studies. `methods` are
-    drawn in their order; all if None.
+    `table` is as in `curve`, by study (named `by`), method and metric. Studies are in its order, `methods` all if None.
 
     Paper: Fig. 3c, 3d.
     """
@@ -461,9 +460,8 @@ def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     apart = np.abs(np.subtract.outer(means.to_numpy(), means.to_numpy())) > found["critical_difference"]
     p = pd.DataFrame(1.0 - apart, index=means.index, columns=means.index)
     colors = {method: style["color"] for method, style in style_methods(table.index).items()}
-    drawn = critical_difference_diagram(
-        means, p, ax=ax, color_palette=colors, label_fmt_left="{label} ", label_fmt_right=" {label}"
-    )
+    places = {"label_fmt_left": "{label} ", "label_fmt_right": " {label}"}
+    drawn = critical_difference_diagram(means, p, ax=ax, color_palette=colors, **places)
     ax.spines["top"].set_visible(True)  # the line of the ranks
     for name in drawn["labels"]:
         name.set(text=spell(name.get_text()), color="black")

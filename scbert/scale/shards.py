@@ -114,8 +114,14 @@ def write_store(
             store |= {"cells": n_cells, "obs": columns, "genes": list(genes), "matched_share": found.mean()}
             bar = tqdm(desc="tokenize", total=n_cells, initial=n_done, unit="cell", file=sys.stdout, mininterval=1,
                        disable=not progress)  # fmt: skip
-            with _say_what_failed(path), bar:
-                _write_shards(path, store, plan, done, options, bar)
+            try:
+                with bar:
+                    _write_shards(path, store, plan, done, options, bar)
+            except (OSError, RuntimeError) as error:  # h5py raises either
+                raise OSError(
+                    f"The store {path} could not be written ({first_line(error)}): whole shards are kept, so free some "
+                    "space and call write_store again with the same arguments."
+                ) from None
     return open_store(path)
 
 
@@ -227,17 +233,6 @@ def _check_room(path, needed):
             f"The store needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder}: free some space, "
             "or give a folder on another disk."
         )
-
-
-@contextlib.contextmanager
-def _say_what_failed(path):
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # h5py raises either
-        raise OSError(
-            f"The store {path} could not be written ({first_line(error)}): whole shards are kept, so free some space "
-            "and call write_store again with the same arguments."
-        ) from None
 
 
 def _write_shards(path, store, plan, done, options, bar):

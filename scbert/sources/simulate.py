@@ -31,9 +31,8 @@ def simulate_studies(
     """Deal real cells to several studies, and give each study its own depth, capture, ambient RNA and label shares.
 
     The cells, with whole counts, are dealt first, each to exactly one study and label by label; only then are counts
-    changed, so no cell is in two studies. What is left of a cell's counts is real; what differs between the studies is
-    known. The seed fixes everything: an effect's factors are the same alone and beside others, and at each severity point
-    the same way.
+    changed, so no cell is in two studies. What is left of a cell's counts is real; how the studies differ is known. The
+    seed fixes everything: an effect's factors are the same alone and beside others, and the same way at any severity.
 
     Parameters
     ----------
