@@ -734,7 +734,7 @@ def test_what_is_kept_is_read_with_the_predictions_of_the_same_cells(toy, some_a
         kept = runner.read_kept(job, run)
         own = predictions[predictions["method"] == job.method].set_index("cell")
         pd.testing.assert_frame_equal(kept.cells, own[["truth", "predicted", "confidence", "seen", "part"]])
-        probabilities = scbert.methods.to_probabilities(kept.logits)
+        probabilities = scbert.kept.to_probabilities(kept.logits)
         assert list(probabilities.index) == [*some_aside.test, *some_aside.aside]
         assert set(probabilities.columns) == {"B", "Monocyte", "T/NK"}
         assert probabilities.idxmax(axis=1).tolist() == kept.cells["predicted"].tolist()
@@ -758,7 +758,7 @@ def test_kept_outputs_are_those_of_the_method_trained_on_this_split(toy, some_as
         )  # plus the repeat
         test = cells[[*some_aside.test, *some_aside.aside]].copy()
         kept = runner.read_kept(job, run)
-        assert scbert.methods.to_probabilities(kept.logits).to_numpy() == pytest.approx(
+        assert scbert.kept.to_probabilities(kept.logits).to_numpy() == pytest.approx(
             predict(test).to_numpy(), abs=1e-4
         )  # logits are kept as float32
         if job.method == "scbert":

@@ -541,7 +541,7 @@ def test_what_logistic_regression_reads_out_stays_a_number_where_it_is_very_sure
         sure.X = np.where(test.X.toarray() > 3, 2000, 0)
         sure.obs["n_counts"] = np.maximum(sure.X.sum(1), 1)
         logits, _ = methods.read_out(predict, sure)
-        probabilities = scbert.methods.to_probabilities(logits).to_numpy()
+        probabilities = scbert.kept.to_probabilities(logits).to_numpy()
         assert np.isfinite(logits.to_numpy(np.float32)).all()
         assert probabilities == pytest.approx(predict(sure).to_numpy(), abs=1e-6)
         assert probabilities.max(1).max() > 1 - 1e-12

@@ -98,7 +98,7 @@ def test_one_training_cell_of_a_label_among_others_of_many_is_a_mean_like_any_ot
 
 def test_softmax_of_logits_however_large():
     logits = pd.DataFrame([[0.0, np.log(3)], [1000.0, 1000.0], [-1e5, 0.0]], ["x", "y", "z"], ["A", "B"])
-    probabilities = methods.to_probabilities(logits)
+    probabilities = kept.to_probabilities(logits)
     assert probabilities.to_numpy() == pytest.approx(np.array([[0.25, 0.75], [0.5, 0.5], [0, 1]]))
     assert list(probabilities.index) == ["x", "y", "z"]
     assert list(probabilities.columns) == ["A", "B"]
@@ -123,7 +123,7 @@ def test_of_other_methods_vectors_are_components_of_expression_that_training_cel
     assert np.abs(vectors) == pytest.approx(np.abs(pca.transform(x_cells)), abs=1e-4)  # but for signs
     expected = mahalanobis(pca.transform(x), train.obs["cell_type"].astype(str).to_numpy(), pca.transform(x_cells))
     assert distance == pytest.approx(expected, rel=1e-3)
-    pd.testing.assert_frame_equal(methods.to_probabilities(logits), predict(cells))
+    pd.testing.assert_frame_equal(kept.to_probabilities(logits), predict(cells))
     alone = kept.describe_cells(predict, train, cells[:5].copy())
     assert alone[1] == pytest.approx(vectors[:5], abs=1e-4)
     assert alone[2] == pytest.approx(distance[:5], rel=1e-4)
@@ -151,7 +151,7 @@ def test_scberts_vectors_are_its_own(parts, config):
     learnt = scbert.embed(predict.classifier, train).astype(float)
     expected = mahalanobis(learnt, train.obs["cell_type"].astype(str).to_numpy(), own.astype(float))
     assert distance == pytest.approx(expected, rel=1e-3)
-    assert methods.to_probabilities(logits).to_numpy() == pytest.approx(predict(cells).to_numpy(), abs=1e-6)
+    assert kept.to_probabilities(logits).to_numpy() == pytest.approx(predict(cells).to_numpy(), abs=1e-6)
 
 
 def test_a_cell_unlike_all_that_trained_is_further_away(make_cells):
@@ -188,7 +188,7 @@ def test_methods_without_a_read_out_tell_the_logarithm_of_their_probabilities(pa
     shares = pd.DataFrame([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]], ["x", "y"], ["A", "B", "C"])
     logits, vectors = methods.read_out(lambda _: shares, None)
     assert vectors is None
-    assert methods.to_probabilities(logits).to_numpy() == pytest.approx(shares.to_numpy(), abs=1e-11)
+    assert kept.to_probabilities(logits).to_numpy() == pytest.approx(shares.to_numpy(), abs=1e-11)
     assert np.isfinite(logits).all(axis=None)
 
 
@@ -197,4 +197,4 @@ def test_rebalanced_methods_have_the_read_out_of_what_they_rebalance(parts):
     fit = partial(methods.fit_rebalanced, fit=methods.fit_logistic_regression, how="subsample")
     predict = fit(train[3:].copy(), validation, label_key="cell_type")
     logits, _ = methods.read_out(predict, cells)
-    assert methods.to_probabilities(logits).to_numpy() == pytest.approx(predict(cells).to_numpy(), abs=1e-6)
+    assert kept.to_probabilities(logits).to_numpy() == pytest.approx(predict(cells).to_numpy(), abs=1e-6)

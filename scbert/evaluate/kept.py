@@ -12,7 +12,9 @@ from sklearn.decomposition import PCA
 
 from ..data.preprocess import lognormalize
 from ..train.companions import fit_centres, measure_to_centres
-from .methods import read_out
+from .methods import read_out, to_probabilities
+
+__all__ = ["Kept", "describe_cells", "measure_distance", "read_file", "to_probabilities", "write_file"]
 
 N_COMPONENTS = 30  # of the expression, for methods without vectors of their own
 
