@@ -1,8 +1,8 @@
 """scBERT's reproducible companion: the model, its data and its experiments, for notebooks and scripts.
 
-Rooms, and data flows down the list: `paths`, `data`, `model`, `sources`, `scale`, `memory`, `train`, `annotate`, `evaluate`,
-`run`, `experiments`, `figures`. A room imports only from those before it in this list. What *is* scBERT is in `data`, `model`, `train`
-and `annotate`. CONTRIBUTING.md has the map.
+Rooms, and data flows down the list: `paths`, `data`, `model`, `sources`, `scale`, `memory`, `train`, `annotate`,
+`evaluate`, `run`, `experiments`, `figures`. A room imports only from those before it in this list. What *is* scBERT is in
+`data`, `model`, `train` and `annotate`. CONTRIBUTING.md has the map.
 """
 
 import os
@@ -35,62 +35,22 @@ _FUNCTIONS = {
     "pretrain": "train.pretrain",
     "finetune": "train.finetune",
 }
-_MODULES = {
-    "checks": "data.checks",
-    "counts": "data.counts",
-    "preprocess": "data.preprocess",
-    "cells": "data.cells",
-    "masking": "data.masking",
-    "attention": "model.attention",
-    "published": "model.published",
-    "datasets": "sources.datasets",
-    "download": "sources.download",
-    "readers": "sources.readers",
-    "sets": "sources.sets",
-    "simulate": "sources.simulate",
-    "totals": "sources.totals",
-    "genes": "sources.genes",
-    "gene_names": "sources.gene_names",
-    "gene_vectors": "sources.gene_vectors",
-    "weights": "sources.weights",
-    "checkpoint": "scale.checkpoint",
-    "processes": "scale.processes",
-    "prefix": "scale.prefix",
-    "stream": "scale.stream",
-    "shards": "scale.shards",
-    "recipe": "train.recipe",
-    "companions": "memory.companions",
-    "masks": "evaluate.masks",
-    "metrics": "evaluate.metrics",
-    "hygiene": "evaluate.hygiene",
-    "protocols": "evaluate.protocols",
-    "methods": "evaluate.methods",
-    "runner": "evaluate.runner",
-    "kept": "evaluate.kept",
-    "fitted": "evaluate.fitted",
-    "significance": "evaluate.significance",
-    "calibration": "evaluate.calibration",
-    "novelty": "evaluate.novelty",
-    "embeddings": "evaluate.embeddings",
-    "record": "run.record",
-    "preflight": "run.preflight",
-    "report": "run.report",
-    "annotated": "run.annotated",
-    "pretraining": "experiments.pretraining",
-    "benchmark": "experiments.benchmark",
-    "cross_dataset": "experiments.cross_dataset",
-    "batch_effect": "experiments.batch_effect",
-    "novel_types": "experiments.novel_types",
-    "interpret": "experiments.interpretability",
-    "deletion": "experiments.deletion",
-    "performance": "experiments.performance",
-    "scoreboard": "experiments.scoreboard",
-    "tokens": "experiments.tokens",
-    "plot": "figures.plot",
-    "plot_shift": "figures.shift",
-    "plot_novelty": "figures.novelty",
-    "plot_genes": "figures.genes",
+_ROOMS = {
+    "data": "checks counts preprocess cells masking",
+    "model": "attention published",
+    "sources": "datasets download readers sets simulate totals genes gene_names gene_vectors weights",
+    "scale": "checkpoint processes prefix stream shards",
+    "memory": "companions",
+    "train": "recipe",
+    "evaluate": "masks metrics hygiene protocols methods runner kept fitted significance "
+    "calibration novelty embeddings",
+    "run": "record preflight report annotated",
+    "experiments": "pretraining benchmark cross_dataset batch_effect novel_types deletion performance "
+    "scoreboard tokens",
 }
+_MODULES = {name: f"{room}.{name}" for room, names in _ROOMS.items() for name in names.split()}
+_MODULES |= {"interpret": "experiments.interpretability", "plot": "figures.plot"}
+_MODULES |= {f"plot_{name}": f"figures.{name}" for name in ("shift", "novelty", "genes")}
 __all__ = ["annotate", *_FUNCTIONS, *_MODULES]
 
 

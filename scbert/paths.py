@@ -48,12 +48,7 @@ class PartDone(Exception):
 def find_part() -> tuple[int, int] | None:
     """Return which part of a benchmark's jobs this process computes and of how many, from $SCBERT_PART; None if all.
 
-    (2, 8) for "2/8", the second of eight: `scbert run 04 --part 2/8`.
-
-    Raises
-    ------
-    ValueError
-        The variable is no such part.
+    (2, 8) for "2/8", the second of eight: `scbert run 04 --part 2/8`. A ValueError if the variable is no such part.
     """
     text = os.environ.get("SCBERT_PART")
     if not text:

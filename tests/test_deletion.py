@@ -441,6 +441,8 @@ def test_rankings_are_compared_between_trainings_layers_and_each_other(rankings,
     by_layer = {f"layer {i}": deletion.score_by_attention(layers[4][i], labels_of(cells)) for i in (1, 2)}
     found = table[table["between"] == "layers"].iloc[:, 1:].reset_index(drop=True)
     pd.testing.assert_frame_equal(found, interpret.measure_agreement(by_layer, 6))
+    one_seed = deletion.compare_rankings(scores[scores["seed"] == 4], layers[4], labels_of(cells), 6)
+    assert list(one_seed["between"].unique()) == ["layers", "rankings"]
 
 
 def test_each_training_is_judged_on_its_own_rankings_and_on_random_ones(rankings, cells, more_cells, capsys):

@@ -343,15 +343,6 @@ def test_genes_without_a_score_in_either_are_no_agreement():
         interpret.measure_agreement({"one": one, "other": other.rename(index={"a": "b"})})
 
 
-def test_groups_are_compared_within_each_and_single_tables_left_out():
-    tables = [pd.DataFrame(np.random.default_rng(i).normal(size=(2, 30)), index=["a", "b"]) for i in range(3)]
-    groups = {"seeds": dict(enumerate(tables)), "layers": dict(enumerate(tables[:2])), "alone": {0: tables[0]}}
-    table = interpret.compare_groups(groups, n=5)
-    assert table["between"].value_counts().to_dict() == {"seeds": 6, "layers": 2}
-    alone = interpret.measure_agreement(groups["layers"], 5)
-    pd.testing.assert_frame_equal(table[table["between"] == "layers"][alone.columns].reset_index(drop=True), alone)
-
-
 # What a notebook starts from, and what it says
 
 

@@ -177,9 +177,10 @@ def test_balanced_logistic_regression_finds_more_of_the_rare_label(make_cells):
         assert found[0] < 0.6 * found[1]
 
 
-def test_nearest_centroid_measures_the_cosine_with_the_mean_profile(parts):
+def test_nearest_centroid_measures_the_cosine_with_the_mean_profile(parts, monkeypatch):
     train, validation, test = parts
-    predict = methods.fit_nearest_centroid(train, validation, label_key="cell_type", temperatures=[0.1])
+    monkeypatch.setattr(methods, "TEMPERATURES", [0.1])
+    predict = methods.fit_nearest_centroid(train, validation, label_key="cell_type")
     x, label = np.log1p(train.X.toarray() * 5.0, dtype=np.float64), train.obs["cell_type"].to_numpy()
     cell = np.log1p(test.X[0].toarray().ravel() * 5.0, dtype=np.float64)
     means = [x[label == name].mean(0) for name in ("B", "Monocyte", "T/NK")]
@@ -188,17 +189,19 @@ def test_nearest_centroid_measures_the_cosine_with_the_mean_profile(parts):
     assert predict(test).iloc[0].to_numpy() == pytest.approx(expected)
 
 
-def test_the_temperature_is_the_one_of_least_log_loss_on_validation_cells(parts):
+def test_the_temperature_is_the_one_of_least_log_loss_on_validation_cells(parts, monkeypatch):
     train, validation, test = parts
     fit = partial(methods.fit_nearest_centroid, train, validation, label_key="cell_type")
     column = pd.Index(["B", "Monocyte", "T/NK"]).get_indexer(validation.obs["cell_type"])
-    losses, labels = {}, []
-    for temperature in methods.TEMPERATURES:
-        predict = fit(temperatures=[temperature])
+    losses, labels, chosen, temperatures = {}, [], fit().chosen, methods.TEMPERATURES
+    for temperature in temperatures:
+        monkeypatch.setattr(methods, "TEMPERATURES", [temperature])
+        predict = fit()
         losses[temperature] = -np.log(predict(validation).to_numpy()[np.arange(24), column]).mean()
         labels.append(list(predict(test).idxmax(axis=1)))
-    assert fit().chosen == f"temperature={min(losses, key=losses.get)}"
-    assert fit(temperatures=methods.TEMPERATURES[::-1]).chosen == fit().chosen
+    assert chosen == f"temperature={min(losses, key=losses.get)}"
+    monkeypatch.setattr(methods, "TEMPERATURES", temperatures[::-1])
+    assert fit().chosen == chosen
     assert all(other == labels[0] for other in labels)  # it moves no cell to another label
 
 
@@ -312,8 +315,6 @@ def test_subsampling_leaves_as_many_cells_of_each_label_as_the_smallest_has(unev
         == (less.layers["bins"] != uneven[less.obs_names].layers["bins"]).nnz
         == 0
     )
-    some = methods.rebalance(uneven, label_key="cell_type", how="subsample", size=5)
-    assert count_labels(some) == {"B": 5, "Monocyte": 5, "T/NK": 2}
 
 
 def test_oversampling_keeps_all_cells_and_draws_more_of_small_labels(uneven):
@@ -326,8 +327,6 @@ def test_oversampling_keeps_all_cells_and_draws_more_of_small_labels(uneven):
     assert (more.X.toarray() == uneven[origin].X.toarray()).all()
     assert (more.layers["bins"].toarray() == uneven[origin].layers["bins"].toarray()).all()
     assert list(more.obs["n_counts"]) == [2000] * 60
-    some = methods.rebalance(uneven, label_key="cell_type", how="oversample", size=5)
-    assert count_labels(some) == {"B": 20, "Monocyte": 8, "T/NK": 5}
 
 
 @pytest.mark.parametrize("how", ["subsample", "oversample"])
@@ -341,8 +340,6 @@ def test_the_seed_fixes_what_rebalancing_draws(uneven, how):
 def test_rebalancing_says_what_it_cannot_do(uneven):
     with pytest.raises(ValueError, match="how must be 'subsample' or 'oversample', not 'smote'"):
         methods.rebalance(uneven, label_key="cell_type", how="smote")
-    with pytest.raises(ValueError, match="size must be at least 1, not 0"):
-        methods.rebalance(uneven, label_key="cell_type", how="subsample", size=0)
     with pytest.raises(ValueError, match="The training set has no column 'label' in obs"):
         methods.rebalance(uneven, label_key="label", how="subsample")
 

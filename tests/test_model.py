@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import scbert
 from scbert import ScBert, ScBertConfig, attention
 from scbert.experiments.deletion import find_expressed
-from scbert.experiments.performance import attention_columns
+from scbert.experiments.performance import favor_attention
 from scbert.model.attention import CHUNK_BYTES, summarise_keys
 from scbert.model.classifier import AnnotationHead
 from scbert.model.encoder import run_layer
@@ -126,9 +126,9 @@ def test_attention_columns_are_those_of_each_layers_queries_and_keys(chunked):
         x, expected = model.embed(bins), []
         for attend, feed in model.performer.net.layers:
             q, k = (f(attend.norm(x)).unflatten(2, (4, 16)).transpose(1, 2) for f in (attend.fn.to_q, attend.fn.to_k))
-            where = bins > 0 if expressed_only else None
+            weight = attention.weigh_queries(bins > 0 if expressed_only else torch.ones(bins.shape))
             projection = attend.fn.fast_attention.projection_matrix
-            expected.append(attention_columns(q, k, projection, where, key_stabiliser))
+            expected.append(favor_attention(q, k, k, projection, key_stabiliser, weight=weight)[1])
             x = x + attend(x)
             x = x + feed(x)
         columns = model.attention_columns(bins, expressed_only)

@@ -163,9 +163,7 @@ def check_logits(logits: pd.DataFrame | np.ndarray) -> np.ndarray:
     """Return logits as an array, (cells, at least two labels), or raise a ValueError."""
     array = np.asarray(logits, dtype=float)
     if array.ndim != 2 or array.shape[1] < 2 or not np.isfinite(array).all():
-        raise ValueError(
-            "Logits must be finite numbers, cells x at least two labels: log of a probability of zero isn't."
-        )
+        raise ValueError("Logits must be finite, cells x at least two labels: log of a probability of zero isn't.")
     return array
 
 

@@ -69,23 +69,16 @@ def measure_mixing(
     A row a metric; columns value, low, high (95 %, see `add_intervals`) and n (cells). 1 is best, and 0 worst, in all but
     ARI, which is 0 by chance, and batch_mixing, which is 1 by chance.
 
-    label_silhouette
-        Mean silhouette width of the labels, s, as (s + 1) / 2.
-    label_purity
-        Share of the 15 nearest neighbours with the cell's own label. A label of fewer cells cannot reach 1.
-    label_lisi
-        (labels - LISI) / (labels - 1) of the median cell (cLISI).
-    nmi, ari
-        Of the labels and Leiden's clusters at resolution 1, on the graph of 15 neighbours.
-    nmi_best, ari_best
-        Their largest over `resolutions` of Leiden: chosen by the labels, so flattering, to all embeddings alike.
-    batch_silhouette
-        1 - |s| of batches in each label, mean over labels of means over cells; high too where pieces of batches overlap.
-    batch_mixing
-        Among the 15 nearest neighbours within its own label, how many are of another batch, over how many would be by
-        chance; sums over cells. 0 is apart, 1 mixed; more than 1 is possible.
-    batch_lisi
-        (LISI - 1) / (batches - 1) of the median cell (iLISI). Types that some batches lack hold it down.
+    - label_silhouette: mean silhouette width of the labels, s, as (s + 1) / 2.
+    - label_purity: share of the 15 nearest neighbours with the cell's own label; one of fewer cells cannot reach 1.
+    - label_lisi: (labels - LISI) / (labels - 1) of the median cell (cLISI).
+    - nmi, ari: of the labels and Leiden's clusters at resolution 1, on the graph of 15 neighbours.
+    - nmi_best, ari_best: the largest over `resolutions`: chosen by the labels, so flattering, to all embeddings alike.
+    - batch_silhouette: 1 - |s| of batches in each label, mean over labels of means over cells; high too where pieces of
+      batches overlap.
+    - batch_mixing: among the 15 nearest neighbours within its own label, how many are of another batch, over how many
+      would be by chance; sums over cells. 0 is apart, 1 mixed; more than 1 is possible.
+    - batch_lisi: (LISI - 1) / (batches - 1) of the median cell (iLISI). Types that some batches lack hold it down.
 
     What is undefined has no row: label_silhouette, label_lisi, nmi and ari of one label or of one for each cell, all of
     batches where there is one, and batch_silhouette and batch_mixing, of labels of two batches or more, where there is none.
@@ -152,9 +145,7 @@ def _check(embedding, **columns):
         raise ValueError("An embedding must be finite numbers, a row a cell.")
     for name, values in columns.items():
         if len(values) != len(embedding):
-            raise ValueError(
-                f"There are {len(embedding)} cells in the embedding and {len(values)} {name}: give one each."
-            )
+            raise ValueError(f"{len(embedding)} cells in the embedding and {len(values)} {name}: give one each.")
         if pd.isna(np.asarray(values, dtype=object)).any():
             raise ValueError(f"Some {name} are missing: leave these cells out.")
     return embedding, *(np.asarray(values).astype(str) for values in columns.values())

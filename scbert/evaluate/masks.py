@@ -23,19 +23,8 @@ CELLS_AT_ONCE = 256
 def count_tokens(adata: "anndata.AnnData | CellStore") -> np.ndarray:
     """Count how often each gene has each non-zero token: what the rivals of `score_masks` know of genes.
 
-    Parameters
-    ----------
-    adata
-        Tokenized cells, or a store of them, read in one pass; training cells only.
-
-    Returns
-    -------
+    `adata` are tokenized training cells, else a ValueError, or a store of them, read in one pass. Returned are
     (genes + 1, n_bins) int64; column `t` counts token ``t + 1``, and the trailing token, always 0, has none.
-
-    Raises
-    ------
-    ValueError
-        The cells are not tokenized.
     """
     cells = open_cells(adata)
     check_tokenized(cells)

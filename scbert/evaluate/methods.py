@@ -68,9 +68,8 @@ def fit_logistic_regression(
     """Fit logistic regression on log-normalised counts, see `scbert.memory.regression.fit_regression`.
 
     Penalty and strength C are chosen on validation cells. The choice is ``predict.chosen``, what was learnt
-    ``predict.arrays``. With `class_weight` "balanced", cells weigh in inverse proportion to their label's frequency: under
-    L1 in each problem of one label against the rest, by the frequencies of these two. ValueErrors are those of
-    `fit_nearest_centroid`.
+    ``predict.arrays``. With `class_weight` "balanced", cells weigh in inverse proportion to their label's frequency:
+    under L1 in each problem of a label against the rest. ValueErrors are those of `fit_nearest_centroid`.
     """
     y, truth = _read_labels(train, validation, label_key)
     labels, y = np.unique(y, return_inverse=True)
@@ -93,17 +92,12 @@ def wrap_regression(labels: Sequence[str], arrays: dict[str, np.ndarray], chosen
 
 
 def fit_nearest_centroid(
-    train: anndata.AnnData,
-    validation: anndata.AnnData,
-    *,
-    label_key: str,
-    seed: int = 0,
-    temperatures: Sequence[float] = TEMPERATURES,
+    train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int = 0
 ) -> Callable:
     """Compare cells with the mean log-normalised profile of each label, by the cosine of the angle between them.
 
-    Nothing is drawn by lot: `seed` is there for the signature. Probabilities are the softmax of similarities over a
-    temperature, the one with the least log loss on validation cells; it moves no cell to another label.
+    Nothing is drawn by lot: `seed` is there for the signature. Probabilities are the softmax of similarities over that
+    of `TEMPERATURES` with the least log loss on validation cells; it moves no cell to another label.
 
     A ValueError says: no such label column, missing labels, one label only, no validation cells, or new labels there.
     """
@@ -114,7 +108,7 @@ def fit_nearest_centroid(
     def score(adata):
         return normalize(lognormalize(adata)) @ centroids.T  # (cells, labels), from 0 to 1
 
-    return _predict_from_scores(score, labels, validation, truth, temperatures)
+    return _predict_from_scores(score, labels, validation, truth)
 
 
 def fit_celltypist(train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int = 0) -> Callable:
@@ -300,39 +294,26 @@ def check_methods(names: Sequence[str], also: Sequence[str] = ()) -> None:
         _check_installed(name)
 
 
-def rebalance(
-    train: anndata.AnnData, *, label_key: str, how: str, size: int | None = None, seed: int = 0
-) -> anndata.AnnData:
+def rebalance(train: anndata.AnnData, *, label_key: str, how: str, seed: int = 0) -> anndata.AnnData:
     """Return training cells with equally many of each label.
 
-    Parameters
-    ----------
-    how
-        "subsample": leave out cells of large labels; "oversample": draw cells of small ones again, as <cell>-copy<n>.
-    size
-        Cells a label: of the smallest label if None, to subsample, be it a single cell, or of the largest, to
-        oversample. With a number, labels that have fewer, or when oversampling more, stay as they are.
-
-    What is returned is a copy with all layers and columns; what stays keeps its order, copies come last. Another `how`, a
-    `size` below 1, no such label column or missing labels are a ValueError.
+    The `how` is "subsample": cells of large labels are left out, down to the smallest, be it a single cell; or
+    "oversample": cells of small ones are drawn again, as <cell>-copy<n>, up to the largest. Returned is a copy with all
+    layers and columns, in order, drawn cells last. A ValueError: another `how`, no such column, or missing labels.
 
     Khan et al. 2023 subsample, and draw new cells between neighbours of a small label by SMOTE. This can't be done
     here: a token between two tokens has no meaning, and copies are what remains.
     """
     if how not in ("subsample", "oversample"):
         raise ValueError(f"how must be 'subsample' or 'oversample', not {how!r}.")
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1, not {size}.")
     check_column(train, label_key, "The training set", constant_is_fine=True)
     labels, random = train.obs[label_key].astype(str).to_numpy(), np.random.default_rng(seed)
     rows = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
     counts = [len(cells) for cells in rows.values()]
     if how == "subsample":
-        size = min(counts) if size is None else size
-        kept = [random.choice(cells, min(size, len(cells)), replace=False) for cells in rows.values()]
+        kept = [random.choice(cells, min(counts), replace=False) for cells in rows.values()]
         return train[np.sort(np.concatenate(kept))].copy()
-    size = max(counts) if size is None else size
-    drawn = [random.choice(cells, max(size - len(cells), 0)) for cells in rows.values()]
+    drawn = [random.choice(cells, max(counts) - len(cells)) for cells in rows.values()]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Observation names are not unique", UserWarning)  # for a moment
         more = train[np.concatenate([np.arange(train.n_obs), *drawn])].copy()
@@ -348,7 +329,6 @@ def fit_rebalanced(
     seed: int = 0,
     fit: Callable,
     how: str,
-    size: int | None = None,
     checkpoints: str | Path | None = None,
     progress: bool = True,
 ) -> Callable:
@@ -356,7 +336,7 @@ def fit_rebalanced(
 
     ``functools.partial(fit_rebalanced, fit=fit_logistic_regression, how="oversample")`` is a method like any other.
     """
-    rebalanced = rebalance(train, label_key=label_key, how=how, size=size, seed=seed)
+    rebalanced = rebalance(train, label_key=label_key, how=how, seed=seed)
     options = offer(fit, checkpoints=checkpoints, progress=progress)
     return fit(rebalanced, validation, label_key=label_key, seed=seed, **options)
 
@@ -401,11 +381,11 @@ def _read_labels(train, validation, label_key):
     return y, truth
 
 
-def _predict_from_scores(score, labels, validation, truth, temperatures=TEMPERATURES):
+def _predict_from_scores(score, labels, validation, truth):
     """Return `predict`, the softmax of scores (cells, labels) over the temperature that validation cells choose."""
     scores, column = score(validation), pd.Index(labels).get_indexer(truth)
-    losses = [-log_softmax(scores / t, axis=1)[np.arange(len(truth)), column].mean() for t in temperatures]
-    temperature = temperatures[int(np.argmin(losses))]
+    losses = [-log_softmax(scores / t, axis=1)[np.arange(len(truth)), column].mean() for t in TEMPERATURES]
+    temperature = TEMPERATURES[int(np.argmin(losses))]
 
     def read_out(adata):
         return pd.DataFrame(score(adata) / temperature, adata.obs_names, labels), None

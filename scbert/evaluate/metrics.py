@@ -92,9 +92,7 @@ def check_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
     kinds = table[["data", "protocol"]].drop_duplicates()
     if len(kinds) > 1:
         names = ", ".join(":".join(filter(None, map(str, row))) for row in kinds.head(3).to_numpy())
-        raise ValueError(
-            f"The predictions are of {len(kinds)} data sets or protocols ({names}, ...): take one at a time."
-        )
+        raise ValueError(f"Predictions are of {len(kinds)} data sets or protocols ({names}, ...): take one at a time.")
     truths = table[["cell", "truth"]].drop_duplicates()
     if truths["cell"].duplicated().any():
         cell = truths.loc[truths["cell"].duplicated(), "cell"].iloc[0]
@@ -183,13 +181,11 @@ def resample(
 
 
 def resample_metrics(
-    predictions: pd.DataFrame, *, sizes: pd.Series | None = None, rare: int = 20, seed: int = 0, n_resamples: int = 2000
+    predictions: pd.DataFrame, *, sizes: pd.Series | None = None, rare: int = 20, **options
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Return `METRICS` of each method (methods x metrics), and resampled (resamples, methods, metrics): see `resample`."""
     labels, common = _find_labels(predictions, sizes, rare)
-    methods, values, drawn = resample(
-        predictions, lambda counts: measure(counts, common), labels, seed=seed, n_resamples=n_resamples
-    )
+    methods, values, drawn = resample(predictions, lambda counts: measure(counts, common), labels, **options)
     return pd.DataFrame(values, index=methods, columns=list(METRICS)), drawn
 
 

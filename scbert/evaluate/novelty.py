@@ -113,9 +113,7 @@ def resample_novelty(
             _measure(part, thresholds[thresholds["repeat"] == repeat], weights[:, cells.get_indexer(part["cell"])])
             for repeat, part in zip(repeats, parts, strict=True)
         ]
-        values = np.stack(
-            [np.stack([*of_repeat.values()], axis=1) for of_repeat in found]
-        )  # (repeats, resamples, names)
+        values = np.stack([np.stack([*own.values()], axis=1) for own in found])  # (repeats, resamples, names)
         return [*found[-1]], np.einsum("rbv,br->bv", values, of_repeats) / of_repeats.sum(1, keepdims=True)
 
     names, value = average(np.ones((1, len(cells))), np.ones((1, len(repeats))))

@@ -108,9 +108,7 @@ def drop_rare(adata: anndata.AnnData, *, label_key: str = "cell_type", minimum: 
     sizes = adata.obs[label_key].astype(str).value_counts()
     rare = sizes[sizes < minimum]
     if len(sizes) - len(rare) < 2:
-        raise ValueError(
-            f"Fewer than two labels of obs[{label_key!r}] have {minimum} cells: there is nothing to tell apart."
-        )
+        raise ValueError(f"Fewer than two labels of obs[{label_key!r}] have {minimum} cells: nothing to tell apart.")
     if not len(rare):
         return adata
     names = ", ".join(f"{label} ({n})" for label, n in rare.items())
@@ -177,10 +175,7 @@ def reference_sizes(
         "fixed": the cells of `choose_pool` are tested, whatever the size, so that sizes are compared on the same cells.
         "rest": all that is not reference, as in the paper.
 
-    Raises
-    ------
-    ValueError
-        A fraction outside 0 to 1, fewer than two cells a label, or a label with fewer than two cells that may train.
+    A ValueError: a fraction outside 0 to 1, fewer than two cells a label, or a label with fewer that may train.
 
     Paper: Methods, "benchmarking"; Fig. 2d. Repeats are not stated there.
     """
@@ -305,12 +300,10 @@ def carry_over(
 
     Returns
     -------
-    Without `train_on`, splits "held_out:<study>". With it, splits of protocol "": tested are the other studies, and beside
-    them those cells of the training study that `choose_pool` keeps from training, so that what is lost on the way is
-    seen under one model.
+    Without `train_on`, splits "held_out:<study>". With it, splits of protocol "": tested are the other studies and, so
+    that what is lost on the way is seen under one model, those cells of the training study that `choose_pool` keeps.
 
-    A ValueError: no such column, no cell of the study that is to train, one study only, or fewer than two labels to learn
-    without a study.
+    A ValueError: no such column, no cell of `train_on`, one study only, or fewer than two labels to learn without one.
 
     Paper: Methods, "benchmarking"; Fig. 3 (four pancreas studies, four shared types); Extended Data Fig. 5b (organs, by
     its caption in five folds instead).
@@ -418,10 +411,7 @@ def hold_out_types(
     "tuning:<type>", for the choice of a threshold on data that are no test data: a training without a third of the known
     types as well, drawn by lot, which are tested against cells set aside. None where fewer than two types would remain.
 
-    Raises
-    ------
-    ValueError
-        A type that the cells lack, fewer than two types without those held out, or no cell of the study that is to train.
+    A ValueError: a type that the cells lack, fewer than two types without those held out, or no cell of `train_on`.
 
     Paper: Methods, "novel cell type detection" (one type at a time); Fig. 4 and Khan et al. 2023 (read as all at once).
     """
@@ -495,9 +485,7 @@ def hold_out(labels: pd.Series, cells: Sequence[str], random: np.random.Generato
     validation = []
     for label, own in _group(labels, pd.Index(cells)).items():
         if len(own) < 2:
-            raise ValueError(
-                f"Label {label!r} has {len(own)} reference cell: one to train on and one to choose by are needed."
-            )
+            raise ValueError(f"Label {label!r} has {len(own)} reference cell: one is to train on, one to choose by.")
         validation.append(random.permutation(own)[: max(1, round(len(own) / 8))])
     validation = np.sort(np.concatenate(validation))
     cells = pd.Index(cells)

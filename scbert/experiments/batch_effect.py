@@ -47,8 +47,7 @@ def compare_equalised(predictions: pd.DataFrame, *, seed: int = 0) -> pd.DataFra
     """Compare each method with itself: accuracy with studies at equal depth, minus as they were, on the same cells.
 
     `predictions` are of test cells. Protocols "<level>:equalised" are compared with "<level>", others are left out. By
-    data, level ("<level>:equalised"), method and the metric "accuracy_minus_unequal": value, low, high and n; empty where
-    nothing was equalised.
+    data, level, method and the metric "accuracy_minus_unequal": value, low, high, n; empty where nothing was equalised.
     """
     rows = {}
     for (data, level), after in predictions.groupby(["data", "protocol"], sort=False):
@@ -84,9 +83,8 @@ def gather_embeddings(job, kept, control, *, encoder: ScBert | None = None, seed
     Returns
     -------
     Tested cells and those set aside, on the genes that the methods read, with ``obsm``: "pca" and "harmony", of these
-    cells and without labels; "scbert_encoder", if there is one, also without; "scbert", pooled as in `scbert.embed`,
-    "scbert_logits", and "logistic_regression", its logits, which all three have learnt from labels of the training
-    cells.
+    cells and without labels; "scbert_encoder", if there is one, also without; and what has learnt from labels of
+    training cells: "scbert", pooled as in `scbert.embed`, "scbert_logits", and "logistic_regression", its logits.
     """
     names = kept.cells.index
     if not names.equals(control.cells.index):

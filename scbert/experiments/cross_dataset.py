@@ -223,8 +223,7 @@ def pool_studies(predictions: pd.DataFrame) -> pd.DataFrame:
 def call_unseen(predictions: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """Count what the cells of types that no training study has are called by some methods.
 
-    By data, truth, method and predicted label: share of such cells, the median confidence, and cells (of that type).
-    Empty if there are none.
+    By data, truth, method and predicted label: share of such cells, median confidence, cells (of that type); or empty.
     """
     unseen = predictions[~predictions["seen"] & predictions["method"].isin(methods)]
     by_type = unseen.groupby(["data", "truth", "method"])

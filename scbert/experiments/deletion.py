@@ -24,7 +24,7 @@ from ..evaluate.metrics import draw_weights
 from ..evaluate.significance import decide
 from ..model.classifier import Classifier
 from ..model.encoder import find_entered
-from .interpretability import compare_groups, contrast_types, even_attention
+from .interpretability import contrast_types, even_attention, measure_agreement
 
 GROUP = ["judge", "kind"]
 
@@ -43,10 +43,9 @@ def integrated_gradients(
 
     The path runs in a straight line to the cell as it is: from all tokens at 0, whose embeddings it joins to those of
     the cell, while the gene embeddings stay. With ``config.expressed_only`` a gene that is not expressed is absent, and
-    its encoding zero, which no token says. So a second input runs along the path, from 0 to 1, by which each gene's
-    encoding is multiplied before the head; what a gene is due is the sum over both inputs. The genes that enter the
-    encoder are those of the whole cell all the way. (Without the second input what a gene does by being there is
-    missed.)
+    its encoding zero, which no token says. So, for what a gene does by being there, a second input runs along the path,
+    from 0 to 1, by which each gene's encoding is multiplied before the head; what a gene is due is the sum over both.
+    The genes that enter the encoder are those of the whole cell all the way.
 
     `labels`, (cells,), are those whose logit is attributed, such as each cell's true type; `n_steps` the points of the
     Gauss-Legendre rule on the path, each a forward and a backward pass.
@@ -104,18 +103,10 @@ def integrated_gradients(
 
 
 def find_expressed(bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the positions of each cell that enter the encoder in the mode ``expressed_only``.
+    """Return the columns of `bins`, (cells, genes + 1), that enter in the mode ``expressed_only``, and which are not padding.
 
-    Parameters
-    ----------
-    bins
-        (cells, genes + 1) tokens.
-
-    Returns
-    -------
-    The columns of `bins`, (cells, longest): of each cell those with a non-zero token and the trailing one, in the
-    order of the vocabulary, and then, up to the longest cell's number, others that are padding. And a boolean of the
-    same shape, false for these.
+    Both are (cells, longest): of each cell columns with a non-zero token and the trailing one, in their order, and then,
+    up to the longest cell's number, others, for which the boolean is false.
     """
     present, positions = find_entered(bins).sort(dim=1, descending=True, stable=True)
     longest = int(present.any(0).sum())
@@ -195,10 +186,9 @@ def score_genes(
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Score genes in five ways, for each training, in one table that all comparisons read.
 
-    "attention" is what a gene receives in a type less what it receives in others; "even" the same, of attention that is
-    spread evenly over the genes a cell expresses; "weights", "expression" and "gradients" are those of
-    `score_by_weights`, `score_by_expression` and `score_by_gradients`. "even", "weights" and "expression" know no
-    network, and are the same for each training.
+    "attention" is what a gene receives in a type less what it receives in others; "even" the same, of attention spread
+    evenly over the genes a cell expresses; "weights", "expression" and "gradients" are of `score_by_weights`,
+    `score_by_expression` and `score_by_gradients`. "even", "weights" and "expression" are the same for each training.
 
     `trained` is seed -> what `fit_scbert` returned; `adata` are tokenized training cells, of which `n_cells` of each type
     are taken for gradients; `contrasts` is seed -> `contrast_types` of the attention in these cells, whose genes are scored.
@@ -236,7 +226,7 @@ def compare_rankings(
 
     `scores` are from `score_genes`, and `layers` is layer -> attention of the first training, cells x genes, whose
     types are `labels`. Returns the table of `measure_agreement` for `n` genes on top, ``between`` being "seeds",
-    "layers" or "rankings".
+    "layers" or "rankings"; without those of which there is one only.
     """
     rankings = split_scores(scores[scores["seed"] == scores["seed"].iloc[0]], "ranking")
     genes = rankings["attention"].columns
@@ -246,7 +236,8 @@ def compare_rankings(
         "layers": {f"layer {layer}": score_by_attention(table[genes], labels) for layer, table in layers.items()},
         "rankings": rankings,
     }
-    return compare_groups(groups, n)
+    tables = {group: measure_agreement(own, n) for group, own in groups.items() if len(own) > 1}
+    return pd.concat(tables, names=["between"]).reset_index("between").reset_index(drop=True)
 
 
 def _read(adata, label_key):
@@ -439,8 +430,7 @@ def measure_areas(
     by_number
         Return the share at each number, in place of their mean.
     seed
-        Fixes the resampling, over cells within types, and over seeds where there are several, the same for all rankings,
-        see `scbert.metrics.draw_weights`.
+        Fixes the resampling, over cells within types and over seeds, the same for all rankings, see `draw_weights`.
 
     Returns
     -------
@@ -483,19 +473,14 @@ def measure_areas(
                 low, high = np.quantile(spread, [tail, 1 - tail])
                 row = {"judge": judge, "kind": kind, "ranking": name} | ({"number": number} if by_number else {})
                 row |= {"value": here, "low": low, "high": high, "n": len(types), "seeds": len(seeds)}
+                if against is not None:  # of what is left, less is more in deletion
+                    row["verdict"] = decide(*((-high, -low) if kind == "deletion" else (low, high)))
                 rows += [row] if name != against else []
     table = pd.DataFrame(rows)
     named = table["ranking"] if against is None else against
     table.index = table["judge"] + ":" + named + "/" + table["kind"] + "_area"
     if against is not None:
         table.index += "_minus_" + table["ranking"]
-        better_small = table["kind"] == "deletion"
-        ends = zip(
-            table["low"].where(~better_small, -table["high"]),
-            table["high"].where(~better_small, -table["low"]),
-            strict=True,
-        )
-        table["verdict"] = [decide(*pair) for pair in ends]
     return table.rename_axis("metric")
 
 

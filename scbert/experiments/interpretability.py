@@ -38,12 +38,13 @@ from ..evaluate.metrics import bootstrap
 from ..model.attention import EPS
 from ..model.classifier import Classifier
 from ..model.config import ScBertConfig
-from ..model.encoder import ScBert
+from ..model.encoder import ScBert, find_entered
 from ..train.pretrain import pretrain
 from .pretraining import read_sets
 
 PERMUTATIONS_AT_ONCE = 20
 ROWS_AT_ONCE = 512
+SET_SIZES = range(3, 201)  # genes of a set that is tested for enrichment
 
 
 def prepare_encoder(start: ScBert | ScBertConfig, train: anndata.AnnData, *, n_epochs: int, seed: int = 0) -> ScBert:
@@ -64,14 +65,12 @@ def gene_attention(
     """Attention that each gene receives, averaged over expressed genes that attend, heads and layers, exact.
 
     `classifier` is a fine-tuned model, or an encoder; `adata` are tokenized cells of its vocabulary, else a ValueError.
-    `batch_size` changes speed and memory, never the result. With `by_layer` there is a table for each layer, numbered from
-    1, in place of their mean.
+    `batch_size` changes no result. With `by_layer` there is a table a layer, numbered from 1, in place of their mean.
 
     Returns
     -------
-    Cells x genes, non-negative, each row summing to one: the share of what all genes receive. The trailing token is
-    left out. With ``config.expressed_only`` a gene that a cell does not express receives nothing. A cell without a
-    token has a row of zeros.
+    Cells x genes, non-negative, each row summing to one, the share of what all genes receive, or to zero for a cell
+    without a token. The trailing token is left out. With ``config.expressed_only`` genes not expressed get nothing.
 
     Paper: Methods, "model interpretability"; Fig. 5a.
     Differs from the published code: see the head of this module.
@@ -142,8 +141,7 @@ def _read_features(model, bins):
         raise ValueError("Dense attention needs key_stabiliser='head': with 'batch' a cell is not alone.")
     encoder = copy.deepcopy(encoder).cpu().double()
     bins = encoder.hide_unseen(bins.cpu()[None])[0]
-    enters = (bins > 0) if encoder.config.expressed_only else torch.ones(len(bins), dtype=torch.bool)
-    enters[-1] = True
+    enters = find_entered(bins[None])[0] if encoder.config.expressed_only else torch.ones_like(bins, dtype=torch.bool)
     positions, layers = enters.nonzero().squeeze(1), []
     x = encoder.embed(bins[None], positions[None])[0]  # (positions, dim)
     for attention_block, feed_block in encoder.performer.net.layers:
@@ -208,8 +206,7 @@ def average_matrix(classifier: Classifier | ScBert, adata: anndata.AnnData, gene
 def measure_distance(model: Classifier | ScBert, adata: anndata.AnnData) -> float:
     """Return the largest distance of `ScBert.attention_columns` from the column means of dense matrices, over all cells.
 
-    Both compute the same numbers, the former in float32 and without a matrix: a few parts in 10^8 apart is right. Of the
-    matrices some rows at a time are held.
+    Both compute the same numbers, the former in float32 and without a matrix: a few parts in 10^8 apart is right.
     """
     encoder, worst = getattr(model, "encoder", model), 0.0
     device = next(encoder.parameters()).device
@@ -233,9 +230,8 @@ def contrast_types(
     Returns
     -------
     A row a type and gene: type, gene, cells (of the type), mean_in, mean_out, difference, z (the difference less its
-    mean over permutations, over their standard deviation), p, and fdr (Benjamini and Hochberg over all types and
-    genes). ``p = (1 + permutations with as large a difference, of either sign) / (1 + permutations)``; 1 for a gene
-    that never varies.
+    mean over permutations, over their standard deviation), p, and fdr (Benjamini and Hochberg over types and genes).
+    ``p = (1 + permutations with as large a difference, of either sign) / (1 + permutations)``; 1 if nothing varies.
 
     No p is below 1 / (1 + permutations): with too few of them a single gene among many can't pass the correction. Cells
     are permuted freely: p takes them for independent, which cells of one donor or run are not.
@@ -338,14 +334,12 @@ def enrich(
     background: Sequence[str],
     *,
     names: Mapping[str, Sequence[str]] | None = None,
-    minimum: int = 3,
-    maximum: int = 200,
 ) -> pd.DataFrame:
     """Ask which sets a type's genes are in more often than by chance: the hypergeometric test, by gseapy.
 
     `genes` is type -> its top genes, `sets` set -> genes, and `names` type -> its own sets, see `load_sets`. The `background`
-    are all genes that could have come out on top: the model's own, and those that the cells express. Sets with `minimum` to
-    `maximum` genes in it are tested.
+    are all genes that could have come out on top: the model's own, and those that the cells express. Sets with
+    `SET_SIZES` genes in it are tested.
 
     Returns
     -------
@@ -362,11 +356,11 @@ def enrich(
         raise ValueError("gseapy is not installed: pip install -c requirements.lock 'scbert-companion[interpret]'.")
     import gseapy
 
-    known, tested = set(background), choose_tested(sets, background, minimum, maximum)
+    known, tested = set(background), choose_tested(sets, background)
     if not tested:
         raise ValueError(
-            f"None of the {len(sets)} sets has {minimum} to {maximum} genes among the {len(known)} of the background: "
-            "are both named by symbols?"
+            f"None of the {len(sets)} sets has {SET_SIZES[0]} to {SET_SIZES[-1]} genes among the {len(known)} of the "
+            "background: are both named by symbols?"
         )
     rows = []
     for kind, own in genes.items():
@@ -390,12 +384,10 @@ def enrich(
     return table.sort_values(["type", "p", "term"], ignore_index=True)
 
 
-def choose_tested(
-    sets: Mapping[str, Sequence[str]], background: Sequence[str], minimum: int = 3, maximum: int = 200
-) -> dict[str, list[str]]:
-    """Return set -> its genes in the background, of the sets that have so many there."""
+def choose_tested(sets: Mapping[str, Sequence[str]], background: Sequence[str]) -> dict[str, list[str]]:
+    """Return set -> its genes in the background, of the sets that have `SET_SIZES` of them there."""
     found = {name: sorted(set(background).intersection(members)) for name, members in sets.items()}
-    return {name: members for name, members in found.items() if minimum <= len(members) <= maximum}
+    return {name: members for name, members in found.items() if len(members) in SET_SIZES}
 
 
 def enrich_all(
@@ -405,8 +397,8 @@ def enrich_all(
 ) -> pd.DataFrame:
     """Apply `enrich` to the top genes of several rankings in several collections (columns collection, ranking).
 
-    `rankings` is name -> type -> genes, `collections` name -> what `load_sets` returns; each is corrected on its own.
-    Without any collection the table is empty.
+    `rankings` is name -> type -> genes, `collections` name -> what `load_sets` returns. Each is corrected on its own;
+    without any the table is empty.
     """
     if not collections:
         return pd.DataFrame(columns=["collection", "ranking", "own", "overlap"])
@@ -422,8 +414,7 @@ def count_first(enrichment: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
     """Count the types whose best set, with an FDR below `level`, is one of their own: the paper's "top-1".
 
     A row a collection and ranking: `types` that have a set, `enriched`, those for which a set of their own has an FDR
-    below the level, and `first`, those for which one also has the smallest p, alone or with others. Collections without
-    sets of a type are left out.
+    below the level, and `first`, those for which one also has the smallest p, or shares it. Without sets, no row.
     """
     rows = {}
     for key, table in enrichment.groupby(["collection", "ranking"], sort=False):
@@ -440,14 +431,12 @@ def count_first(enrichment: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
 def measure_agreement(scores: Mapping[str, pd.DataFrame], n: int = 20) -> pd.DataFrame:
     """Compare scores of genes pairwise: between seeds, layers, or ways to rank.
 
-    `scores` is name -> types x genes, where large is important. A ValueError if there are fewer than two names, or
-    tables of other types or genes.
+    `scores` is name -> types x genes, large where important. A ValueError: fewer than two, or of other types or genes.
 
     Returns
     -------
-    A row a pair and type: one, other, type, genes (that either gives another score than zero), spearman over those,
-    overlap (share of the `n` top genes of one that are among those of the other), and chance, the overlap of two random
-    choices among these genes.
+    A row a pair and type: one, other, type, genes (that either scores other than zero), spearman over those, overlap
+    (share of the `n` top genes of one that are among those of the other), and chance, the overlap of random choices.
     """
     if len(scores) < 2:
         raise ValueError("Agreement needs two tables of scores or more.")
@@ -472,23 +461,13 @@ def measure_agreement(scores: Mapping[str, pd.DataFrame], n: int = 20) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def compare_groups(groups: Mapping[str, Mapping[str, pd.DataFrame]], n: int = 20) -> pd.DataFrame:
-    """Apply `measure_agreement` within each of several groups of scores, named in a column ``between``.
-
-    `groups` is group, such as "seeds", -> name -> types x genes; one of a single table is left out.
-    """
-    tables = {group: measure_agreement(scores, n) for group, scores in groups.items() if len(scores) > 1}
-    return pd.concat(tables, names=["between"]).reset_index("between").reset_index(drop=True)
-
-
 def embed_cells(
     adata: anndata.AnnData, encoder: ScBert, predict: Callable, regression: Callable, *, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Return embeddings of tokenized cells, (cells, dim), by name; `encoder` is as before fine-tuning.
 
     "pca" of log-normalised counts; "scbert", the mean over expressed genes after fine-tuning, and "scbert:before"
-    before it; "scbert:logits" and "logistic_regression", the logits of either. The three of scBERT and "pca" as in Fig.
-    5d.
+    before it; "scbert:logits" and "logistic_regression", the logits of either. All but the last are as in Fig. 5d.
     """
     logits, pooled = predict.read_out(adata)
     return {

@@ -67,11 +67,8 @@ def measure_all(cells: pd.DataFrame, thresholds: pd.DataFrame, *, seed: int = 0)
 
     `cells` are from `score_jobs`, `thresholds` from `scbert.novelty.choose_thresholds`.
     """
-    own = dict(iter(thresholds.groupby(GROUP)))
-    test = take_held_out(cells)
-    return pd.concat(
-        {key: measure_novelty(part, own[key], seed=seed) for key, part in test.groupby(GROUP, sort=False)}, names=GROUP
-    )
+    own, tested = dict(iter(thresholds.groupby(GROUP))), take_held_out(cells).groupby(GROUP, sort=False)
+    return pd.concat({key: measure_novelty(part, own[key], seed=seed) for key, part in tested}, names=GROUP)
 
 
 def trim(measured: pd.DataFrame) -> pd.DataFrame:
@@ -130,9 +127,7 @@ def tabulate_tuning(together: pd.DataFrame) -> pd.DataFrame:
     """
     balanced = together.xs("balanced_accuracy", level="metric")["value"].unstack("rule")
     if "tuned" not in balanced:
-        print(
-            "No threshold was tuned, since that needs three known types besides those held out: its cost is left out."
-        )
+        print("No threshold was tuned, since that needs three known types beside those held out: its cost is left out.")
         return balanced
     cost = together.xs("cost_of_tuning", level="metric").droplevel("rule")
     return balanced.assign(cost=write_out(cost, 2))
@@ -195,9 +190,7 @@ def read_held_out(
         together = common[1::3]
     if not together:
         why = "the training set has all types" if train_on is not None else f"fewer than two have {minimum} cells"
-        raise ValueError(
-            f"held_out = auto finds no type to hold out, since {why}: name types with commas between them."
-        )
+        raise ValueError(f"held_out = auto finds no type to hold out, since {why}: name types with commas between.")
     choices = {"": [], "last": together[-1:], "held_out": together, "all": common}
     single = choices[alone] if alone in choices else split_labels(alone.strip(), labels)
     if not set(single) <= set(labels):

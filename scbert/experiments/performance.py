@@ -1,5 +1,6 @@
 """What a model costs: multiplies counted, seconds and bytes measured, and from both an estimate for GPUs."""
 
+import copy
 import itertools
 import math
 import multiprocessing
@@ -16,7 +17,6 @@ from performer_pytorch import FastAttention
 from torch import nn
 
 from ..model.attention import (
-    EPS,
     KEPT_CHUNKS,
     attend_in_chunks,
     features_first,
@@ -31,12 +31,17 @@ from ..paths import measure_peak_memory_mb
 ATTENTIONS = ("scbert", "performer_pytorch", "softmax", "fused_softmax")
 """Ours; performer-pytorch's own; softmax written out, a tokens x tokens matrix a head; and torch's fused softmax."""
 
+BATCH_SIZE = 3  # cells a forward pass of pretraining, those of the script
+LINK_BANDWIDTH, LATENCY = (
+    10e9,
+    20e-6,
+)  # bytes/s between neighbours of a ring (100 Gb/s may give that), seconds a message
+
 
 def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) -> pd.DataFrame:
     """Count the floating-point operations of one cell's matrix multiplies, and the bytes that go in and out of them.
 
-    `tokens` is the length of the sequence, and `recompute` whether the backward pass computes chunks again, as it does
-    from `scbert.attention.KEPT_CHUNKS` on.
+    `tokens` is the length of the sequence, `recompute` whether the backward pass computes chunks again (`KEPT_CHUNKS`).
 
     One row a part of the encoder, all layers together: GFLOP of a `forward` pass and of a `training` step, and MB in
     and out of the part (`moved_mb`, float32, each number once).
@@ -106,10 +111,6 @@ def estimate_pretraining(
     shares: Mapping[str, float],
     tokens: Sequence[int] | None = None,
     cells_per_step: int = 180,
-    batch_size: int = 3,
-    link_bandwidth: float = 10e9,
-    latency: float = 20e-6,
-    efficiencies: Mapping[int, float] | None = None,
 ) -> pd.DataFrame:
     """Estimate how long pretraining would take on GPUs, from multiplies counted and a share of the peak assumed.
 
@@ -133,40 +134,33 @@ def estimate_pretraining(
         Lengths of the sequence: genes + 1 if None, about 900 where only expressed genes enter the encoder.
     cells_per_step
         Cells of an optimiser step on all GPUs together; the same for any number of them, so that the training is too.
-        The GPU with most cells sets the pace: 180 cells on 64 GPUs take as long as 192.
-    batch_size
-        Cells a forward pass, at most; matters for memory only. 3 and 180 are those of the script on one GPU.
-    link_bandwidth, latency
-        Bytes/s between neighbours of the ring that sums gradients, and seconds a message: 10 GB/s is what a network
-        of 100 Gb/s may give. A ring passes 2 (W - 1) messages in turn and 2 (W - 1) / W times the gradients of the
-        trainable weights, in float32, once an optimiser step; none of it while something is computed.
-    efficiencies
-        Number of devices -> scaling efficiency that was measured; there, it stands in for the ring.
+        The GPU with most cells sets the pace: 180 cells on 64 GPUs take as long as 192. A forward pass has 3 at most.
 
     Returns
     -------
     Indexed by tokens, card, scenario and devices: `share`; `gflop`, and `gflop_recomputed` where chunks are computed
     again, of a cell's training step; seconds an epoch of computing (`compute_s`) and of summing gradients
     (`synchronise_s`); `hours_per_epoch`; of all epochs `days` and `gpu_hours`; `efficiency`, one GPU's time / (W x
-    that of W), and whether its `scaling` is "modelled" or "measured"; `memory_gb` of a GPU (`estimate_memory`); the
-    assumptions `n_cells`, `n_epochs`, `cells_per_step`; `basis`, always "estimate". A ValueError for a number that
-    cannot be, a share or efficiency outside (0, 1], or fewer cells in a step than devices.
+    that of W); `memory_gb` of a GPU (`estimate_memory`); the assumptions `n_cells`, `n_epochs`, `cells_per_step`;
+    `basis`, always "estimate". A ring sums the gradients of the trainable weights, in float32, once an optimiser step,
+    by 2 (W - 1) messages in turn that hold 2 (W - 1) / W times as much; none of it while something is computed.
+
+    A ValueError for a number that cannot be, a share outside (0, 1], or fewer cells in a step than devices.
 
     Paper: not in it; it has no timings.
     """
     tokens = [config.n_genes + 1] if tokens is None else list(tokens)
-    devices, efficiencies = list(devices), efficiencies or {}
-    _check_estimate(
-        {"depth": config.depth, "n_cells": n_cells, "n_epochs": n_epochs, "batch_size": batch_size,
-         "link_bandwidth": link_bandwidth, "the fewest tokens": min(tokens, default=0),
-         "the fewest devices": min(devices, default=0),
-         "the lowest peak": min((min(peaks) for peaks in cards.values()), default=0)},
-        {"shares": shares, "efficiencies": efficiencies},
-    )  # fmt: skip
-    if not latency >= 0:
-        raise ValueError(f"latency must not be negative, but is {latency} s.")
+    sizes = {"depth": config.depth, "n_cells": n_cells, "n_epochs": n_epochs}
+    sizes |= {"the fewest tokens": min(tokens, default=0), "the fewest devices": min(devices, default=0)}
+    sizes["the lowest peak"] = min((min(peaks) for peaks in cards.values()), default=0)
+    for name, value in sizes.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be more than 0 for an estimate, not {value}.")
     if not shares:
         raise ValueError("shares must name at least one scenario, such as {'low': 0.05}.")
+    for scenario, share in shares.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"shares must lie in (0, 1], but that of {scenario!r} is {share}.")
     if cells_per_step < max(devices):
         raise ValueError(
             f"cells_per_step ({cells_per_step}) is less than {max(devices)} devices, and some would have nothing to "
@@ -182,14 +176,9 @@ def estimate_pretraining(
         for (scenario, share), n_devices in itertools.product(shares.items(), devices):
             alone = n_cells * at_peak / share  # seconds an epoch on one device
             own = math.ceil(cells_per_step / n_devices)  # cells of a step on the device that has most
-            efficiency = efficiencies.get(n_devices)
-            if efficiency is None:
-                compute = alone * own / cells_per_step
-                message = gradients / n_devices / link_bandwidth + latency
-                synchronise = n_cells / cells_per_step * 2 * (n_devices - 1) * message
-            else:
-                compute = alone / n_devices
-                synchronise = compute / efficiency - compute
+            compute = alone * own / cells_per_step
+            message = gradients / n_devices / LINK_BANDWIDTH + LATENCY
+            synchronise = n_cells / cells_per_step * 2 * (n_devices - 1) * message
             seconds = compute + synchronise
             rows[length, card, scenario, n_devices] = {
                 "share": share,
@@ -201,8 +190,7 @@ def estimate_pretraining(
                 "days": n_epochs * seconds / 86400,
                 "gpu_hours": n_epochs * n_devices * seconds / 3600,
                 "efficiency": alone / (n_devices * seconds),
-                "scaling": "modelled" if efficiency is None else "measured",
-                "memory_gb": estimate_memory(config, length, min(batch_size, own)),
+                "memory_gb": estimate_memory(config, length, min(BATCH_SIZE, own)),
             }
     index = pd.MultiIndex.from_tuples(rows, names=["tokens", "card", "scenario", "devices"])
     table = pd.DataFrame(list(rows.values()), index)
@@ -212,9 +200,8 @@ def estimate_pretraining(
 def estimate_days(config: ScBertConfig, claims: Mapping[str, tuple[int, int, Mapping]], **options) -> pd.DataFrame:
     """Estimate the days of trainings that others reported, to hold their timings against.
 
-    `claims` is name -> cells, number of GPUs, and options of `estimate_pretraining` that are this training's own: its
-    one card, its number of epochs. Further `options` are of all trainings. One row a claim and one column a scenario of
-    `shares`: days, an estimate each.
+    `claims` is name -> cells, number of GPUs, and options of `estimate_pretraining` that are this training's own;
+    further `options` are of all. One row a claim and one column a scenario of `shares`: days, an estimate each.
     """
     rows = {}
     for claim, (n_cells, n_devices, own) in claims.items():
@@ -233,16 +220,6 @@ def estimate_hours(
     """
     seconds = {"annotate": annotating, "an epoch, all layers": training, "an epoch, fifth layer": training / 3}
     return pd.DataFrame({f"{n:,} cells": pd.Series(seconds) * n / 3600 for n in n_cells})
-
-
-def _check_estimate(sizes, shares):
-    for name, value in sizes.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be more than 0 for an estimate, not {value}.")
-    for name, values in shares.items():
-        for key, value in values.items():
-            if not 0 < value <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], but that of {key!r} is {value}.")
 
 
 def make_multiply(size: int = 2048, dtype: str = "float32", device: str = "cpu") -> tuple[Callable, float]:
@@ -272,21 +249,15 @@ def make_step(model: ScBert, attention: str, step: str, bins: torch.Tensor, dtyp
     of each weight; `bins` are (cells, tokens), and `dtype` ``"float32"``, or ``"bfloat16"`` for autocast.
     """
     if attention not in ATTENTIONS or step not in ("forward", "training"):
-        raise ValueError(
-            f"attention must be one of {ATTENTIONS} and step 'forward' or 'training': {attention}, {step}."
-        )
+        raise ValueError(f"attention must be one of {ATTENTIONS}, step 'forward' or 'training': {attention}, {step}.")
+
+    if attention != "scbert":
+        model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})  # of the same weights
+        for block, _ in model.performer.net.layers:
+            block.fn.fast_attention = _replace_attention(block.fn.fast_attention, attention)
 
     def encode():
-        if attention == "scbert":
-            return model.encode(bins)
-        ours = [layer[0].fn.fast_attention for layer in model.performer.net.layers]
-        for layer, own in zip(model.performer.net.layers, ours, strict=True):
-            layer[0].fn.fast_attention = _replace_attention(own, attention)
-        try:
-            return model.norm(model.performer(model.embed(bins)))
-        finally:
-            for layer, own in zip(model.performer.net.layers, ours, strict=True):
-                layer[0].fn.fast_attention = own
+        return model.encode(bins) if attention == "scbert" else model.norm(model.performer(model.embed(bins)))
 
     def run():
         with torch.autocast(bins.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -310,40 +281,13 @@ def _replace_attention(own, attention):
 
 
 def favor_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    projection: torch.Tensor,
-    key_stabiliser: str = "head",
-    eps: float = EPS,
-) -> torch.Tensor:
-    """Attend as the encoder does where all genes enter: (cells, heads, positions, dim_head), in the precision of `q`.
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor, key_stabiliser: str = "head", **options
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Call `scbert.attention.attend_in_chunks`, as the encoder does, for q, k, v: (cells, heads, positions, dim_head).
 
-    `projection` are the random features, (features, dim_head); `key_stabiliser` as in `scbert.attention.attend_in_chunks`.
+    `projection` are the random features, (features, dim_head). Returned are tensors of the same layout: what is found,
+    and with the option `weight`, of the queries, the attention that each position receives, (cells, heads, positions).
     """
-    return _attend_by_head(q, k, v, projection, key_stabiliser, eps=eps)[0].to(q.dtype)
-
-
-@torch.no_grad()
-def attention_columns(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    projection: torch.Tensor,
-    where: torch.Tensor | None = None,
-    key_stabiliser: str = "head",
-) -> torch.Tensor:
-    """Return the attention each position receives, averaged over those that attend, as `ScBert.attention_columns` does.
-
-    Tensors are as in `favor_attention`; `where`, (cells, positions), are the queries to average over, all if None. Returned
-    are (cells, heads, positions), each row summing to one, to zero for a cell with no query.
-    """
-    where = torch.ones(q.shape[0], q.shape[2], device=q.device) if where is None else where
-    weight = weigh_queries(where.to(torch.promote_types(q.dtype, torch.float32)))
-    return _attend_by_head(q, k, k[..., :0], projection, key_stabiliser, weight=weight)[1]
-
-
-def _attend_by_head(q, k, v, projection, key_stabiliser, **options):
-    """Call `attend_in_chunks` for tensors (cells, heads, positions, ...), and return such."""
 
     def project(names, *chunk):
         return [features_first(chunk["qkv".index(name)]) for name in names]
@@ -353,7 +297,7 @@ def _attend_by_head(q, k, v, projection, key_stabiliser, **options):
 
     inputs = [x.transpose(1, 2) for x in (q, k, v)]
     out, received = attend_in_chunks(inputs, q.shape[1], projection, key_stabiliser, project, finish, **options)
-    return out.transpose(1, 2), received
+    return out.transpose(1, 2).to(q.dtype), received
 
 
 def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> dict[str, float]:
@@ -363,8 +307,8 @@ def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> 
 
     - `encodings`, to performer-pytorch's own attention with the same weights;
     - `gradients` of all weights, likewise, relative to the largest of them;
-    - `attention columns`, the means of the attention matrix's columns as `attention_columns` returns
-      them, to those of the whole matrix, for 300 positions;
+    - `attention columns`, the means of the attention matrix's columns as `favor_attention` returns them, to those of
+      the whole matrix, for 300 positions;
     - `batch`, of the first cell alone to the same cell beside copies of all.
     """
     apart = {}
@@ -379,8 +323,9 @@ def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> 
     features = model.performer.net.layers[0][0].fn.fast_attention.projection_matrix.cpu()
     q, k, _ = torch.randn(3, 2, heads, n, dim_head, generator=torch.Generator().manual_seed(seed))
     values = torch.eye(n).expand(2, heads, n, n)[..., :dim_head]  # picks out the first columns of the matrix
-    means = favor_attention(q, k, values, features).mean(2)
-    apart["attention columns"] = float((attention_columns(q, k, features)[..., :dim_head] - means).abs().max())
+    means = favor_attention(q, k, values, features)[0].mean(2)
+    _, columns = favor_attention(q, k, k[..., :0], features, weight=weigh_queries(torch.ones(2, n)))
+    apart["attention columns"] = float((columns[..., :dim_head] - means).abs().max())
 
     with torch.no_grad():
         alone, beside = model.encode(bins[:1]), model.encode(bins.repeat(3, 1))[:1]

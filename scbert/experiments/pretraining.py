@@ -9,7 +9,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from ..data.cells import open_cells, open_for
 from ..data.checks import check_tokenized, check_unique
@@ -53,9 +53,7 @@ def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     cells = scores.groupby("cell").sum()
     cells = cells[cells["n_masked"] > 0]
     if cells.empty:
-        raise ValueError(
-            "No token was masked in these scores: the cells have no non-zero token, or there are no cells."
-        )
+        raise ValueError("No token was masked in these scores: cells have no non-zero token, or there are no cells.")
     columns = {}
     for method, prefix in _prefixes(scores).items():
         columns[method, "masked_accuracy"] = cells[f"{prefix}correct"]
@@ -65,11 +63,12 @@ def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
             columns["scbert", f"{metric}_minus_{method}"] = columns["scbert", metric] - columns[method, metric]
     columns["scbert", "predicted_mode_share"] = cells["predicted_mode"]
 
-    def divide(sums, masks, axis):
-        return sums.sum(axis=axis) / masks.sum(axis=axis)
-
-    rows = [bootstrap(divide, sums, cells["n_masked"], seed=seed) for sums in columns.values()]
+    rows = [bootstrap(_divide, sums, cells["n_masked"], seed=seed) for sums in columns.values()]
     return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(columns, names=["method", "metric"]))
+
+
+def _divide(one, other, axis):
+    return one.sum(axis=axis) / other.sum(axis=axis)
 
 
 def by_token(scores: pd.DataFrame) -> pd.DataFrame:
@@ -216,11 +215,8 @@ def share_of_neighbours(
     pairs = np.outer(sizes, sizes) - np.diag(sizes)
     chance = (together / pairs.clip(min=1))[tenth[:, None], tenth[neighbours]]  # (genes, neighbours)
 
-    def divide(hits, chance, axis):
-        return hits.sum(axis=axis) / chance.sum(axis=axis)
-
-    share = bootstrap(lambda hits, axis: hits.mean(axis=axis), hits.mean(1), seed=seed)
-    ratio = bootstrap(divide, hits.mean(1), chance.mean(1), seed=seed)
+    share = bootstrap(np.mean, hits.mean(1), seed=seed)
+    ratio = bootstrap(_divide, hits.mean(1), chance.mean(1), seed=seed)
     return pd.Series(
         {
             "share": share["value"], "share_low": share["low"], "share_high": share["high"], "chance": chance.mean(),
@@ -232,16 +228,11 @@ def share_of_neighbours(
 
 def _find_members(genes, sets, minimum, maximum):
     """Return which gene is in which set, (genes, sets), of sets with a fitting number of members among the genes."""
-    index, rows, n_sets = pd.Index(genes), [], 0
+    index = pd.Index(genes)
     check_unique(index, "Gene names")
-    for names in sets.values():
-        found = index.get_indexer(pd.unique(np.asarray(names, object)))
-        found = found[found >= 0]
-        if minimum <= len(found) <= maximum:
-            rows.append(np.stack([found, np.full(len(found), n_sets)]))
-            n_sets += 1
-    row, column = np.concatenate([np.zeros((2, 0), np.int64), *rows], axis=1)
-    return sparse.csr_matrix((np.ones(len(row), np.int32), (row, column)), shape=(len(index), n_sets))
+    known = [index.intersection(pd.Index(names, dtype=object)) for names in sets.values()]
+    fitting = [found for found in known if minimum <= len(found) <= maximum]
+    return MultiLabelBinarizer(classes=list(index), sparse_output=True).fit_transform(fitting).T.tocsr()
 
 
 def load_sets(names: str, *, label_key: str | None = None, batch_key: str | None = None) -> dict[str, anndata.AnnData]:
@@ -265,8 +256,7 @@ def join_sets(
 ) -> tuple[anndata.AnnData, anndata.AnnData]:
     """Join sets on the genes they share, and hold some of each one's cells out of training.
 
-    `sets` is name -> counts, such as `load_sets` returns. `label_key`, which a set may lack, only chooses cells to hold out;
-    `seed` draws them where no split is saved.
+    `sets` is name -> counts, as of `load_sets`. `label_key`, which a set may lack, and `seed` say which are held out.
 
     Returns
     -------

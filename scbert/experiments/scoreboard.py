@@ -19,18 +19,12 @@ COLUMNS = [
 def read_published(path: str | Path) -> pd.DataFrame:
     """Read a list of published numbers, such as ``tests/expected/paper.csv``: one row a number or a reproduction of it.
 
-    `path` is from the current folder, or from the root of the project. A ValueError if a column is missing, or the band
-    of a published number.
+    `path` is as in `scbert.paths.find_file`. A ValueError if a column is missing, or the band of a published number.
 
-    Returns
-    -------
-    Columns:
-
-    - `experiment`, as in the paper; `metric`, its name in a record, repeated where several reproduced it;
-    - `paper`, the published value, or NaN if there is none; its `source`, `figure` and `n`, the cells behind it;
-    - `band`, how far from it a run may lie to have reproduced it, and `band_reason`;
-    - `reproduction`, a value that others found, and `reproduction_source`;
-    - `stand_in`, the metric of the demo that is nearest to it.
+    The columns are `experiment`, as in the paper; `metric`, its name in a record, repeated where several reproduced it;
+    `paper`, the published value, or NaN; its `source`, `figure` and `n`, the cells behind it; `band`, how far from it a
+    run may lie to have reproduced it, and `band_reason`; `reproduction`, a value that others found, and
+    `reproduction_source`; and `stand_in`, the metric of the demo that is nearest to it.
     """
     table = pd.read_csv(find_file(path))
     missing = [column for column in COLUMNS if column not in table]
@@ -69,12 +63,9 @@ def judge(number: dict | None, published: float, band: float) -> str:
 def fill_board(published: pd.DataFrame, metrics: Mapping[str, dict], profile: str) -> pd.DataFrame:
     """Put the paper's numbers, those of others and of this run in one table, with a verdict on each.
 
-    `published` is from `read_published`; `metrics` is name -> number of all records of the `profile`. Only "paper" runs the
-    paper's own quantities, and gets verdicts. In the others each row shows its stand-in, a quantity of other cells and
-    another model, and says "not run".
+    `published` is from `read_published`; `metrics` is name -> number of all records of the `profile`. Only "paper" runs
+    the paper's quantities, and gets verdicts; in others a row shows its stand-in, of other cells, and says "not run".
 
-    Returns
-    -------
     One row a metric: `experiment`, `paper`, `published reproductions` with their sources, `this run`, the same of each
     of `RIVALS`, and `verdict`.
     """

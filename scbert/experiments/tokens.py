@@ -44,8 +44,7 @@ def measure_losses(counts: sparse.csr_matrix, ways: Mapping[str, sparse.csr_matr
     """Measure what tokens lose of values with at least one molecule.
 
     `ways` is name -> tokens of the same counts, (cells, genes), made in another way each, such as with another divisor.
-    One column a way: the share of these values that became token 0, as if nothing had been seen; the share that is cut
-    off at the highest token; and their mean token.
+    One column a way: the shares of these values that became token 0, or are cut off at the highest; their mean token.
     """
     losses = {}
     for name, bins in ways.items():

@@ -62,8 +62,7 @@ def dot_plot(means: pd.DataFrame, shares: pd.DataFrame, top: pd.DataFrame, *, n:
     """Draw the top genes of each type as dots: size is the share of cells that express it, colour its attention.
 
     `means` and `shares` are types x genes: mean attention, whose z-scores over types are drawn for each gene; and the
-    share of cells that express it. The first `n` genes of each type in `top`, from `scbert.interpret.find_top`, are
-    shown, each once.
+    share of cells that express it. Of `top`, from `scbert.interpret.find_top`, the first `n` of each type are shown.
 
     Paper: Fig. 5c.
     """
@@ -142,8 +141,7 @@ def matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> A
 def deletion_curves(shares: pd.DataFrame, *, judge: str | None = None) -> np.ndarray:
     """Draw what is left of the true type's probability against the number of genes; return the axes, (judges, kinds).
 
-    `shares` are from ``scbert.deletion.measure_areas(curves, by_number=True)``. A row of panels for the predictions of
-    a `judge`, or for each if None.
+    `shares` are from `scbert.deletion.measure_areas`, by number. A row of panels for a `judge`, or for each if None.
     """
     judges = list(dict.fromkeys(shares["judge"])) if judge is None else [judge]
     kinds, numbers = list(dict.fromkeys(shares["kind"])), np.sort(shares["number"].unique()).astype(float)

@@ -131,9 +131,8 @@ def roc_and_pr(
 def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str]) -> np.ndarray:
     """Draw recall and Jaccard of novel cells, and accuracy on known ones, against the threshold, a panel a method.
 
-    `table` is by method, threshold and metric, of `scbert.novelty.sweep_thresholds`; bands are 95 % intervals. `tuned` is
-    method -> threshold of the largest probability, chosen on other types: a dotted line, if there is one. The dashed one
-    is the paper's.
+    `table` is by method, threshold and metric, of `scbert.novelty.sweep_thresholds`; bands are 95 % intervals. `tuned`
+    is method -> threshold chosen on other types, if there is one: a dotted line. The dashed one is the paper's.
     """
     rows = table.reset_index()
     axes = make_panels(len(methods), width=2.6, height=2.8, beside=1.8, sharey=True)
@@ -145,9 +144,8 @@ def threshold_sweep(table: pd.DataFrame, tuned: pd.Series, methods: Sequence[str
         ax.axvline(PAPER, color="black", ls="--", lw=1, label="the paper's threshold")
         if method in tuned.index:
             ax.axvline(tuned[method], color="black", ls=":", lw=1.5, label="tuned threshold")
-        ax.set(
-            title=spell(method), xlabel="threshold of the largest probability", xticks=(0, 0.5, 1), ylim=(-0.02, 1.02)
-        )
+        ax.set(title=spell(method), xlabel="threshold of the largest probability")
+        ax.set(xticks=(0, 0.5, 1), ylim=(-0.02, 1.02))
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     legend_beside(axes[0], list(handles.values()), list(handles))
     return axes
@@ -263,9 +261,7 @@ def show_slider(draw: Callable, threshold: float):
     import ipywidgets
     from IPython.display import display
 
-    slider = ipywidgets.FloatSlider(
-        threshold, min=0, max=1, step=0.02, description="threshold", continuous_update=False
-    )
+    slider = ipywidgets.FloatSlider(threshold, max=1, step=0.02, description="threshold", continuous_update=False)
 
     def redraw(threshold):
         figure = draw(threshold)[0].figure

@@ -67,8 +67,7 @@ def make_panels(
     """Return the axes of `n` panels, row by row, in a figure that gives each a place of so many inches.
 
     `n_columns` stand side by side, all if None. A panel with its names is `width` wide and `height` high; `beside` and
-    `above` are inches of the whole figure for more names and a legend. There is no line above and on the right. `options`
-    are of `matplotlib.pyplot.subplots`.
+    `above` are inches of the whole figure for more names and a legend, `options` of `matplotlib.pyplot.subplots`.
     """
     n_columns = min(n_columns or n, n)
     n_rows = -(-n // n_columns)
@@ -218,9 +217,8 @@ def named_cells(
 ) -> np.ndarray:
     """Scatter cells by batch, by true label, and by what each method calls them, in the same colours.
 
-    `adata` has ``obsm["X_umap"]``, see `place_cells`; a panel of batches comes first if there is a `batch_key`. The first
-    row of each method and cell in `predictions` is shown. Cells that a method did not name are pale grey; a ValueError if
-    it names none.
+    `adata` has ``obsm["X_umap"]``, see `place_cells`; a panel of batches comes first if there is a `batch_key`. Of each
+    method and cell the first row of `predictions` counts. Cells without are pale grey; a ValueError if all are.
 
     Paper: Fig. 2b, 3a, 3b, 3e, 3f.
     """
@@ -412,8 +410,7 @@ def studies(
 ) -> Axes:
     """Draw a metric of each method on each study that was held out, with intervals, the methods side by side.
 
-    `table` is as in `curve`, by study (named `by`), method and metric; its order is that of the studies. `methods` are
-    drawn in their order; all if None.
+    `table` is as in `curve`, by study (named `by`), method and metric. Studies are in its order, `methods` all if None.
 
     Paper: Fig. 3c, 3d.
     """
@@ -469,9 +466,8 @@ def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     apart = np.abs(np.subtract.outer(means.to_numpy(), means.to_numpy())) > found["critical_difference"]
     p = pd.DataFrame(1.0 - apart, index=means.index, columns=means.index)
     colors = {method: style["color"] for method, style in style_methods(table.index).items()}
-    drawn = critical_difference_diagram(
-        means, p, ax=ax, color_palette=colors, label_fmt_left="{label} ", label_fmt_right=" {label}"
-    )
+    places = {"label_fmt_left": "{label} ", "label_fmt_right": " {label}"}
+    drawn = critical_difference_diagram(means, p, ax=ax, color_palette=colors, **places)
     ax.spines["top"].set_visible(True)  # the line of the ranks
     for name in drawn["labels"]:
         name.set(text=spell(name.get_text()), color="black")

@@ -59,9 +59,8 @@ def dose_response(
     """Draw a metric against the severity of each simulated effect: a panel an effect, a line a method with intervals.
 
     `table` has value, low and high by level, method and metric, in the index or in columns. Levels are those of
-    `scbert.simulate.simulate_doses`: "none:0" stands at the left of every panel, "depth:1" in the panel of depth; those
-    of three parts are left out. A ValueError without the metric, or without an effect but "none". The legend has
-    `methods` in their order; all if None.
+    `scbert.simulate.simulate_doses`: "none:0" is at the left of every panel, "depth:1" in that of depth; those of three
+    parts are left out. A ValueError without the metric, or an effect but "none". All `methods` if None.
     """
     rows = take_metric(table, metric, methods)
     methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
@@ -139,8 +138,7 @@ def count_token_shares(
     """Return the share of each token, 1 and up, among the expressed genes of each study's cells, and its median depth.
 
     `worlds` is name -> cells with counts in ``X`` and ``obs["study"]``; `genes` and `n_bins` are of
-    `scbert.preprocess.tokenize`. A gene of which molecules were seen, but too few for token 1, is not among the
-    expressed.
+    `scbert.preprocess.tokenize`. A gene with too few molecules for token 1 is not among the expressed.
 
     Returns
     -------

@@ -37,9 +37,7 @@ def check_devices(devices: int, nodes: int, strategy: str) -> None:
         )
     found = torch.cuda.device_count()
     if launched == 1 and 0 < found < devices:
-        raise ValueError(
-            f"devices={devices}, but this machine has {found} GPUs: ask for {found}, or accelerator='cpu'."
-        )
+        raise ValueError(f"devices={devices}, but this machine has {found} GPUs: ask for {found} or accelerator='cpu'.")
 
 
 def make_fabric(accelerator: str, strategy: str, precision: str) -> Fabric:

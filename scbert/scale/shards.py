@@ -66,10 +66,8 @@ def write_store(
     shard_cells
         Most cells a shard; a shard holds cells of one source.
 
-    Writes
-    ------
-    ``shard-00000.h5ad`` ..., each an AnnData with ``layers["bins"]``, the ``obs`` of its cells and no counts, with
-    checksums. Then ``store.json``: without it no store opens.
+    Written are ``shard-00000.h5ad`` ..., each an AnnData with ``layers["bins"]``, the ``obs`` of its cells and no
+    counts, with checksums. Then ``store.json``: without it no store opens.
 
     Raises
     ------
@@ -85,9 +83,7 @@ def write_store(
     """
     path, sources = Path(path), [source] if isinstance(source, (anndata.AnnData, str, Path)) else list(source)
     if not sources:
-        raise ValueError(
-            "There is no source to write cells of: give an AnnData, the path of an .h5ad file, or several."
-        )
+        raise ValueError("There is no source of cells: give an AnnData, the path of an .h5ad file, or several.")
     if shard_cells < 1:
         raise ValueError(f"shard_cells must be at least 1, not {shard_cells}.")
     with contextlib.ExitStack() as stack:
@@ -118,8 +114,14 @@ def write_store(
             store |= {"cells": n_cells, "obs": columns, "genes": list(genes), "matched_share": found.mean()}
             bar = tqdm(desc="tokenize", total=n_cells, initial=n_done, unit="cell", file=sys.stdout, mininterval=1,
                        disable=not progress)  # fmt: skip
-            with _say_what_failed(path), bar:
-                _write_shards(path, store, plan, done, options, bar)
+            try:
+                with bar:
+                    _write_shards(path, store, plan, done, options, bar)
+            except (OSError, RuntimeError) as error:  # h5py raises either
+                raise OSError(
+                    f"The store {path} could not be written ({first_line(error)}): whole shards are kept, so free some "
+                    "space and call write_store again with the same arguments."
+                ) from None
     return open_store(path)
 
 
@@ -147,9 +149,7 @@ def _open_source(source):
         ) from None
     with file:
         if file.attrs.get("encoding-type") != "anndata" or "X" not in file:
-            raise ValueError(
-                f"{path} has no X, or was not written by anndata 0.8 or newer: read it with anndata and write it again."
-            )
+            raise ValueError(f"{path} has no X, or is older than anndata 0.8: read it with anndata and write it again.")
         if file["X"].attrs["encoding-type"] == "csc_matrix":
             raise ValueError(
                 f"X of {path} is stored by genes (csc_matrix), and reading cells of it is slow: write it again with "
@@ -201,9 +201,8 @@ def _tokenize_block(part, start, stop, genes, n_bins, library):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*names are not unique")  # tokenize says it
-            block = anndata.AnnData(
-                part.read_counts(start, stop), obs=part.read_obs(start, stop), var=pd.DataFrame(index=part.genes)
-            )
+            counts, obs = part.read_counts(start, stop), part.read_obs(start, stop)
+            block = anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=part.genes))
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{part.name} cannot be read at cell {start} ({first_line(error)}): is it damaged?") from None
     genes = None if part.genes.equals(genes) else genes
@@ -234,17 +233,6 @@ def _check_room(path, needed):
             f"The store needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder}: free some space, "
             "or give a folder on another disk."
         )
-
-
-@contextlib.contextmanager
-def _say_what_failed(path):
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # h5py raises either
-        raise OSError(
-            f"The store {path} could not be written ({first_line(error)}): whole shards are kept, so free some space "
-            "and call write_store again with the same arguments."
-        ) from None
 
 
 def _write_shards(path, store, plan, done, options, bar):

@@ -11,11 +11,10 @@ import yaml
 from ..data.checks import check_column, check_counts, check_unique
 from ..paths import find_file, first_line
 from ..sources import download, readers, sets
-from .readers.matrices import recover_counts
 from .simulate import simulate_studies
 from .totals import supply_totals
 
-__all__ = ["CATALOGUE", "fetch", "list_catalogue", "load", "missing_files", "recover_counts", "simulate_studies"]
+__all__ = ["CATALOGUE", "fetch", "list_catalogue", "load", "missing_files", "simulate_studies"]
 
 NO_LABEL = {"", "nan", "na", "n/a", "none", "null", "unassigned"}
 CATALOGUE: dict[str, dict] = yaml.safe_load((Path(__file__).parent / "catalogue.yaml").read_text())
@@ -48,8 +47,7 @@ def load(
     backed
         Leave the matrix on disk (``.h5ad`` files only).
     round_counts
-        Round the fractional counts of one's own file, estimated or corrected, to whole numbers; what is within rounding
-        of a whole number always is.
+        Round the fractional counts of one's own file to whole numbers; what is within rounding of one always is.
 
     Returns
     -------
@@ -58,12 +56,9 @@ def load(
     ``X`` holds a selection of them: taken from the file, else there is a warning, see `scbert.totals`.
     ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
 
-    Raises
-    ------
-    ValueError
-        No such set or file, another format, no counts, duplicated genes, an empty cell, or a label or batch column
-        that is missing, incomplete or (labels) constant; a table that names none of the cells, or one twice; and what
-        `fetch` raises.
+    A ValueError: no such set or file, another format, no counts, duplicated genes, an empty cell, or a label or batch
+    column that is missing, incomplete or (labels) constant; a table that names none of the cells, or one twice; and
+    what `fetch` raises.
 
     Paper: Reporting Summary, "Data". Labels are merged by the tables in ``scbert/sources/labels``.
     """

@@ -43,10 +43,8 @@ def _are_identifiers(names):
 
 def find_no_genes(names: Sequence[str]) -> np.ndarray:
     """Return which rows of a table are no genes, (names,) of "summary" (what a pipeline adds up), "spike_in" or ""."""
-    return np.array(
-        ["summary" if SUMMARY.fullmatch(name) else "spike_in" if SPIKE_IN.fullmatch(name) else "" for name in names],
-        dtype=object,
-    )
+    kinds = ["summary" if SUMMARY.fullmatch(name) else "spike_in" if SPIKE_IN.fullmatch(name) else "" for name in names]
+    return np.array(kinds, dtype=object)
 
 
 def make_r_name(name: str) -> str:

@@ -27,9 +27,7 @@ def train_gene2vec(
     try:
         from gensim.models import Word2Vec
     except ImportError:
-        raise ValueError(
-            "Training gene vectors needs gensim: pip install -c requirements.lock -e '.[gene2vec]'."
-        ) from None
+        raise ValueError("gensim is not installed: pip install -c requirements.lock -e '.[gene2vec]'.") from None
     pairs = _pair_coexpressed(adata, n_partners)
     if not pairs:
         raise ValueError("No two genes of these cells vary together: there is nothing to learn vectors from.")
@@ -37,9 +35,7 @@ def train_gene2vec(
         pairs, vector_size=dim, window=1, sg=1, negative=5, sample=0, min_count=1, epochs=n_epochs, seed=seed, workers=1
     )
     vectors = np.zeros((adata.n_vars, dim), np.float32)
-    for i in range(adata.n_vars):
-        if str(i) in model.wv:
-            vectors[i] = model.wv[str(i)]
+    vectors[list(map(int, model.wv.index_to_key))] = model.wv.vectors
     return vectors
 
 

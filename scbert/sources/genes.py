@@ -32,9 +32,7 @@ def load_vocabulary() -> list[str]:
     """
     genes = fetch("scbert_genes")[0].read_text().split()
     if hash_genes(genes) != PUBLISHED_GENES_SHA256:
-        raise ValueError(
-            "The fetched gene list is not that of the published weights: scbert_genes in the catalogue is wrong."
-        )
+        raise ValueError("This gene list is not that of the published weights: scbert_genes in the catalogue is wrong.")
     return genes
 
 
@@ -47,14 +45,10 @@ def read_gene_table(path: str | Path | None = None) -> pd.DataFrame:
     """
     columns = ["GeneID", "Symbol", "Synonyms", "dbXrefs"]
     source = pd.read_csv(path or fetch("ncbi_gene_info")[0], sep="\t", usecols=columns, dtype=str, na_filter=False)
-    parts = []
-    for how, names in {
-        "symbol": source["Symbol"].str.split("|"),
-        "synonym": source["Synonyms"].str.split("|"),
-        "ensembl": source["dbXrefs"].str.findall(r"Ensembl:(ENSG\d{11})"),
-    }.items():
-        parts.append(pd.DataFrame({"name": names, "gene_id": source["GeneID"], "how": how}).explode("name"))
-    table = pd.concat(parts, ignore_index=True).dropna()
+    names = {"symbol": source["Symbol"].str.split("|"), "synonym": source["Synonyms"].str.split("|")}
+    names["ensembl"] = source["dbXrefs"].str.findall(r"Ensembl:(ENSG\d{11})")
+    parts = [pd.DataFrame({"name": own, "gene_id": source["GeneID"], "how": how}) for how, own in names.items()]
+    table = pd.concat(parts).explode("name", ignore_index=True).dropna()
     return table[table["name"] != "-"].drop_duplicates(ignore_index=True)
 
 
@@ -196,10 +190,9 @@ def rename_genes(
 ) -> anndata.AnnData:
     """Give genes the vocabulary's names where `resolve` finds them, and sum what are names of one gene.
 
-    Ensembl identifiers go before symbols. They are the index of `var`, with the symbols in a column such as "feature_name"
-    (CELLxGENE), or a column such as "gene_ids" beside it. Counts are summed before anything is normalised. Genes that are
-    not resolved keep their names, so that they still count in a cell's total; rows that are no genes, such as
-    __no_feature, are left out.
+    Ensembl identifiers go before symbols. They are the index of `var`, with symbols in a column such as "feature_name"
+    (CELLxGENE), or a column such as "gene_ids" beside it. Counts are summed before anything is normalised. Genes that
+    are not resolved keep their names, and count in a cell's total; rows that are no genes (__no_feature) are left out.
 
     Returns
     -------
@@ -229,8 +222,7 @@ def tidy_names(adata: anndata.AnnData, vocabulary: Sequence[str]) -> anndata.Ann
     repeats that were numbered are summed, R's names and Excel's dates read back, rows that are no genes left out. Old
     symbols, and identifiers without symbols, need the table.
 
-    Returns `adata` itself where there is nothing to do, and else as `rename_genes`, with its errors but that for another
-    species.
+    Returns `adata` itself where there is nothing to do, else as `rename_genes`, but has no error for another species.
     """
     names, gene_ids = find_names(adata)
     found = resolve(names, vocabulary, NO_TABLE, gene_ids=gene_ids)
@@ -267,9 +259,7 @@ def _rename(adata, vocabulary, found, gene_ids):
     else:
         var = pd.DataFrame({"original_name": adata.var_names} | ({} if gene_ids is None else {"gene_ids": gene_ids}))
         var = var.astype(str)[kept].set_axis(pd.Index(names, dtype=str))
-        repeated = (
-            var[var.index.duplicated(keep=False)].groupby(level=0).agg(lambda each: ";".join(dict.fromkeys(each)))
-        )
+        repeated = var[var.index.duplicated(keep=False)].groupby(level=0).agg(lambda x: ";".join(dict.fromkeys(x)))
         var = var[~var.index.duplicated()]
         var.loc[repeated.index] = repeated
         counts = sparse.csr_matrix(adata.X)

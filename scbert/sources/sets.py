@@ -30,15 +30,9 @@ def read_pbmc68k_reduced(paths: list[Path]) -> anndata.AnnData:
         warnings.simplefilter("ignore")  # of the old form of the file, which is the same for ever
         source = anndata.read_h5ad(file)
     counts = recover_counts(source.raw.X, source.obs["n_counts"].to_numpy(np.float64))
-    obs = pd.DataFrame(
-        {
-            "label": source.obs["bulk_labels"],
-            "batch": source.obs_names.str.rsplit("-", n=1).str[-1].astype("category"),  # the 10x well
-            "n_counts": source.obs["n_counts"].astype(np.float64),
-            "louvain": source.obs["louvain"],
-        },
-        index=source.obs_names.rename(None),
-    )
+    obs = source.obs[["bulk_labels", "n_counts", "louvain"]].rename(columns={"bulk_labels": "label"}).rename_axis(None)
+    obs.insert(1, "batch", source.obs_names.str.rsplit("-", n=1).str[-1].astype("category"))  # the 10x well
+    obs["n_counts"] = obs["n_counts"].astype(np.float64)
     var = pd.DataFrame(index=source.raw.var_names.rename(None))
     return anndata.AnnData(counts, obs=obs, var=var, obsm={"X_umap": source.obsm["X_umap"]})
 
@@ -79,9 +73,8 @@ def read_pbmc_3tech(paths: list[Path]) -> anndata.AnnData:
 def read_pancreas_5tech(paths: list[Path]) -> anndata.AnnData:
     """Read a Seurat object of five technologies; `batch` is the technology."""
     adata = read_seurat(paths[0])
-    adata.obs = pd.DataFrame(
-        {"label": adata.obs["celltype"], "batch": adata.obs["tech"], "sample": adata.obs["orig.ident"]}
-    )
+    columns = {"celltype": "label", "tech": "batch", "orig.ident": "sample"}
+    adata.obs = adata.obs[list(columns)].rename(columns=columns)
     return adata
 
 

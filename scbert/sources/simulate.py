@@ -31,9 +31,8 @@ def simulate_studies(
     """Deal real cells to several studies, and give each study its own depth, capture, ambient RNA and label shares.
 
     The cells, with whole counts, are dealt first, each to exactly one study and label by label; only then are counts
-    changed, so no cell is in two studies. What is left of a cell's counts is real; what differs between the studies is
-    known. The seed fixes everything: an effect's factors are the same alone and beside others, and at each severity point
-    the same way.
+    changed, so no cell is in two studies. What is left of a cell's counts is real; how the studies differ is known. The
+    seed fixes everything: an effect's factors are the same alone and beside others, and the same way at any severity.
 
     Parameters
     ----------
@@ -106,20 +105,11 @@ def simulate_studies(
     shares = pd.crosstab(pd.Series(study), pd.Series(label)).reindex(index=range(n_studies)).to_numpy()
     result = anndata.AnnData(counts, obs=obs, var=adata.var.copy())
     result.varm["capture"] = capture.T
-    result.uns["scbert"] = {k: v for k, v in adata.uns.get("scbert", {}).items() if k != "tokenize"} | {
-        "simulate_studies": {
-            "n_studies": n_studies,
-            "severity": float(severity),
-            "effects": effects,
-            "seed": seed,
-            "studies": list(obs["study"].cat.categories),
-            "depth": depth,
-            "mean_capture": mean_capture,
-            "ambient": ambient,
-            "labels": list(names),
-            "cells": shares,  # (studies, labels)
-        }
-    }
+    drawn = {"n_studies": n_studies, "severity": float(severity), "effects": effects, "seed": seed}
+    drawn |= {"studies": list(obs["study"].cat.categories), "depth": depth, "mean_capture": mean_capture}
+    drawn |= {"ambient": ambient, "labels": list(names), "cells": shares}  # (studies, labels)
+    noted = {name: note for name, note in adata.uns.get("scbert", {}).items() if name != "tokenize"}
+    result.uns["scbert"] = noted | {"simulate_studies": drawn}
     return result
 
 
@@ -173,9 +163,8 @@ def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: in
     same probability, the shallowest study's median library size over that of the cell's own study (both of all measured
     genes, `scbert.preprocess.library_size`), so a cell stays deeper or shallower than others of its study.
 
-    Estimated, fractional counts, which ``uns["scbert"]["fractional_counts"]`` admits, are rounded first, and how many
-    counts that leaves is printed. No counts, a missing or incomplete column of studies, or a seed that is none, are a
-    ValueError.
+    Estimated, fractional counts, which ``uns["scbert"]["fractional_counts"]`` admits, are rounded first, which is
+    printed. No counts, a missing or incomplete column of studies, or a seed that is none, are a ValueError.
 
     Returns
     -------
@@ -205,9 +194,8 @@ def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: in
         drawn = random["rest"].binomial(np.rint(rest.clip(0)).astype(np.int64), kept[study])
         beyond = np.where(kept[study] < 1, drawn, rest.clip(0))
         result.obs["n_counts"] = np.asarray(counts.sum(1), np.float64).ravel() + beyond
-    noted = {
-        key: value for key, value in adata.uns.get("scbert", {}).items() if key not in ("tokenize", "fractional_counts")
-    }
+    gone = ("tokenize", "fractional_counts")
+    noted = {name: note for name, note in adata.uns.get("scbert", {}).items() if name not in gone}
     result.uns["scbert"] = noted | {"equalize_depth": dict(zip(names.tolist(), kept.tolist(), strict=True))}
     return result
 
@@ -240,8 +228,7 @@ def simulate_old_names(genes: Sequence[str], *, seed: int = 0) -> tuple[np.ndarr
     """Give a third of some genes other names, as between studies of different years, and make a table that knows most.
 
     Of the genes, 18 % go by a name that the table traces back, 5 % by one that it has for two genes, 10 % by one that
-    it lacks. Returned are the names, one a gene, and a table such as `scbert.genes.read_gene_table` reads: name, gene_id,
-    how.
+    it lacks. Returned are the names, one a gene, and a table as of `scbert.genes.read_gene_table`.
     """
     genes, fates = np.asarray(genes, dtype=object), ["same", "traced", "shared", "lost"]
     fates = np.random.default_rng(seed).choice(fates, len(genes), p=[0.67, 0.18, 0.05, 0.1])

@@ -24,21 +24,9 @@ def make_cells(
 ) -> anndata.AnnData:
     """Return cells x genes as float32 CSR, with the counts of repeated gene names summed.
 
-    Parameters
-    ----------
-    counts
-        (cells, genes), sparse or dense.
-    cells, genes
-        Their names. A genome that stands before all genes (GRCh38_CD3D) is taken off.
-    obs
-        What is known of the cells, a row each.
-    gene_ids
-        Identifiers that stand beside the names, kept in ``var["gene_ids"]``; those of summed genes are joined by ";".
-
-    Raises
-    ------
-    Refusal
-        The genes are of several genomes.
+    `counts`, (cells, genes), are sparse or dense; `cells` and `genes` their names, and a genome that stands before all
+    genes (GRCh38_CD3D) is taken off, while several raise a Refusal. `obs` is what is known of the cells, a row each, and
+    `gene_ids` are kept in ``var["gene_ids"]``; those of summed genes are joined by ";".
     """
     obs = pd.DataFrame(index=pd.Index(cells, dtype=str)) if obs is None else obs.set_axis(pd.Index(cells, dtype=str))
     genomes = dict.fromkeys(match[1] for match in map(GENOME.match, genes) if match)
@@ -119,28 +107,12 @@ def _refuse_normalised(matrix):
 
 
 def recover_counts(
-    lognormalised: sparse.spmatrix | np.ndarray,
-    totals: np.ndarray | None,
-    tolerance: float = 0.1,
-    base: float = np.e,
+    lognormalised: sparse.spmatrix | np.ndarray, totals: np.ndarray | None, base: float = np.e
 ) -> sparse.csr_matrix:
-    """Turn the log of 1 + counts per 10,000 back into the integer counts it was made from.
+    """Turn the log, to a base, of 1 + counts per 10,000, (cells, genes), back into the counts it was made from.
 
-    Parameters
-    ----------
-    lognormalised
-        (cells, genes)
-    totals
-        (cells,) total counts that the cells were divided by; if None, a cell's smallest value is taken for one count.
-    tolerance
-        Largest distance to a whole number that is still taken for rounding in the file.
-    base
-        Of the logarithm.
-
-    Raises
-    ------
-    ValueError
-        A value is further from a whole number, or a cell has more counts than its total.
+    `totals`, (cells,), are the counts that the cells were divided by; if None, a cell's smallest value is taken for one
+    count. A ValueError if a value is a tenth or more from a whole number, or a cell has more counts than its total.
     """
     counts = sparse.csr_matrix(lognormalised, dtype=np.float64)
     counts.eliminate_zeros()
@@ -152,7 +124,7 @@ def recover_counts(
     else:
         counts.data *= np.repeat(totals, per_cell) / 10_000
     distance = np.abs(counts.data - np.rint(counts.data)).max(initial=0)
-    if distance >= tolerance:
+    if distance >= 0.1:
         raise ValueError(f"These values are not log1p of counts per 10,000: off a whole number by {distance:.2f}.")
     counts.data = np.rint(counts.data)
     if totals is not None and (np.asarray(counts.sum(1)).ravel() > totals).any():

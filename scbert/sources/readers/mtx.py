@@ -67,9 +67,7 @@ def read_mtx(matrix: Path) -> anndata.AnnData:
         counts, genes, ids = counts[:, kept], genes[kept], ids[kept]
     n = len(genes) // 3  # alevin-fry may have three columns a gene: spliced, unspliced, ambiguous
     if n and [f"{gene}-{kind}" for kind in "UA" for gene in genes[:n]] == list(genes[n:]):
-        print(
-            f"{matrix.name}: spliced and ambiguous counts are added, as for whole cells; unspliced ones are left out."
-        )
+        print(f"{matrix.name}: spliced and ambiguous counts are added, as for whole cells; unspliced are left out.")
         counts, genes, ids = counts[:, :n] + counts[:, 2 * n :], genes[:n], ids[:n]
     return make_cells(counts, obs.index, genes, obs, ids)
 

@@ -160,9 +160,8 @@ def _read_layers(assay):
     counts, seen = sparse.csr_matrix((len(genes), len(cells))), np.zeros(len(cells), int)
     for layer in ["counts"] if "counts" in layers else [layer for layer in layers if layer.startswith("counts.")]:
         part = r.read_matrix(layers[layer])[0].tocoo()
-        counts += sparse.csr_matrix(
-            (part.data, (genes_of[layer][part.row], cells_of[layer][part.col])), shape=counts.shape
-        )
+        where = genes_of[layer][part.row], cells_of[layer][part.col]
+        counts += sparse.csr_matrix((part.data, where), shape=counts.shape)
         seen[cells_of[layer]] += 1
     if (seen > 1).any():
         raise Refusal('its layers of counts share cells: in R, x[["RNA"]] <- JoinLayers(x[["RNA"]]), and saveRDS again')

@@ -167,10 +167,8 @@ def read_frame(node) -> pd.DataFrame:
 def make_plain(table: pd.DataFrame) -> pd.DataFrame:
     """Return an R data frame with plain column names, strings and floats, which h5ad can hold."""
     plain = {}
-    for name in table.columns:
-        column = table[name]
+    for name, column in table.items():
         is_number = pd.api.types.is_numeric_dtype(column)
-        plain[str(name)] = (
-            column.to_numpy(np.float64, na_value=np.nan) if is_number else column.astype(object).to_numpy()
-        )
+        options = {"dtype": np.float64, "na_value": np.nan} if is_number else {"dtype": object}
+        plain[str(name)] = column.to_numpy(**options)
     return pd.DataFrame(plain, index=table.index)

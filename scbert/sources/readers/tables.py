@@ -44,11 +44,9 @@ def read_table(path: Path) -> anndata.AnnData:
     with pd.read_csv(path, sep=separator, chunksize=1000, encoding="utf-8-sig", **options) as chunks:
         for chunk in chunks:
             chunk = chunk.iloc[:, n_left_out:]
-            text = [
-                name for name, kind in zip(names, chunk.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(kind)
-            ]
-            if text:
-                raise Refusal(f"its column {text[0]} holds text where counts are due")
+            are_numbers = list(map(pd.api.types.is_numeric_dtype, chunk.dtypes))
+            if not all(are_numbers):
+                raise Refusal(f"its column {names[are_numbers.index(False)]} holds text where counts are due")
             blocks.append(sparse.csr_matrix(chunk.to_numpy(np.float32)))
             rows.extend(chunk.index)
     counts = sparse.vstack(blocks, format="csr")

@@ -12,13 +12,7 @@ from .refusal import Refusal
 
 
 def read_10x_h5(path: Path) -> anndata.AnnData:
-    """Read an ``.h5`` file of Cell Ranger, of any version.
-
-    Raises
-    ------
-    Refusal
-        It is Cell Ranger's table of molecules, holds two genomes, or no genes.
-    """
+    """Read an ``.h5`` file of Cell Ranger, of any version; a Refusal if it is of molecules, two genomes, or no genes."""
     import scanpy
 
     with h5py.File(path) as file:
