@@ -723,7 +723,7 @@ def test_a_silent_gene_passes_nothing_through_the_sound_head_and_the_bias_throug
 
 def test_a_sound_head_starts_where_three_quarters_of_the_encoded_genes_pass(config, bins):
     encoder = ScBert(replace(config, expressed_only=True), genes=GENES)
-    head, (hidden, entered) = AnnotationHead(encoder.config, 3), encoder.encode_expressed(bins)
+    head, hidden = AnnotationHead(encoder.config, 3), encoder.encode_expressed(bins)[0]
     head.start(hidden)
     passing = head.conv(hidden[None, None]).flatten() > 0
     assert passing.float().mean() == pytest.approx(0.75, abs=0.01)

@@ -148,7 +148,10 @@ def test_a_table_leaves_dead_trainings_out_and_says_so(clone, capsys):
     assert set(kept["method"]) == {"scbert", "majority"}
     said = "1 trainings of scbert on set:few:10 have not learnt; accuracy 0.750 with them, 1.000 without."
     assert run.warnings == [said]
-    assert "2 trainings of scBERT: 1 converged, 0 unfinished, 0 guessing, 1 dead; 1 needed another head" in capsys.readouterr().out
+    assert (
+        "2 trainings of scBERT: 1 converged, 0 unfinished, 0 guessing, 1 dead; 1 needed another head"
+        in capsys.readouterr().out
+    )
     dead = costs.assign(state=costs["state"].replace("converged", "dead"))
     assert len(benchmark.leave_out_dead(run, predictions, dead)) == len(
         predictions
