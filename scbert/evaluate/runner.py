@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -329,11 +330,14 @@ def _time_cell(job):
         for cells in (job.split.train, job.split.validation)
     )
     validation = validation[validation.obs[job.label_key].isin(set(train.obs[job.label_key])).to_numpy()].copy()
-    options = {"n_epochs": 1, "pretrain_epochs": 0, "min_steps": 0, "progress": False}
+    recipe = replace(inspect.signature(job.fit).parameters["recipe"].default, until_converged=False)
+    options = {"n_epochs": 1, "pretrain_epochs": 0, "min_steps": 0, "progress": False, "recipe": recipe}
     seconds = []
     for _ in range(2):
         start = time.monotonic()
-        job.fit(train, validation, label_key=job.label_key, seed=0, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The training ")  # of one epoch
+            job.fit(train, validation, label_key=job.label_key, seed=0, **options)
         seconds.append(time.monotonic() - start)
     return min(seconds) / train.n_obs
 
