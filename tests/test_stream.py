@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import sys
+from dataclasses import replace
 
 import anndata
 import h5py
@@ -271,8 +272,10 @@ def run_pretrain(config, store, **arguments):
     return weights(model), history.to_dict("list")
 
 
-def run_finetune(config, store, **arguments):
-    classifier = finetune(scbert.ScBert(config), store, **{"n_epochs": 2, "batch_size": 64, **QUIET, **arguments})
+def run_finetune(config, store, recipe=Recipe(), **arguments):
+    recipe = replace(recipe, until_converged=False)
+    options = {"n_epochs": 2, "batch_size": 64, "recipe": recipe, **QUIET, **arguments}
+    classifier = finetune(scbert.ScBert(config), store, **options)
     return weights(classifier), classifier.history.to_dict("list")
 
 

@@ -107,7 +107,8 @@ def say_outcome(outcome: dict[str, str | int]) -> str:
     nothing = "its names mean nothing. Train on more cells of each label, or with another learning_rate"
     return {
         "dead": f"The training has not learnt in {how}: it knows its own cells no better than a guess, so {nothing}.",
-        "guessing": f"The training of {how} names validation cells no better than always the commonest label: {nothing}.",
+        "guessing": f"The training of {how} names validation cells no better than always the commonest label: "
+        f"{nothing}.",
         "unfinished": f"The training was still improving after {how}: give it more n_epochs.",
         "converged": f"The training converged within {how}.",
     }[outcome["state"]]
