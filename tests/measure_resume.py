@@ -23,7 +23,7 @@ import scbert
 
 def train(folder):
     """Pretrain in this process, with a checkpoint in `folder`; keep weights and history there."""
-    learn, _ = scbert.pretraining.join_sets(scbert.corpus.load_sets("pbmc68k_reduced", label_key="cell_type"))
+    learn, _ = scbert.pretraining.join_sets(scbert.pretraining.load_sets("pbmc68k_reduced", label_key="cell_type"))
     learn = scbert.preprocess.tokenize(learn)
     model = scbert.ScBert(scbert.ScBertConfig(learn.n_vars, 5, 32, 2, 4, 16), seed=0)
     (folder / "started").touch()

@@ -272,8 +272,8 @@ def run_pretrain(config, store, **arguments):
     return weights(model), history.to_dict("list")
 
 
-def run_finetune(config, store, recipe=Recipe(), **arguments):
-    recipe = replace(recipe, until_converged=False)
+def run_finetune(config, store, recipe=None, **arguments):
+    recipe = replace(recipe or Recipe(), until_converged=False)
     options = {"n_epochs": 2, "batch_size": 64, "recipe": recipe, **QUIET, **arguments}
     classifier = finetune(scbert.ScBert(config), store, **options)
     return weights(classifier), classifier.history.to_dict("list")
