@@ -3,10 +3,10 @@
     SCBERT_MIRROR=... python tests/measure_heads.py heads.csv [--encoders pbmc-small random] [--heads published sound]
         [--cells 10 25 100] [--seeds 10]
 
-Cells are those of `zheng_facs`: so many of each label are drawn from its training 70 %, another draw for each seed; 300
-others of the 70 % are named for the choice of a head, 400 of the 30 % for the report. Each training has 120 steps or more,
-from one head alone, and its last weights count, so nothing hides a training that dies. Rows that the file has are not made
-again. Printed at the end: median, least and most over seeds, and how many trainings were dead.
+Cells are those of `zheng_facs`: so many of each label are drawn from its training 70 %, another draw for each seed; 100
+others of the 70 % choose the epoch, and 400 of the 30 % are named. Each training has 120 steps or more, from one head alone,
+so nothing hides one that dies. Rows that the file has are not made again. Printed at the end: median, least and most over
+seeds, and how many trainings were dead.
 """
 
 import argparse
@@ -28,9 +28,9 @@ def draw(adata, split, n, seed):
     labels, fixed = adata.obs[LABEL].astype(str), np.random.default_rng(0)
     pool = fixed.permutation([*split.train, *split.validation])
     test = fixed.permutation(split.test)[:400]
-    rest = np.random.default_rng(seed + 1).permutation(pool[300:])
+    rest = np.random.default_rng(seed + 1).permutation(pool[100:])
     chosen = pd.Series(rest).groupby(labels[rest].to_numpy()).head(n)
-    return [adata[list(part)].copy() for part in (chosen, pool[:300], test)]
+    return [adata[list(part)].copy() for part in (chosen, pool[:100], test)]
 
 
 def train(name, head, n, seed, adata, split, shipped):
