@@ -75,13 +75,15 @@ def run(context, notebook, pairs, profile, anyway, part, wants_help):
 def list_found(file):
     """Return lines on what a run put on record: the accuracy of each method on each whole set, and each warning."""
     import json
+    import re
 
     record = json.loads(file.read_text()) if file.exists() else {"metrics": {}}
-    names = [name.split("/") for name in record["metrics"]]
-    plain = [name for name in names if len(name) == 3 and name[2] == "accuracy" and ":" not in name[0]]
     form = "{0} on {1}: accuracy {value:.3f} [{low:.3f}, {high:.3f}], {n:,} cells"
-    found = [form.format(method.replace("_", " "), data, **record["metrics"][f"{data}/{method}/accuracy"])
-             for data, method, _ in plain]  # fmt: skip
+    found = [
+        form.format(name[2].replace("_", " "), name[1], **metric)
+        for text, metric in record["metrics"].items()
+        if (name := re.fullmatch("([^:/]*)/([^/]*)/accuracy", text))
+    ]
     return found + [f"Warning: {sentence}" for sentence in record.get("warnings", [])]
 
 

@@ -711,3 +711,23 @@ def test_a_notebook_that_does_not_fit_is_not_run_unless_anyway(scbert_cli, short
     code, output = scbert_cli("run", "03", "--profile", "small", "--anyway")
     assert code == 0
     assert (tmp_path / "seen.json").exists()
+
+
+def test_the_end_of_a_run_lists_accuracies_of_whole_sets_and_warnings(tmp_path):
+    from scbert.__main__ import list_found
+
+    number = {"value": 0.8, "low": 0.75, "high": 0.85, "n": 1160, "unit": ""}
+    names = [
+        "set/logistic_regression/accuracy",
+        "set/scbert/macro_f1",
+        "set:few:10/scbert/accuracy",
+        "a->b/scbert/accuracy",
+    ]
+    file = tmp_path / "record.json"
+    file.write_text(json.dumps({"metrics": dict.fromkeys(names, number), "warnings": ["It has not learnt."]}))
+    assert list_found(file) == [
+        "logistic regression on set: accuracy 0.800 [0.750, 0.850], 1,160 cells",
+        "scbert on a->b: accuracy 0.800 [0.750, 0.850], 1,160 cells",
+        "Warning: It has not learnt.",
+    ]
+    assert list_found(tmp_path / "none.json") == []

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import math
 import warnings
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from .recipe import Recipe, learning_rate_at, make_optimizer
 
 ATTEMPTS = 3
 """Heads that a training starts from at most, one after the other, while it does not learn."""
+CYCLES = 2
+"""How often the schedule of the epochs runs at most, one after the other, while a training still learns."""
 
 
 def finetune(
@@ -178,6 +181,7 @@ def _train(
     rate = history[-1]["learning_rate"] if history else 0.0  # an epoch may pass without a step
     weight = None if weight is None else weight.to(fabric.device)
     steps_per_epoch = steps.count_steps(len(cells), batch_size, accumulate, recipe)
+    n_steps = n_epochs * steps_per_epoch
     keep = {"precision": cache, "batch_size": batch_size, "progress": progress,
             "folder": Path(checkpoint).parent if checkpoint else None}  # fmt: skip
     n_frozen = _count_frozen(classifier, recipe) if cache and not model.config.expressed_only else 0
@@ -185,11 +189,10 @@ def _train(
     held_out = FrozenPrefix(model, held_out, n_frozen, memory=cache_memory - inputs.bytes_in_memory, **keep)
     bar = steps.show_progress("fine-tune", len(history) * len(cells), n_epochs * len(cells), progress)
     with contextlib.closing(inputs), contextlib.closing(held_out), bar, few_threads(model.config):
-        for epoch in range(len(history), n_epochs * (2 if recipe.until_converged else 1)):
-            if epoch == n_epochs:
-                if steps.judge(history, guessed, n_epochs) == "converged":
-                    break
-                bar.total = 2 * bar.total  # the schedule once more, from where it ended
+        for epoch in range(len(history), n_epochs * (CYCLES if recipe.until_converged else 1)):
+            if epoch == n_epochs and steps.judge(history, guessed, n_epochs) == "converged":
+                break
+            bar.total = len(cells) * n_epochs * (1 + epoch // n_epochs)
             if best and epoch - best["epoch"] >= patience:
                 break
             loss_sum, correct, random = 0, 0, np.random.default_rng([seed, epoch, 1])
@@ -204,9 +207,7 @@ def _train(
                 loss_sum += loss.item() * len(target)
                 correct += (logits.argmax(1) == target).sum().item()
                 if is_step:
-                    n_steps = n_epochs * steps_per_epoch
-                    done = step % n_steps if recipe.until_converged else step
-                    rate = learning_rate_at(done, n_steps, steps_per_epoch, learning_rate, recipe.lr_schedule)
+                    rate = learning_rate_at(step % n_steps, n_steps, steps_per_epoch, learning_rate, recipe.lr_schedule)
                     steps.take_step(optimizer, rate)
                     step += 1
                     if recipe.redraw_features and step % 1000 == 0:
@@ -232,8 +233,7 @@ def _train(
             steps.write_log(log, history)
     classifier.load_state_dict(best["model"])
     classifier.history = pd.DataFrame(history).assign(best=lambda rows: rows["epoch"] == best["epoch"])
-    allowed = n_epochs if len(history) <= n_epochs else 2 * n_epochs
-    classifier.outcome = {"state": steps.judge(history, guessed, allowed)}
+    classifier.outcome = {"state": steps.judge(history, guessed, n_epochs * math.ceil(len(history) / n_epochs))}
     return best["score"]
 
 
