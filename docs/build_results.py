@@ -32,6 +32,7 @@ METHODS = {
     "scanvi": "scANVI",
     "scbert": "scBERT",
     "scbert_scratch": "scBERT from random weights",
+    "scbert_tuned": "scBERT, its settings chosen",
     "scbert_published": "scBERT, published recipe",
     "head_on_tokens": "control: the head alone, no encoder layer",
     "head_on_random_encoder": "control: the head on a frozen random encoder",

@@ -42,7 +42,7 @@ _ROOMS = {
     "scale": "checkpoint processes prefix stream shards",
     "memory": "companions",
     "train": "recipe",
-    "evaluate": "masks metrics hygiene protocols methods runner kept fitted significance "
+    "evaluate": "masks metrics hygiene protocols methods tuning runner kept fitted significance "
     "calibration novelty embeddings",
     "run": "record preflight report annotated",
     "experiments": "pretraining benchmark cross_dataset batch_effect novel_types deletion performance "

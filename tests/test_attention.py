@@ -1,11 +1,11 @@
 """FAVOR+ against performer-pytorch, against its equations written out, and against softmax attention."""
 
+import favor
 import pytest
 import torch
 from performer_pytorch import FastAttention
 
 from scbert import attention
-from scbert.experiments import performance
 from scbert.model.attention import CHUNK_BYTES, FavorAttention, attend, draw_projection, summarise_keys, weigh_queries
 
 STABILISERS = pytest.mark.parametrize("key_stabiliser", ["head", "batch"])
@@ -28,13 +28,13 @@ PROJECTION = draw_projection(44, 16, seeded())
 
 def favor_attention(*inputs, **options):
     """Return what is found, without columns."""
-    return performance.favor_attention(*inputs, **options)[0]
+    return favor.favor_attention(*inputs, **options)[0]
 
 
 def attention_columns(q, k, projection, where, key_stabiliser="head"):
     """Return what each position receives from those that attend: `where`, (cells, positions)."""
     weight = weigh_queries(where.to(q.dtype))
-    return performance.favor_attention(q, k, k[..., :0], projection, key_stabiliser, weight=weight)[1]
+    return favor.favor_attention(q, k, k[..., :0], projection, key_stabiliser, weight=weight)[1]
 
 
 @pytest.fixture(params=CHUNKS.values(), ids=CHUNKS)

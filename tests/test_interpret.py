@@ -1,5 +1,7 @@
 """Attention against the definition, permutations against simulated truth, enrichment against the hypergeometric law."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,13 +20,17 @@ def tokens_of(cells):
 def dense_attention(model, bins):
     """Return the matrices of one cell, (depth, heads, positions, positions), and the positions, columns of `bins`."""
     positions, layers = interpret._read_features(model, bins)
-    return torch.stack([interpret._form_rows(q, k) for q, k in layers]).numpy(), positions.numpy()
+    rows = [interpret._form_rows(q, k, model.encoder.config.attention) for q, k in layers]
+    return torch.stack(rows).numpy(), positions.numpy()
 
 
-@pytest.fixture(params=[False, True], ids=["all genes", "expressed genes"])
+@pytest.fixture(params=["all favor", "expressed favor", "expressed softmax"])
 def either_mode(request, classifier):
-    """A trained classifier that reads all genes, or the expressed ones only."""
-    classifier.encoder.set_expressed_only(request.param)
+    """A trained classifier that reads all genes or the expressed ones, by random features or by exact attention."""
+    enter, attention = request.param.split()
+    encoder = classifier.encoder
+    encoder.set_expressed_only(enter == "expressed")
+    encoder.config = replace(encoder.config, attention=attention)
     return classifier
 
 

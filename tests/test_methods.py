@@ -13,7 +13,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import scbert
-from scbert import benchmark, methods
+from scbert import benchmark, methods, tuning
 
 ONCE = scbert.Recipe(until_converged=False)  # the epochs that were asked for, from one head
 METHODS = ["logistic_regression", "nearest_centroid", "celltypist", "singler", "scanvi"]
@@ -573,7 +573,7 @@ def test_an_encoder_is_taken_with_its_genes_where_the_data_have_half_of_them(sav
         adata, encoder, genes = benchmark.choose_encoder(str(saved_encoder), cells)
         assert adata is cells
         assert isinstance(encoder, scbert.ScBert)
-        assert encoder.config.expressed_only
+        assert not encoder.config.expressed_only  # read as it was pretrained
         assert genes == [f"gene{i}" for i in range(24)]
         assert f"{share} of the 24 genes of {saved_encoder} are in the data\n" in capsys.readouterr().out
     before = scbert.load(saved_encoder).state_dict()
@@ -586,7 +586,8 @@ def test_else_it_is_a_small_one_of_the_most_variable_genes(saved_encoder, make_c
     assert adata is cells
     assert "46% of the 24 genes" in (out := capsys.readouterr().out)
     assert "too few, so scBERT is pretrained on the training cells of each split instead" in out
-    small = scbert.ScBertConfig(11, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
+    mode = {"expressed_only": True, "attention": "softmax"}
+    small = scbert.ScBertConfig(11, dim=32, depth=2, heads=4, dim_head=16, **mode)
     assert few == [small, "11"]
     assert benchmark.choose_encoder("", cells)[1:] == (small, "11")
     assert capsys.readouterr().out == ""
@@ -673,6 +674,14 @@ def test_the_published_weights_read_expressed_genes_but_under_the_published_reci
     assert not named.config.expressed_only
 
 
+def test_tuned_scbert_is_scbert_under_the_settings_that_validation_cells_choose(named):
+    chosen = benchmark.choose_methods("scbert scbert_tuned", named, n_epochs=4)
+    tuned = options_of(chosen["scbert_tuned"])
+    assert tuned.pop("func") is tuning.fit_tuned
+    assert options_of(tuned.pop("fit")) == options_of(chosen["scbert"])
+    assert tuned == {}
+
+
 def test_the_published_recipe_without_redraws_keeps_what_its_frozen_layers_yield(cells, more_cells):
     config = scbert.ScBertConfig(n_genes=24, dim=8, depth=3, heads=2, dim_head=4)
     frozen = replace(scbert.Recipe.published(), redraw_features=False, key_stabiliser="head")
@@ -692,7 +701,8 @@ def test_from_random_weights_the_given_vectors_of_genes_stay(config):
 
 def test_a_name_that_is_no_method_is_refused_with_those_there_are(named):
     with pytest.raises(
-        ValueError, match=r"There is no method 'svm': choose from majority, .*, scbert_published, scbert_letter\."
+        ValueError,
+        match=r"There is no method 'svm': choose from majority, .*, scbert_tuned, scbert_published, scbert_letter\.",
     ):
         benchmark.choose_methods("majority svm", named)
 

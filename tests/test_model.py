@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from favor import favor_attention
 from performer_pytorch import Performer
 from torch import distributed, multiprocessing
 from torch.nn.functional import cross_entropy, layer_norm
@@ -14,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 import scbert
 from scbert import ScBert, ScBertConfig, attention
 from scbert.experiments.deletion import find_expressed
-from scbert.experiments.performance import favor_attention
 from scbert.model.attention import CHUNK_BYTES, summarise_keys
 from scbert.model.classifier import AnnotationHead
 from scbert.model.encoder import run_layer

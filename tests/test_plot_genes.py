@@ -33,11 +33,13 @@ def texts(labels):
 
 
 def test_each_gene_is_scaled_to_its_own_largest_value_and_framed_in_its_type(means, top):
-    ax = plot_genes.attention_heatmap(means, top)
+    ax, below = plot_genes.attention_heatmap(means, top, 1 / means)
     np.testing.assert_allclose(ax.collections[0].get_array().reshape(2, 3), [[1, 0.5, 0.5], [0.5, 1, 1]])
-    assert texts(ax.get_xticklabels()) == ["x", "y", "z"]
-    frames = [(p.get_x(), p.get_y(), p.get_width()) for p in ax.patches]
-    assert frames == [(0, 0, 2), (2, 1, 1)]
+    np.testing.assert_allclose(below.collections[0].get_array().reshape(2, 3), [[0.5, 1, 1], [1, 0.5, 0.5]])
+    assert texts(below.get_xticklabels()) == ["x", "y", "z"]
+    for panel in (ax, below):
+        frames = [(p.get_x(), p.get_y(), p.get_width()) for p in panel.patches]
+        assert frames == [(0, 0, 2), (2, 1, 1)]
 
 
 def test_dots_grow_with_the_share_and_are_coloured_by_z(means, top):
@@ -120,8 +122,9 @@ def test_clusters_have_a_line_an_embedding():
     )
     sweep = sweep.assign(ari_low=sweep["ari"] - 0.1, ari_high=sweep["ari"] + 0.1)
     ax = plot_genes.clusters(sweep)
-    assert texts(ax.get_legend().get_texts()) == ["PCA", "scBERT"]
-    assert list(ax.lines[1].get_ydata()) == [0.6, 0.7]
+    assert texts(ax.get_legend().get_texts()) == ["scBERT", "PCA"]  # best last value first
+    assert list(ax.containers[0].lines[0].get_ydata()) == [0.6, 0.7]
+    assert ax.get_ylabel() == "ARI"
 
 
 def test_genes_on_cells_have_a_panel_each_known_ones_first_and_the_highest_on_top():
@@ -130,8 +133,9 @@ def test_genes_on_cells_have_a_panel_each_known_ones_first_and_the_highest_on_to
     adata.var_names = ["x", "y", "z"]
     top = pd.DataFrame({"type": list("abb"), "gene": list("yxz"), "rank": [1, 1, 2], "member": [False, True, None]})
     axes = plot_genes.genes_on_cells(adata, top, n=2)
-    assert [ax.get_title() for ax in axes] == ["x (known), up to 8.0\nb", "y (new), up to 7.6\na"]
-    np.testing.assert_allclose(axes[0].collections[0].get_array(), np.log1p([1000, 2000, 3000]))
+    assert [ax.get_title() for ax in axes] == ["x, in a set of\nb", "y, not in a set of\na"]
+    np.testing.assert_allclose(axes[0].collections[0].get_array(), np.log1p([1000, 2000, 3000]) / np.log1p(3000))
+    assert axes[0].figure.axes[-1].get_ylabel() == "log-normalised counts\n/ the gene's largest"
 
 
 def test_rankings_differ_in_marker_and_a_new_one_is_grey():

@@ -25,8 +25,7 @@ def find_duplicates(adata: anndata.AnnData, other: anndata.AnnData, *, minimum_g
         Counts. Only cells with equal barcodes are compared: 14 to 16 letters A, C, G, T anywhere in the cell's name.
     minimum_genes
         How many genes of both sets must have a count in the cell before equal counts count as evidence. Of 64,000
-        random pairs of unrelated blood cells with 5 genes or more expressed in either, on random and on highly
-        expressed genes of six sets, none had equal counts; with one gene expressed one pair in 30 had.
+        random pairs of unrelated blood cells with 5 genes or more none had equal counts; with one gene one in 30 had.
 
     Returns
     -------

@@ -53,16 +53,14 @@ def score_masks(
 
     Returns
     -------
-    A row for each cell and true token, 1 to n_bins, also where the cell has no such mask (index `cell`, `token`), so
-    that ``groupby("cell").sum()`` and ``groupby("token").sum()`` are the totals. Columns: `n_masked`; of the model,
+    A row for each cell and true token, 1 to n_bins, also where the cell has no such mask. Columns: `n_masked`; of the model,
     `correct` and `loss`, the summed cross-entropy in nats over all its n_bins + 2 tokens; `predicted_mode`, how often
     it says the commonest non-zero token that the cell shows; and ``<rival>_correct`` and ``<rival>_loss`` of
 
     - `cell`: the shares of the non-zero tokens that the cell shows, one count added to each token. It says the
       commonest, the lowest of several, and 1 for a cell that shows none.
     - `gene`: the shares of the gene's tokens in the table, with one more, spread as the tokens of all genes are.
-    - `both`: p(token | gene) p(token | cell) / p(token), normalised: what gene and cell say apart. Genes that tell of
-      each other, or a finer use of the cell's depth, can go beyond it.
+    - `both`: p(token | gene) p(token | cell) / p(token), normalised: what gene and cell say apart.
 
     A ValueError if cells are not tokenized for this vocabulary, or the table has another shape.
 

@@ -177,10 +177,12 @@ def fit_scanvi(
     label_key: str,
     seed: int = 0,
     max_epochs: tuple[int, int] = (50, 20),
+    min_steps: tuple[int, int] = (600, 240),
 ) -> Callable:
     """Fit scVI, then scANVI on top of it, on whole counts of the given genes, on the CPU.
 
-    `max_epochs` are passes over the training cells of scVI, and of scANVI. No batches are told apart, since those of test
+    `max_epochs` are passes over the training cells of scVI, and of scANVI; few cells get more, until `min_steps` steps of
+    the optimiser, each of 128 cells. No batches are told apart, since those of test
     cells may be new; validation cells choose nothing. All else is the default of scvi-tools. `seed` sets the random numbers
     of the whole process, as scvi-tools does. ValueErrors are those of `fit_celltypist`, or that counts are fractional.
     """
@@ -195,9 +197,11 @@ def fit_scanvi(
         options = {"accelerator": "cpu", "enable_progress_bar": False}
         scvi.model.SCVI.setup_anndata(cells, labels_key="label")
         first = scvi.model.SCVI(cells, n_latent=10)
-        first.train(max_epochs=max_epochs[0], **options)
+        steps_an_epoch = math.ceil(0.9 * cells.n_obs / 128)  # a tenth is held out by default
+        epochs = np.maximum(max_epochs, np.ceil(np.array(min_steps) / steps_an_epoch).astype(int)).tolist()
+        first.train(max_epochs=epochs[0], **options)
         model = scvi.model.SCANVI.from_scvi_model(first, unlabeled_category=unlabelled, labels_key="label")
-        model.train(max_epochs=max_epochs[1], **options)
+        model.train(max_epochs=epochs[1], **options)
 
     def predict(adata):
         cells = _whole_counts(adata, unlabelled)

@@ -134,10 +134,9 @@ def measure_novelty(
     thresholds
         repeat, score, rule and threshold; a cell is unassigned if its score is above.
     seed, n_resamples
-        Of the bootstrap: weights of `scbert.metrics.draw_weights`, novel and known cells apart. It is about these types:
-        cells of one type resemble each other, and another type may be found more easily or less. Simulated, intervals held
-        the true AUROC and AUPR in 89 to 97 of 100 cases, but only in 80 where 15 novel cells are almost all found, and
-        where aupr is at chance: it is too high there (0.116 for 0.091 with 20 novel cells), as its interval is.
+        Of the bootstrap: weights of `scbert.metrics.draw_weights`, novel and known cells apart. It is about these types.
+        Simulated, intervals held the true AUROC and AUPR in 89 to 97 of 100 cases, but only in 80 where 15 novel cells are
+        almost all found, and where aupr is at chance (there it is too high).
 
     Returns
     -------

@@ -300,8 +300,8 @@ def carry_over(
 
     Returns
     -------
-    Without `train_on`, splits "held_out:<study>". With it, splits of protocol "": tested are the other studies and, so
-    that what is lost on the way is seen under one model, those cells of the training study that `choose_pool` keeps.
+    Without `train_on`, splits "held_out:<study>". With it, splits of protocol "": tested are the other studies, and those
+    cells of the training study that `choose_pool` keeps, to see what is lost on the way.
 
     A ValueError: no such column, no cell of `train_on`, one study only, or fewer than two labels to learn without one.
 

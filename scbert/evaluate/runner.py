@@ -133,7 +133,8 @@ def count_cell_steps(fit: Callable, n_cells: int) -> int:
     """Return how many cells pass through a network at most while a method trains on `n_cells`; 0 if it has no epochs."""
     options = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
     if callable(options.get("fit")):
-        return count_cell_steps(options["fit"], n_cells)
+        times = {"fit_tuned": 8, "fit_on_all": 2}.get(getattr(fit, "func", fit).__name__, 1)
+        return times * count_cell_steps(options["fit"], n_cells)
     if "encoder" not in options:
         return 0
     steps_an_epoch = math.ceil(n_cells / (options["batch_size"] * options["accumulate"]))

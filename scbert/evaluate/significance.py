@@ -27,9 +27,8 @@ def compare_all(
     Three looks at each difference: the paired bootstrap of `scbert.metrics.score`, and over trainings, a pair a repeat
     and fold, `corrected_t_test` and `wilcoxon_test`. The verdict is that of the bootstrap, at the level divided by the
     number of comparisons (Bonferroni): it counts cells, where the Wilcoxon test of five pairs can't fall below 0.0625.
-    The limits that are returned are those of the verdict.
-    With one repeat it is about these trained models alone; the t-test is the one that asks about other trainings, and
-    where the two disagree nothing is decided about the method as such.
+    The limits that are returned are those of the verdict. With one repeat it is about these trained models alone; the t-test
+    asks about other trainings.
 
     Parameters
     ----------
@@ -45,10 +44,10 @@ def compare_all(
 
     Returns
     -------
-    A row for each other method, in the order of `predictions`: value (reference minus other), low, high (corrected), n
-    (cells), repeats, trainings, t_p, t_p_holm, wilcoxon_p, wilcoxon_p_holm, wilcoxon_p_smallest (that any outcome of so
-    many pairs can have), and verdict, said of the reference, see `decide`. A test that is not defined, with one training or without a
-    difference, is NaN and no part of Holm's correction. ``.attrs``: reference, metric, level.
+    A row for each other method: value (reference minus other), low, high (corrected), n (cells), repeats, trainings, t_p,
+    t_p_holm, wilcoxon_p, wilcoxon_p_holm, wilcoxon_p_smallest (of any outcome of so many pairs), and verdict, said of the
+    reference, see `decide`. A test that is not defined is NaN and no part of Holm's correction. ``.attrs``: reference, metric,
+    level.
 
     A ValueError if the methods were not tested on the same cells, or there is only one.
 

@@ -134,21 +134,21 @@ def note_embeddings(run: "Run", measured: pd.DataFrame, level: str = "") -> None
 def sweep_embeddings(
     embeddings: Mapping[str, np.ndarray],
     labels: Sequence[str],
-    resolutions: Sequence[float] = RESOLUTIONS,
+    resolutions: Sequence[float | str] = RESOLUTIONS,
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Apply `scbert.embeddings.sweep_clusters` to embeddings of the same cells; the column `embedding` says which."""
-    tables = {name: sweep_clusters(embedding, labels, resolutions, seed=seed) for name, embedding in embeddings.items()}
+    steps = [float(resolution) for resolution in resolutions]
+    tables = {name: sweep_clusters(embedding, labels, steps, seed=seed) for name, embedding in embeddings.items()}
     return pd.concat(tables, names=["embedding"]).reset_index("embedding").reset_index(drop=True)
 
 
 def average_mixing(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Average the metrics of one embedding over splits: columns value, low, high, n (cells, in all) and splits.
 
-    The two arms of the interval are those of the splits, added in squares and divided by their number, as for
-    independent cells: it is about these splits, and a little short where a cell is in several. A metric that a split
-    lacks is averaged over the others. A ValueError without any table.
+    The two arms of the interval are those of the splits, added in squares and divided by their number, as for independent
+    cells. A metric that a split lacks is averaged over the others. A ValueError without any table.
     """
     if not len(tables):
         raise ValueError("There is no table to average: give one a split.")

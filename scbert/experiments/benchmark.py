@@ -17,6 +17,8 @@ from scipy import stats
 
 from ..evaluate import metrics, significance
 from ..evaluate.methods import FITS, check_methods, fit_rebalanced, fit_scbert
+from ..evaluate.protocols import Split
+from ..evaluate.tuning import fit_on_all, fit_tuned
 from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
 from ..sources.genes import is_published, rename_genes
@@ -44,8 +46,8 @@ def choose_encoder(
     the shape of a small one, to be pretrained on the training cells of each split, and reads the 1,000 most variable
     genes, or all if there are fewer, see `scbert.genes.choose_genes`.
 
-    Either reads the genes that a cell expresses only (`ScBertConfig.expressed_only`), which takes half the time; an
-    encoder of the published genes reads all, as published. It is on the device that trains.
+    A pretrained encoder reads the genes that it was pretrained on, all or those that a cell expresses only; a new shape reads
+    the latter (`ScBertConfig.expressed_only`), with exact attention. It is on the device that trains.
     """
     if encoder:
         pretrained = load_encoder(encoder)
@@ -55,13 +57,15 @@ def choose_encoder(
         print(f"{share:.0%} of the {len(pretrained.genes):,} genes of {encoder} are in the data", end="")
         if share >= least:
             print()
-            if not is_published(pretrained.genes):
-                pretrained.set_expressed_only(True)
             return adata, pretrained.to(Fabric(devices=1).device), list(pretrained.genes)
         print(": too few, so scBERT is pretrained on the training cells of each split instead")
     n_genes = min(1000, adata.n_vars)
-    config = ScBertConfig(n_genes, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
-    return adata, config, str(n_genes)
+    return adata, shape_small(n_genes), str(n_genes)
+
+
+def shape_small(n_genes: int) -> ScBertConfig:
+    """Return the shape of a small encoder, that of `pbmc-small`: for a laptop, reading expressed genes, exact attention."""
+    return ScBertConfig(n_genes, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True, attention="softmax")
 
 
 def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int = 6) -> dict[str, Callable]:
@@ -72,6 +76,7 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     - Any of `scbert.methods.FITS`; a ValueError if one is unknown, or its package is not installed;
     - "scbert", from the encoder of `choose_encoder`, or pretrained for `n_epochs` on the training cells if that is a shape;
     - "scbert_scratch", of the same shape, from random weights;
+    - "scbert_tuned", as "scbert", with learning rate and layers that validation cells choose among eight settings;
     - "scbert_published", as "scbert" under `Recipe.published()`, in at least 15 epochs, of which its learning rate takes
       five to rise; from the published weights with the script's batches, rate and patience, in at most 40 epochs, two cycles
       of its learning rate, and frozen layers run once a cell: features are not redrawn, nor stabilised by the batch;
@@ -95,6 +100,7 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     own = {
         "scbert": partial(train, **start),
         "scbert_scratch": partial(train, encoder=config if vectors is None else ScBert(config, gene_vectors=vectors)),
+        "scbert_tuned": partial(fit_tuned, fit=partial(train, **start)),
         "scbert_published": published,
         "scbert_letter": letter,
     }
@@ -124,6 +130,29 @@ def add_remedies(methods: dict[str, Callable]) -> dict[str, Callable]:
             for how in ("subsample", "oversample"):
                 more[f"{name}:{how}"] = partial(fit_rebalanced, fit=methods[name], how=how)
     return methods | more
+
+
+def share_work(
+    chosen: dict[str, Callable],
+    folds: Sequence[Split],
+    smaller: Sequence[Split],
+    uneven: Sequence[Split],
+    n_common: int,
+) -> list[tuple[list[Split], dict[str, Callable]]]:
+    """Return which methods run on which splits of notebook 04: all on the folds, costly recipes nowhere else.
+
+    With few cells of each label ("few:10") all methods learn from validation cells too, once these have chosen, see
+    `scbert.tuning.fit_on_all`; "scbert_tuned" is among them. Where references are uneven there is no "scbert_scratch", and
+    but for the level of equally many, `n_common`, there are the remedies of `add_remedies`.
+    """
+    costly = ("scbert_published", "scbert_letter", "scbert_tuned")
+    base = {name: fit for name, fit in chosen.items() if name not in costly}
+    few = {name: partial(fit_on_all, fit=fit) for name, fit in chosen.items() if name not in costly[:2]}
+    pair = {name: fit for name, fit in base.items() if name != "scbert_scratch"}
+    work, even = [(folds, chosen, ""), (smaller, base, "reference:"), (smaller, few, "few:")], f"imbalance:{n_common}"
+    shares = [([split for split in splits if split.protocol.startswith(start)], fits) for splits, fits, start in work]
+    shares.append(([split for split in uneven if split.protocol == even], pair))
+    return [*shares, ([split for split in uneven if split.protocol != even], add_remedies(pair))]
 
 
 def leave_out_dead(run: "Run", predictions: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:

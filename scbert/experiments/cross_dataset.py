@@ -65,14 +65,12 @@ def load_experiments(
     label_key, batch_key
         Columns of ``obs``. Where `batch_key` is empty, a set alone is dealt out to simulated studies.
     n_studies, severity, seed
-        Of `scbert.simulate.simulate_studies`. With ``n_studies=1`` nothing is simulated: where no `batch_key` is named,
-        all cells are of one study, "all".
+        Of `scbert.simulate.simulate_studies`; with ``n_studies=1`` all cells are of one study, "all".
 
     Returns
     -------
-    Experiments in the order of `text`. Their cells have ``obs[label_key]`` and ``obs["study"]``, and, with an arrow or
-    where the file has it, ``obs["n_counts"]``, the totals over all genes measured. Cells that two studies share, see
-    `scbert.hygiene.drop_duplicates`, are left in the first only.
+    Experiments in the order of `text`. Their cells have ``obs[label_key]``, ``obs["study"]`` and, with an arrow or where the
+    file has it, ``obs["n_counts"]``. Cells that two studies share (`drop_duplicates`) are left in the first only.
 
     A ValueError for another form, or an experiment named twice.
     """
@@ -193,8 +191,7 @@ def name_studies(predictions: pd.DataFrame, experiments: Sequence[Experiment]) -
 def take_studies(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the scores on studies that trained nothing, each study under the name that it has in a figure.
 
-    `scores` are from `scbert.benchmark.score_levels` after `name_studies`. The rows are by method and metric, with the
-    columns data, protocol and study: the study that was left out, or both sets of an experiment with an arrow.
+    `scores` are from `score_levels` after `name_studies`. By method and metric: data, protocol, study (or both sets).
     """
     across = scores.query("protocol != 'within'").reset_index(["data", "protocol"])
     left_out = across["protocol"].str.removeprefix("held_out:")

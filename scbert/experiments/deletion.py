@@ -41,11 +41,9 @@ def integrated_gradients(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Attribute the logit of a label to the genes of each cell, by integrated gradients (captum).
 
-    The path runs in a straight line to the cell as it is: from all tokens at 0, whose embeddings it joins to those of
-    the cell, while the gene embeddings stay. With ``config.expressed_only`` a gene that is not expressed is absent, and
-    its encoding zero, which no token says. So, for what a gene does by being there, a second input runs along the path,
-    from 0 to 1, by which each gene's encoding is multiplied before the head; what a gene is due is the sum over both.
-    The genes that enter the encoder are those of the whole cell all the way.
+    The path runs in a straight line from all tokens at 0 to the cell as it is. With ``config.expressed_only`` a gene that is
+    not expressed is absent, which no token says: so a second input runs along the path, from 0 to 1, by which each gene's
+    encoding is multiplied before the head, and what a gene is due is the sum over both.
 
     `labels`, (cells,), are those whose logit is attributed, such as each cell's true type; `n_steps` the points of the
     Gauss-Legendre rule on the path, each a forward and a backward pass.
@@ -192,11 +190,7 @@ def score_genes(
 
     `trained` is seed -> what `fit_scbert` returned; `adata` are tokenized training cells, of which `n_cells` of each type
     are taken for gradients; `contrasts` is seed -> `contrast_types` of the attention in these cells, whose genes are scored.
-
-    Returns
-    -------
-    A row a seed, ranking, type and gene: seed, ranking, type, gene, score, large where the gene is important. And for
-    each seed the share of the logits' differences that gradients miss.
+    Returns the columns seed, ranking, type, gene, score; and for each seed the share of the logits that gradients miss.
     """
     labels, genes = _read(adata, label_key)[1], next(iter(contrasts.values()))["gene"].unique()
     rivals = {
@@ -262,9 +256,8 @@ def match_genes(
     """Draw for each gene of a ranking another one that the type expresses as strongly: what chance would do.
 
     `ranking` is type -> genes, see `order_genes`; `adata` has counts of training cells. Each is drawn from the `n_nearest`
-    genes of the nearest mean expression (log-normalised, in cells of the type) among those that the ranking of the type
-    does not name and that were not drawn before. Where a ranking takes the strongest genes, all that are left are weaker:
-    compare the means.
+    genes of the nearest mean expression (log-normalised, in cells of the type) among those that the type's ranking does not
+    name and that were not drawn before. Where a ranking takes the strongest genes, those left are weaker.
 
     Returns
     -------
@@ -306,8 +299,7 @@ def delete_genes(
     Returns
     -------
     A row a cell and number: cell, type, number, `probability` of the true type, and `intact`, that of the cell as it
-    is. Totals of counts (``n_counts``) stay those of the whole cell, so the tokens of other genes stay as they are.
-    Cells that are left without a count are predicted all the same; scBERT needs tokenized cells for that.
+    is. Totals of counts stay those of the whole cell, so the tokens of other genes stay as they are.
 
     A ValueError if a label has no ranking or is unknown to the method, or a gene is lacking.
 
@@ -391,10 +383,9 @@ def judge_trainings(
 ) -> pd.DataFrame:
     """Delete and insert the first genes of each training's rankings, and random ones; ask it and logistic regression.
 
-    `trained` is seed -> what `fit_scbert` returned, and `regression` what `fit_logistic_regression` returned: another
-    model's opinion of the same genes. To the rankings of `scores`, from `score_genes`, a ranking "random" is added, of
-    two draws of `match_genes` for the genes of "attention", whose levels are those in the cells of `train`. `cells` are
-    tested. Of `numbers`, those beyond half of the genes leave none to draw, and are left out, which is printed.
+    `trained` is seed -> what `fit_scbert` returned, and `regression` what `fit_logistic_regression` returned. To the
+    rankings of `scores`, from `score_genes`, a ranking "random" is added: two draws of `match_genes` for the genes of
+    "attention", by their levels in `train`. `cells` are tested. `numbers` beyond half of the genes are left out.
 
     Returns the table of `judge_rankings`, judges "scbert" and "logistic_regression", with the column seed.
     """
@@ -416,15 +407,13 @@ def measure_areas(
 ) -> pd.DataFrame:
     """Measure the share of the true type's probability that is left, averaged over the numbers of genes.
 
-    With numbers that grow by a factor it is the area under the curve over their logarithm. Small is good for deletion,
-    large for insertion.
+    Small is good for deletion, large for insertion.
 
     Parameters
     ----------
     curves
-        Tables of `delete_genes`, with the columns ranking, and, where there are several: judge (who
-        predicts), kind ("deletion" or "insertion"), seed (a training), draw (of random genes, averaged within a seed).
-        Within a judge and kind, all rankings are of the same cells and seeds, else a ValueError.
+        Tables of `judge_rankings`, or of `delete_genes` with the column ranking. Within a judge and kind, all rankings are
+        of the same cells and seeds, else a ValueError.
     against
         A ranking: return its area less that of each other ranking, with the interval of the difference.
     by_number
@@ -434,10 +423,9 @@ def measure_areas(
 
     Returns
     -------
-    A row a judge, kind and ranking, with `by_number` a row for each number too: value, low, high (95 %), n (cells) and
-    seeds. The value is the mean probability over that of the cells as they are, not the mean of ratios. The index is
-    the name of the metric, such as "scbert:random/deletion_area". With `against` intervals are corrected for the number of
-    other rankings, and `verdict` says whether its genes matter more, see `scbert.significance.decide`.
+    A row a judge, kind and ranking (and number): value, the mean probability over that of the cells as they are, low, high
+    (95 %), n (cells) and seeds. The index names the metric: "scbert:random/deletion_area". With `against` intervals are
+    corrected for the number of other rankings, and `verdict` says whether its genes matter more.
     """
     defaults = {"judge": "", "kind": "deletion", "seed": 0}
     curves = curves.assign(**{name: value for name, value in defaults.items() if name not in curves})

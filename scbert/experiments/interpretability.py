@@ -7,13 +7,13 @@ features), and D holds the sums of its rows. The mean of its columns is then
     K' (Q'^T D^-1 1) / n
 
 a sum over genes for each feature, and a product with each gene's features: linear in the genes, and exact. No matrix
-of genes x genes is formed. `measure_distance` forms its rows all the same, by the definition, to hold the former against.
+of genes x genes is formed but with exact softmax attention, over the some hundred genes that a cell expresses. `measure_distance` forms its rows all the same, by the definition, to hold the former against.
 
 Paper: Methods, "model interpretability"; Fig. 5, Extended Data Fig. 1d.
-Differs from the published code: its script can't load what fine-tuning saves; applies attention a second time, to what
-the layer has made already; sums in half precision, by which rows sum to 0.73 in place of 1; holds a matrix of all
-genes x all genes for each head; and averages absolute values over zero genes that attend, of which there are some
-95 %, and over the trailing token. Here each layer's own attention is averaged, over expressed genes that attend.
+Differs from the published code: its script can't load what fine-tuning saves; applies attention a second time; sums in
+half precision, by which rows sum to 0.73 in place of 1; holds a matrix of all genes x all genes for each head; and
+averages over zero genes that attend and the trailing token. Here each layer's own attention is averaged, over expressed
+genes that attend.
 
 What attention is not: it says which genes were read, not which decided. `scbert.deletion` asks the latter.
 """
@@ -64,8 +64,8 @@ def gene_attention(
 ) -> pd.DataFrame | dict[int, pd.DataFrame]:
     """Attention that each gene receives, averaged over expressed genes that attend, heads and layers, exact.
 
-    `classifier` is a fine-tuned model, or an encoder; `adata` are tokenized cells of its vocabulary, else a ValueError.
-    `batch_size` changes no result. With `by_layer` there is a table a layer, numbered from 1, in place of their mean.
+    `classifier` is a fine-tuned model, or an encoder; `adata` are tokenized cells of its vocabulary, else a ValueError. With
+    `by_layer` there is a table a layer, numbered from 1, in place of their mean.
 
     Returns
     -------
@@ -121,9 +121,8 @@ def average(values: Sequence[float], *, seed: int = 0) -> dict[str, float]:
 def measure_focus(attention: pd.DataFrame) -> pd.DataFrame:
     """Say how far each cell's attention is from an even spread over the genes that receive any.
 
-    A row a cell: `genes` that receive any; `largest`, what the most attended of them receives, as a multiple of an even
-    share; and `effective_share`, the exponential of the entropy over the number of genes: 1 for an even spread, near 0
-    if one gene receives everything. Cells without a token are left out.
+    A row a cell: `genes` that receive any; `largest`, what the most attended receives, as a multiple of an even share; and
+    `effective_share`, the exponential of the entropy over the number of genes: 1 for an even spread, near 0 for one gene.
     """
     values = attention.to_numpy()
     values = values[values.any(1)]
@@ -135,7 +134,10 @@ def measure_focus(attention: pd.DataFrame) -> pd.DataFrame:
 
 @torch.no_grad()
 def _read_features(model, bins):
-    """Return the positions of a cell that enter, and of each layer phi(q) and phi(k), (heads, positions, features)."""
+    """Return the positions of a cell that enter, and of each layer what `_form_rows` takes, (heads, positions, features).
+
+    These are phi(q) and phi(k) or, with exact attention, q and k themselves.
+    """
     encoder = getattr(model, "encoder", model)
     if encoder.config.key_stabiliser != "head":
         raise ValueError("Dense attention needs key_stabiliser='head': with 'batch' a cell is not alone.")
@@ -150,9 +152,12 @@ def _read_features(model, bins):
             linear(normed).unflatten(1, (layer.heads, -1)).transpose(0, 1)  # (heads, positions, dim_head)
             for linear in (layer.to_q, layer.to_k, layer.to_v)
         )
-        projection = layer.fast_attention.projection_matrix
-        q, k = _map_features(q, projection, axes=(2,)), _map_features(k, projection, axes=(1, 2))
-        out = q @ (k.mT @ v) / (q @ k.sum(1, keepdim=True).mT)
+        if encoder.config.attention == "softmax":
+            out = _form_rows(q, k, "softmax") @ v
+        else:
+            projection = layer.fast_attention.projection_matrix
+            q, k = _map_features(q, projection, axes=(2,)), _map_features(k, projection, axes=(1, 2))
+            out = q @ (k.mT @ v) / (q @ k.sum(1, keepdim=True).mT)
         x = x + layer.to_out(out.transpose(0, 1).flatten(1))
         x = x + feed_block.fn(feed_block.norm(x))
         layers.append((q, k))
@@ -167,10 +172,10 @@ def _map_features(x, projection, axes):
     return torch.exp(exponent - half_square - exponent.amax(axes, keepdim=True)) + EPS
 
 
-def _form_rows(q, k):
+def _form_rows(q, k, attention):
     """Return rows of the attention matrix, (heads, queries, positions), each summing to one."""
     rows = q @ k.mT
-    return rows / rows.sum(2, keepdim=True)
+    return torch.softmax(rows * q.shape[2] ** -0.5, 2) if attention == "softmax" else rows / rows.sum(2, keepdim=True)
 
 
 def average_matrix(classifier: Classifier | ScBert, adata: anndata.AnnData, genes: Sequence[str]) -> pd.DataFrame:
@@ -191,12 +196,14 @@ def average_matrix(classifier: Classifier | ScBert, adata: anndata.AnnData, gene
     chosen = pd.Index(encoder.genes).get_indexer(list(genes))
     if (chosen < 0).any():
         raise ValueError(f"{list(genes)[int(np.argmin(chosen))]} is not a gene of this model: choose among its genes.")
-    total, count = np.zeros((2, len(chosen), len(chosen)))
+    (total, count), attention = np.zeros((2, len(chosen), len(chosen))), encoder.config.attention
     for _, bins in cells.in_order(1):
         positions, layers = _read_features(encoder, bins[0])
         where = pd.Index(positions.numpy()).get_indexer(chosen)
         here = np.flatnonzero(where >= 0)
-        rows = torch.stack([_form_rows(q[:, where[here]], k) for q, k in layers]).mean((0, 1))  # (here, positions)
+        rows = torch.stack([_form_rows(q[:, where[here]], k, attention) for q, k in layers]).mean(
+            (0, 1)
+        )  # (here, positions)
         total[np.ix_(here, here)] += rows.numpy()[:, where[here]] * len(positions)
         count[np.ix_(here, here)] += 1
     with np.errstate(invalid="ignore"):
@@ -209,12 +216,13 @@ def measure_distance(model: Classifier | ScBert, adata: anndata.AnnData) -> floa
     Both compute the same numbers, the former in float32 and without a matrix: a few parts in 10^8 apart is right.
     """
     encoder, worst = getattr(model, "encoder", model), 0.0
-    device = next(encoder.parameters()).device
+    device, attention = next(encoder.parameters()).device, encoder.config.attention
     for _, bins in open_for(encoder, adata).in_order(1):
         positions, layers = _read_features(encoder, bins[0])
         columns = encoder.attention_columns(bins.to(device))[0].cpu()  # (depth, heads, genes + 1)
         for received, (q, k) in zip(columns[..., positions], layers, strict=True):
-            dense = sum(_form_rows(part, k).sum(1) for part in q.split(ROWS_AT_ONCE, 1)) / len(positions)
+            parts = (_form_rows(part, k, attention).sum(1) for part in q.split(ROWS_AT_ONCE, 1))
+            dense = sum(parts) / len(positions)
             worst = max(worst, float((received - dense).abs().max()))
     return worst
 
@@ -233,8 +241,7 @@ def contrast_types(
     mean over permutations, over their standard deviation), p, and fdr (Benjamini and Hochberg over types and genes).
     ``p = (1 + permutations with as large a difference, of either sign) / (1 + permutations)``; 1 if nothing varies.
 
-    No p is below 1 / (1 + permutations): with too few of them a single gene among many can't pass the correction. Cells
-    are permuted freely: p takes them for independent, which cells of one donor or run are not.
+    No p is below 1 / (1 + permutations). Cells are taken for independent, which those of one donor or run are not.
 
     Paper: Fig. 5a, c: "compared to other cell types", without a definition or a test.
     """
@@ -466,8 +473,8 @@ def embed_cells(
 ) -> dict[str, np.ndarray]:
     """Return embeddings of tokenized cells, (cells, dim), by name; `encoder` is as before fine-tuning.
 
-    "pca" of log-normalised counts; "scbert", the mean over expressed genes after fine-tuning, and "scbert:before"
-    before it; "scbert:logits" and "logistic_regression", the logits of either. All but the last are as in Fig. 5d.
+    "pca" of log-normalised counts; "scbert", the mean over expressed genes, and "scbert:before", before fine-tuning (as in
+    Fig. 5d); "scbert:logits" and "logistic_regression", the logits of either.
     """
     logits, pooled = predict.read_out(adata)
     return {
@@ -489,7 +496,7 @@ def say_focus(focus: pd.DataFrame, agreement: pd.DataFrame, firsts: pd.DataFrame
     share, overlap = focus["effective_share"].mean(), pair["overlap"].mean()
     text = (
         f"scBERT looks {'at what a cell expresses' if overlap >= 0.8 else 'elsewhere than an even spread would'}: its "
-        f"attention is spread {'almost evenly' if share >= 0.9 else 'unevenly'} over these genes (effective share "
+        f"attention is spread {'almost evenly' if share >= 0.95 else 'unevenly'} over these genes (effective share "
         f"{share:.3f}), and against an even spread it ranks genes with a Spearman correlation of "
         f"{pair['spearman'].mean():.3f} and {overlap:.1%} of the top genes in common"
     )

@@ -16,14 +16,7 @@ import torch
 from performer_pytorch import FastAttention
 from torch import nn
 
-from ..model.attention import (
-    KEPT_CHUNKS,
-    attend_in_chunks,
-    features_first,
-    positions_first,
-    split_chunks,
-    weigh_queries,
-)
+from ..model.attention import KEPT_CHUNKS, split_chunks
 from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
 from ..paths import measure_peak_memory_mb
@@ -32,10 +25,8 @@ ATTENTIONS = ("scbert", "performer_pytorch", "softmax", "fused_softmax")
 """Ours; performer-pytorch's own; softmax written out, a tokens x tokens matrix a head; and torch's fused softmax."""
 
 BATCH_SIZE = 3  # cells a forward pass of pretraining, those of the script
-LINK_BANDWIDTH, LATENCY = (
-    10e9,
-    20e-6,
-)  # bytes/s between neighbours of a ring (100 Gb/s may give that), seconds a message
+LINK_BANDWIDTH = 10e9  # bytes/s between neighbours of a ring; 100 Gb/s may give that
+LATENCY = 20e-6  # seconds a message
 
 
 def count_multiplies(config: ScBertConfig, tokens: int, recompute: bool = True) -> pd.DataFrame:
@@ -114,8 +105,7 @@ def estimate_pretraining(
 ) -> pd.DataFrame:
     """Estimate how long pretraining would take on GPUs, from multiplies counted and a share of the peak assumed.
 
-    An estimate, not a measurement: no GPU needs to be there. Reading cells, masking, the optimiser's arithmetic,
-    validation and whatever is no matrix multiply cost nothing here but through `shares`.
+    What is no matrix multiply (reading, masking, validation) costs nothing here but through `shares`.
 
     Parameters
     ----------
@@ -125,25 +115,21 @@ def estimate_pretraining(
         Numbers of GPUs, alike, that share the cells of each optimiser step.
     cards
         Name -> peak multiply rate (FLOP/s) and memory bandwidth (bytes/s) of one GPU, from its data sheet. Each part
-        of the encoder takes the longer of its multiplies and its transfers; a tensor core's peak is out of reach of
-        parts that do a few dozen multiplies for each byte.
+        of the encoder takes the longer of its multiplies and its transfers.
     shares
-        Scenario -> share of those peaks that training reaches, as `measure` defines it: no multiply counted twice,
-        what the backward pass computes again is time lost.
+        Scenario -> share of those peaks that training reaches, as `measure` defines it.
     tokens
         Lengths of the sequence: genes + 1 if None, about 900 where only expressed genes enter the encoder.
     cells_per_step
-        Cells of an optimiser step on all GPUs together; the same for any number of them, so that the training is too.
-        The GPU with most cells sets the pace: 180 cells on 64 GPUs take as long as 192. A forward pass has 3 at most.
+        Cells of an optimiser step on all GPUs together. The GPU with most cells sets the pace: 180 cells on 64 GPUs
+        take as long as 192. A forward pass has 3 at most.
 
     Returns
     -------
     Indexed by tokens, card, scenario and devices: `share`; `gflop`, and `gflop_recomputed` where chunks are computed
-    again, of a cell's training step; seconds an epoch of computing (`compute_s`) and of summing gradients
-    (`synchronise_s`); `hours_per_epoch`; of all epochs `days` and `gpu_hours`; `efficiency`, one GPU's time / (W x
-    that of W); `memory_gb` of a GPU (`estimate_memory`); the assumptions `n_cells`, `n_epochs`, `cells_per_step`;
-    `basis`, always "estimate". A ring sums the gradients of the trainable weights, in float32, once an optimiser step,
-    by 2 (W - 1) messages in turn that hold 2 (W - 1) / W times as much; none of it while something is computed.
+    again, of a cell's training step; seconds an epoch of computing (`compute_s`) and of summing gradients in a ring
+    (`synchronise_s`, 2 (W - 1) messages a step); `hours_per_epoch`; of all epochs `days` and `gpu_hours`; `efficiency`,
+    one GPU's time / (W x that of W); `memory_gb` of a GPU; the assumptions; `basis`, always "estimate".
 
     A ValueError for a number that cannot be, a share outside (0, 1], or fewer cells in a step than devices.
 
@@ -280,35 +266,13 @@ def _replace_attention(own, attention):
     return theirs
 
 
-def favor_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, projection: torch.Tensor, key_stabiliser: str = "head", **options
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Call `scbert.attention.attend_in_chunks`, as the encoder does, for q, k, v: (cells, heads, positions, dim_head).
-
-    `projection` are the random features, (features, dim_head). Returned are tensors of the same layout: what is found,
-    and with the option `weight`, of the queries, the attention that each position receives, (cells, heads, positions).
-    """
-
-    def project(names, *chunk):
-        return [features_first(chunk["qkv".index(name)]) for name in names]
-
-    def finish(out, *_):
-        return positions_first(out, q.shape[1])
-
-    inputs = [x.transpose(1, 2) for x in (q, k, v)]
-    out, received = attend_in_chunks(inputs, q.shape[1], projection, key_stabiliser, project, finish, **options)
-    return out.transpose(1, 2).to(q.dtype), received
-
-
-def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> dict[str, float]:
+def measure_differences(model: ScBert, bins: torch.Tensor) -> dict[str, float]:
     """Measure how far what is fast here lies from what it stands for: each the largest difference of any number.
 
-    `bins`, (cells, tokens), are of few cells; `seed` draws the queries and keys of the third difference.
+    `bins`, (cells, tokens), are of few cells.
 
     - `encodings`, to performer-pytorch's own attention with the same weights;
     - `gradients` of all weights, likewise, relative to the largest of them;
-    - `attention columns`, the means of the attention matrix's columns as `favor_attention` returns them, to those of
-      the whole matrix, for 300 positions;
     - `batch`, of the first cell alone to the same cell beside copies of all.
     """
     apart = {}
@@ -318,14 +282,6 @@ def measure_differences(model: ScBert, bins: torch.Tensor, *, seed: int = 0) -> 
             for attention in ATTENTIONS[:2]
         )
         apart[name] = float((ours - theirs).abs().max() / (1 if step == "forward" else theirs.abs().max()))
-
-    heads, dim_head, n = model.config.heads, model.config.dim_head, 300
-    features = model.performer.net.layers[0][0].fn.fast_attention.projection_matrix.cpu()
-    q, k, _ = torch.randn(3, 2, heads, n, dim_head, generator=torch.Generator().manual_seed(seed))
-    values = torch.eye(n).expand(2, heads, n, n)[..., :dim_head]  # picks out the first columns of the matrix
-    means = favor_attention(q, k, values, features)[0].mean(2)
-    _, columns = favor_attention(q, k, k[..., :0], features, weight=weigh_queries(torch.ones(2, n)))
-    apart["attention columns"] = float((columns[..., :dim_head] - means).abs().max())
 
     with torch.no_grad():
         alone, beside = model.encode(bins[:1]), model.encode(bins.repeat(3, 1))[:1]

@@ -35,20 +35,17 @@ GENES_AT_ONCE = 1024
 def summarise_masks(scores: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Measure the model and its rivals on masked tokens, with 95 % intervals by bootstrap over cells.
 
-    `scores` are from `scbert.masks.score_masks`, in any order. Cells without a masked token have no say; a ValueError
-    if there are no others.
+    `scores` are from `scbert.masks.score_masks`. Every masked token counts alike; a ValueError if there is none.
 
     Returns
     -------
-    A row for each `method` and `metric` (the index, as in ``<data>/<method>/<metric>`` of a record); columns value,
-    low, high and n (cells). Each value is a ratio of sums: every masked token counts alike.
+    A row for each `method` and `metric`, the index; columns value, low, high and n (cells).
 
-    - Methods: ``scbert``, and the rivals ``cell_tokens``, ``gene_tokens`` and ``gene_and_cell_tokens``, whose accuracy
-      is that of always saying their commonest token (of the cell, of the gene, of both).
+    - Methods: ``scbert``, and the rivals ``cell_tokens``, ``gene_tokens`` and ``gene_and_cell_tokens``, which always say
+      their commonest token.
     - Metrics of each: ``masked_accuracy``, and ``cross_entropy`` in nats a token.
-    - Of ``scbert`` alone: ``masked_accuracy_minus_<rival>``, good if above 0, and ``cross_entropy_minus_<rival>``, good
-      if below, on the same masks, the interval being the difference's own; and ``predicted_mode_share``, the share of
-      masks at which the model says the commonest token that the cell shows.
+    - Of ``scbert`` alone: ``masked_accuracy_minus_<rival>`` and ``cross_entropy_minus_<rival>`` on the same masks; and
+      ``predicted_mode_share``, of masks at which the model says the commonest token that the cell shows.
     """
     cells = scores.groupby("cell").sum()
     cells = cells[cells["n_masked"] > 0]
@@ -159,9 +156,8 @@ def share_of_neighbours(
     Parameters
     ----------
     levels
-        How strongly each gene is expressed, such as its mean token, (genes,). Genes of one level lie close in many
-        vectors, and share sets: ribosomal genes are the strongest, and all in one pathway. With levels, each pair's
-        chance is the share among all pairs of the same two tenths by level, so that what is left is not the level's.
+        How strongly each gene is expressed, such as its mean token, (genes,). Genes of one level lie close, and share sets
+        (the ribosome's). So each pair's chance is then the share among all pairs of the same two tenths by level.
     n_neighbours
         Genes that lie closest to each, of those with a set. Of equally close ones, `seed` draws.
 
@@ -171,8 +167,8 @@ def share_of_neighbours(
     pairs, which without levels is the share among all pairs; `ratio` of the two; 95 % intervals `share_low`,
     `share_high`, `ratio_low` and `ratio_high`, over genes; `n_genes` and `n_sets`.
 
-    The intervals take genes for independent, which members of one set are not: they are too narrow. Compare vectors
-    on the same genes (`n_genes`) only. A ValueError if no two genes are in a common set, or shapes do not fit.
+    The intervals take genes for independent, which members of one set are not: they are too narrow. A ValueError if no two
+    genes are in a common set, or shapes do not fit.
     """
     vectors = np.asarray(vectors, np.float64)
     if vectors.ndim != 2 or len(vectors) != len(genes) or (levels is not None and np.shape(levels) != (len(genes),)):

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from ..data.preprocess import lognormalize
-from .plot import GREY, dodge, legend_beside, make_panels, place_cells, spell
+from .plot import GREY, curve, dodge, legend_beside, make_panels, place_cells, spell
 
 RANKINGS = {  # safe for colour-blind readers, and no two share a marker
     "attention": ("#0173b2", "o"),
@@ -31,31 +31,37 @@ def style_rankings(rankings: Sequence[str]) -> dict[str, dict]:
     return {name: dict(zip(("color", "marker"), RANKINGS.get(name, ("0.3", "P")), strict=True)) for name in rankings}
 
 
-def attention_heatmap(means: pd.DataFrame, top: pd.DataFrame, *, n: int = 10, ax: Axes | None = None) -> Axes:
+def attention_heatmap(means: pd.DataFrame, top: pd.DataFrame, control: pd.DataFrame, *, n: int = 10) -> np.ndarray:
     """Draw what the top genes of each type receive in each type: a column a gene, scaled to its own largest value.
 
-    `means`, types x genes, is mean attention in the cells of each type. The first `n` genes of each type in `top`, from
-    `scbert.interpret.find_top`, are shown under their type.
+    `means`, types x genes, is mean attention in the cells of each type, and `control` the same of attention that is spread
+    evenly, drawn below: what looks alike in both, expression alone explains. The first `n` genes of each type in `top`,
+    from `scbert.interpret.find_top`, are framed under their type.
 
-    Paper: Fig. 5a.
+    Paper: Fig. 5a, without the control.
     """
     shown = top[top["rank"] <= n]
     types = [kind for kind in means.index if (shown["type"] == kind).any()]
     genes = pd.concat([shown.loc[shown["type"] == kind, "gene"] for kind in types])
-    values = means.loc[types, genes]
-    ax = ax or make_panels(1, width=2.6 + 0.135 * len(genes), height=1.4 + 0.2 * len(types))[0]
-    sns.heatmap(
-        values / values.max(), vmin=0, vmax=1, cmap="viridis", ax=ax, xticklabels=True, yticklabels=True,
-        cbar_kws={"label": "attention / largest of the gene", "pad": 0.01},
-    )  # fmt: skip
     edges = np.cumsum([0] + [(shown["type"] == kind).sum() for kind in types])
-    ax.vlines(edges[1:-1], 0, len(types), color="white", lw=1.5)
-    for row, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        ax.add_patch(plt.Rectangle((left, row), right - left, 1, fill=False, ec="#d55e00", lw=1.5))
-    ax.set(xlabel="", ylabel="")
-    ax.tick_params(axis="x", labelsize=7, rotation=90)
-    ax.tick_params(axis="y", labelsize=8)
-    return ax
+    axes = make_panels(2, 1, width=2.6 + 0.135 * len(genes), height=0.7 + 0.19 * len(types), sharex=True)
+    for ax, table, title in zip(axes, (means, control), ("scBERT", "attention spread evenly"), strict=True):
+        values = table.loc[types, genes]
+        sns.heatmap(
+            values / values.max(), vmin=0, vmax=1, cmap=plt.get_cmap("viridis", 16), ax=ax, cbar=False,
+            xticklabels=True, yticklabels=True,
+        )  # fmt: skip
+        for row, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            ax.add_patch(plt.Rectangle((left, row), right - left, 1, fill=False, ec="#d55e00", lw=1.5))
+        ax.set(xlabel="", ylabel="")
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(axis="x", labelsize=7, rotation=90)
+        ax.tick_params(axis="y", labelsize=8)
+    axes[0].tick_params(axis="x", bottom=False, labelbottom=False)
+    axes[0].figure.colorbar(
+        axes[0].collections[0], ax=axes, label="attention / largest of the gene", pad=0.01, aspect=30
+    )
+    return axes
 
 
 def dot_plot(means: pd.DataFrame, shares: pd.DataFrame, top: pd.DataFrame, *, n: int = 3) -> Axes:
@@ -205,8 +211,7 @@ def areas(table: pd.DataFrame) -> np.ndarray:
 def agreement(table: pd.DataFrame, value: str = "overlap") -> np.ndarray:
     """Draw agreement between scores of genes as triangles of numbers, the mean over types: a panel a comparison.
 
-    `table` is from `scbert.interpret.measure_agreement`, with a column ``between`` that makes the panels. `value` is
-    "overlap", with the level of chance above it, or "spearman".
+    `table` is from `measure_agreement`, with a column ``between`` that makes the panels. `value` is "overlap" or "spearman".
     """
     panels = dict(iter(table.groupby("between", sort=False)))
     names = {title: list(dict.fromkeys([*part["one"], *part["other"]])) for title, part in panels.items()}
@@ -236,29 +241,19 @@ def clusters(sweep: pd.DataFrame, value: str = "ari") -> Axes:
 
     Paper: Fig. 5d, at a resolution that is not stated.
     """
-    ax = make_panels(1, width=5, height=2.3)[0]
-    markers = dict(zip(dict.fromkeys(sweep["embedding"]), "osD^vXP", strict=False))
-    colors = dict(zip(markers, ["#de8f05", "#7fbfea", "#0173b2", "#029e73", "#cc78bc", "0.4", "#d55e00"], strict=False))
-    for shift, (name, marker) in zip(dodge(len(markers), 0.02), markers.items(), strict=True):
-        line = sweep[sweep["embedding"] == name].sort_values("resolution")
-        x = line["resolution"] * (1 + shift)
-        ax.vlines(x, line[f"{value}_low"], line[f"{value}_high"], color=colors[name], lw=1.5)
-        ax.plot(x, line[value], marker=marker, color=colors[name], mec="white", mew=0.3, ms=6, lw=1.3, label=name)
-    resolutions = np.sort(sweep["resolution"].unique())
-    ax.set(xscale="log", xlabel="resolution of Leiden clustering", ylabel=spell(value).upper())
-    ax.set_xticks(resolutions, [f"{resolution:g}" for resolution in resolutions])
-    ax.minorticks_off()
-    ax.set_ylim(min(0, sweep[f"{value}_low"].min()), 1)
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    ax.grid(axis="y", color="0.9")
+    names = {"embedding": "method", value: "value", f"{value}_low": "low", f"{value}_high": "high"}
+    table = sweep[["resolution", *names]].rename(columns=names)
+    ax = curve(table, "resolution", value, logarithmic=True)
+    ax.set(xlabel="resolution of Leiden clustering", ylabel=spell(value).upper())
+    ax.figure.set_size_inches(6.4, 3)
     return ax
 
 
 def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3, seed: int = 0) -> np.ndarray:
-    """Scatter cells coloured by the log-normalised counts of top genes, from none to the most; return an axes a gene.
+    """Scatter cells coloured by the log-normalised counts of top genes, as shares of the most; return an axes a gene.
 
-    The first row has `n` genes that are in a set of their type, the second `n` that are not, each of another type.
-    Cells without ``obsm["X_umap"]`` get it by `scbert.plot.place_cells`; `top` is from `scbert.interpret.mark_members`.
+    The first row has `n` genes that are in a set of their type, the second `n` that are not, each of another type. `top` is
+    from `scbert.interpret.mark_members`.
 
     Paper: Extended Data Fig. 6a, b.
     """
@@ -278,10 +273,13 @@ def genes_on_cells(adata: anndata.AnnData, top: pd.DataFrame, *, n: int = 3, see
             level = values[:, adata.var_names.get_loc(gene.gene)].toarray().ravel()
             x, y = adata.obsm["X_umap"][:, :2].T
             order = np.argsort(level, kind="stable")  # the highest on top
-            ax.scatter(x[order], y[order], c=level[order], s=8, cmap="viridis", linewidths=0, rasterized=True)
-            known = "known" if gene.member else "new"
+            color = level[order] / max(level.max(), 1e-12)
+            dots = ax.scatter(x[order], y[order], c=color, s=8, vmin=0, vmax=1, linewidths=0, rasterized=True)
+            known = "in" if gene.member else "not in"
             ax.set(xticks=[], yticks=[])
-            ax.set_title(f"{gene.gene} ({known}), up to {level.max():.1f}\n{gene.type}", fontsize=8)
+            ax.set_title(f"{gene.gene}, {known} a set of\n{gene.type}", fontsize=8)
             sns.despine(ax=ax, left=True, bottom=True)
             used.append(ax)
+    label = "log-normalised counts\n/ the gene's largest"
+    used[0].figure.colorbar(dots, ax=used, label=label, shrink=0.7, pad=0.01)
     return np.array(used)

@@ -106,14 +106,16 @@ def roc_and_pr(
     """
     axes = make_panels(2, width=3.95, height=3)
     styles = style_methods(methods)
-    for method in methods:
+    for method, width in zip(
+        methods, np.linspace(2.6, 1.2, len(methods)), strict=True
+    ):  # equal lines show under another
         color = styles[method]["color"]
         for score, line in zip(scores, ("-", "--", ":"), strict=False):
             own = curves[(curves["method"] == method) & (curves["score"] == score)]
             name = f"{spell(method)}, {spell(score)}"
-            axes[0].plot(own["false_alarms"], own["recall"], line, color=color, label=name, lw=1.5)
+            axes[0].plot(own["false_alarms"], own["recall"], line, color=color, label=name, lw=width)
             shown = own[own["recall"] > 0]
-            axes[1].plot(shown["recall"], shown["precision"], line, color=color, lw=1.5)
+            axes[1].plot(shown["recall"], shown["precision"], line, color=color, lw=width)
             if score == "max_probability":
                 at = own[own["threshold"] == 1 - PAPER]
                 dot = {"ls": "", "ms": 8, "mec": "black", "zorder": 4} | styles[method]
@@ -176,8 +178,7 @@ def reliability(table: pd.DataFrame, methods: Sequence[str]) -> np.ndarray:
 def novelty_accuracy(measured: pd.DataFrame, methods: Sequence[str], level: str = "together") -> np.ndarray:
     """Draw Jaccard of novel types and accuracy on known ones, at the paper's and the tuned threshold; return two axes.
 
-    Both thresholds are of the largest probability; `measured` is from `scbert.novel_types.measure_all`. A dotted line
-    is the Jaccard of leaving all cells unassigned: the share of novel ones.
+    `measured` is from `scbert.novel_types.measure_all`. A dotted line is the Jaccard of leaving all cells unassigned.
 
     Paper: Fig. 4a.
     """
@@ -238,9 +239,8 @@ def types_alone(
 def threshold_slider(cells: pd.DataFrame, methods: Sequence[str], threshold: float = PAPER) -> np.ndarray:
     """Draw the Sankey at a threshold, and under it, where somebody can move it, a slider over the threshold.
 
-    `cells` are test cells of `scbert.novel_types.score_jobs`, of one data set and level. Returns the axes of the figure
-    at the given threshold. The slider redraws another one; where a notebook is executed without a browser, or
-    ipywidgets is missing, the figure is all there is.
+    `cells` are test cells of `scbert.novel_types.score_jobs`, of one data set and level. Returns the axes of the figure; where
+    a notebook is executed without a browser, or ipywidgets is missing, it is all there is.
     """
 
     def draw(threshold):

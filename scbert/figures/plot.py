@@ -64,10 +64,9 @@ def spell(name: str) -> str:
 def make_panels(
     n: int, n_columns: int | None = None, *, width: float, height: float, beside: float = 0, above: float = 0, **options
 ) -> np.ndarray:
-    """Return the axes of `n` panels, row by row, in a figure that gives each a place of so many inches.
+    """Return the axes of `n` panels, row by row, `n_columns` side by side (all if None), each `width` x `height` inches.
 
-    `n_columns` stand side by side, all if None. A panel with its names is `width` wide and `height` high; `beside` and
-    `above` are inches of the whole figure for more names and a legend, `options` of `matplotlib.pyplot.subplots`.
+    `beside` and `above` are inches of the whole figure for more names and a legend, `options` of `plt.subplots`.
     """
     n_columns = min(n_columns or n, n)
     n_rows = -(-n // n_columns)
@@ -185,8 +184,7 @@ def embedding(
 def annotation(adata: anndata.AnnData, table: pd.DataFrame) -> np.ndarray:
     """Scatter annotated cells before all others in pale grey, a panel for each column of a table: labels and numbers.
 
-    `adata` are all cells, with ``obsm["X_umap"]``, see `place_cells`. `table` has a row an annotated cell, by name:
-    columns of labels, at least one, in the same colours, and of numbers from 0 to 1.
+    `adata` are all cells, with ``obsm["X_umap"]``. `table` has a row an annotated cell: labels, and numbers from 0 to 1.
 
     Paper: Fig. 2b.
     """
@@ -217,8 +215,8 @@ def named_cells(
 ) -> np.ndarray:
     """Scatter cells by batch, by true label, and by what each method calls them, in the same colours.
 
-    `adata` has ``obsm["X_umap"]``, see `place_cells`; a panel of batches comes first if there is a `batch_key`. Of each
-    method and cell the first row of `predictions` counts. Cells without are pale grey; a ValueError if all are.
+    `adata` has ``obsm["X_umap"]``; a panel of batches comes first if there is a `batch_key`. Of each method and cell the
+    first row of `predictions` counts. Cells without are pale grey; a ValueError if all are.
 
     Paper: Fig. 2b, 3a, 3b, 3e, 3f.
     """
@@ -373,13 +371,17 @@ def curve(
 ) -> Axes:
     """Draw a metric against the size of the reference: a line a method, with its interval at each size.
 
-    `table` has value, low and high by `x`, method and metric, in the index or in columns, such as ``pandas.concat``
-    makes of size -> table of `scbert.metrics.score`. Sizes are a share of the cells, or a number a type with
-    `logarithmic`. All methods are drawn if None; the legend has them in the order of their last values.
+    `table` has value, low and high by `x`, method and metric, in the index or in columns. Sizes are a share of the cells, or
+    a number a type with `logarithmic`. All methods are drawn if None, in the order of their last values. One size alone is
+    no curve: methods stand side by side, see `studies`.
 
     Paper: Fig. 2d.
     """
     rows = take_metric(table, metric, methods)
+    if rows[x].nunique() == 1:
+        ax = studies(table, metric, by=x, methods=methods)
+        ax.set_xlabel(spell(x))
+        return ax
     height = max(3.6, 0.6 + 0.24 * rows["method"].nunique())
     ax = make_panels(1, width=7, height=height)[0]
     sizes = np.sort(rows[x].unique()).astype(float)
@@ -394,23 +396,35 @@ def curve(
     ax.set(xlabel=spell(x), ylabel=spell(metric), xscale="log" if logarithmic else "linear")
     ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
     ax.minorticks_off()
+    _zoom_in(ax, rows)
+    return ax
+
+
+def _zoom_in(ax, rows):
+    """Finish a figure of methods: where the majority is far below the rest it is a note, under the axis."""
     low = _leave_majority(rows.assign(value=rows["low"]), "value")
     if low is not None:
         ax.set_ylim(bottom=low)
         value = rows.loc[rows["method"] == "majority", "value"].max()
         note = f"majority at most {value:.2f} \u2193"
-        ax.text(0.5, 0.01, note, transform=ax.transAxes, ha="center", fontsize=8, color=GREY)
+        ax.text(1.02, 0, note, transform=ax.transAxes, fontsize=8, color=GREY)
     ax.grid(axis="y", color="0.9")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
 
 
 def studies(
-    table: pd.DataFrame, metric: str, *, by: str = "study", methods: Sequence[str] | None = None, ax: Axes | None = None
+    table: pd.DataFrame,
+    metric: str,
+    *,
+    by: str = "study",
+    methods: Sequence[str] | None = None,
+    trainings: pd.DataFrame | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw a metric of each method on each study that was held out, with intervals, the methods side by side.
 
-    `table` is as in `curve`, by study (named `by`), method and metric. Studies are in its order, `methods` all if None.
+    `table` is as in `curve`, by study (named `by`), method and metric. Studies are in its order, `methods` all if None. Each
+    of the `trainings`, rows with study, method and metric, is a small dot beside.
 
     Paper: Fig. 3c, 3d.
     """
@@ -423,20 +437,28 @@ def studies(
     for shift, method in zip(dodge(len(methods), 0.36), methods, strict=True):
         line = rows[rows["method"] == method]
         draw_intervals(ax, line[by].map(slots).to_numpy() + shift, line, "", label=spell(method), **styles[method])
+        if trainings is not None:
+            draw_trainings(ax, trainings[trainings["method"] == method], metric, by, slots, shift)
     for edge in range(1, len(slots)):
         ax.axvline(edge - 0.5, color="0.85", lw=0.8)
     ax.set(xlim=(-0.5, len(slots) - 0.5), ylabel=spell(metric))
     ax.set_xticks(range(len(slots)), [textwrap.fill(str(study).replace("_", " "), 16) for study in slots])
-    ax.grid(axis="y", color="0.9")
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _zoom_in(ax, rows)
     return ax
 
 
-def take_metric(table: pd.DataFrame, metric: str, methods: Sequence[str] | None) -> pd.DataFrame:
-    """Return the rows of one metric and of some methods, all if None, with what stands in the index as columns.
+def study_rows(table: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = None, n: int = 5) -> np.ndarray:
+    """Draw `studies` in rows of `n`, each row with an axis of its own; return the axes."""
+    names = list(dict.fromkeys(table["study"]))
+    rows = [names[i : i + n] for i in range(0, len(names), n)]
+    axes = make_panels(len(rows), 1, width=9 if len(rows) > 1 else 3 + 1.3 * len(names), height=2.9)
+    for ax, row in zip(axes, rows, strict=True):
+        studies(table[table["study"].isin(row)], metric, methods=methods, ax=ax)
+    return axes
 
-    A ValueError if there are none.
-    """
+
+def take_metric(table: pd.DataFrame, metric: str, methods: Sequence[str] | None) -> pd.DataFrame:
+    """Return the rows of one metric and of some methods, all if None, the index as columns; a ValueError if there are none."""
     rows = table.reset_index() if any(table.index.names) else table
     rows = rows[rows["metric"] == metric] if "metric" in rows else rows
     rows = rows if methods is None else rows[rows["method"].isin(methods)]
@@ -451,6 +473,12 @@ def draw_intervals(ax: Axes, x: np.ndarray, rows: pd.DataFrame, line: str, **sty
     errors = np.clip(errors, 0, None)  # a percentile interval may leave out the value by a hair
     edge = {"mec": style["color"], "mew": 1.2}
     ax.errorbar(x, rows["value"], errors, linestyle=line, lw=1.4, elinewidth=1.2, ms=6, **edge, **style)
+
+
+def draw_trainings(ax: Axes, rows: pd.DataFrame, metric: str, by: str, places: Mapping, shift: float) -> None:
+    """Draw what each training reached as a small black dot, at `places` of the column `by`, `shift` to the side."""
+    at = rows[by].map(places)
+    ax.plot(at + shift, rows[metric].where(at.notna()), ".", color="black", ms=3.5, zorder=5)
 
 
 def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -502,6 +530,7 @@ def history(table: pd.DataFrame, columns: dict[str, str], *, ylabel: str, ax: Ax
     for (column, name), style in zip(columns.items(), ("-o", "--s", ":^", "-."), strict=False):
         ax.plot(table["epoch"], table[column], style, ms=3, label=name)
     ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.locator_params(axis="x", integer=True)
     ax.legend(frameon=False, fontsize=8)
     sns.despine(ax=ax)
     return ax

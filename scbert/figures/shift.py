@@ -19,6 +19,7 @@ from .plot import (
     color_labels,
     dodge,
     draw_intervals,
+    draw_trainings,
     legend_beside,
     legend_of_parts,
     make_panels,
@@ -54,13 +55,19 @@ MARKS = {  # of embeddings: those of the methods have their method's style
 
 
 def dose_response(
-    table: pd.DataFrame, metric: str = "accuracy", *, methods: Sequence[str] | None = None, n_columns: int = 3
+    table: pd.DataFrame,
+    metric: str = "accuracy",
+    *,
+    methods: Sequence[str] | None = None,
+    trainings: pd.DataFrame | None = None,
+    n_columns: int = 3,
 ) -> np.ndarray:
     """Draw a metric against the severity of each simulated effect: a panel an effect, a line a method with intervals.
 
     `table` has value, low and high by level, method and metric, in the index or in columns. Levels are those of
     `scbert.simulate.simulate_doses`: "none:0" is at the left of every panel, "depth:1" in that of depth; those of three
-    parts are left out. A ValueError without the metric, or an effect but "none". All `methods` if None.
+    parts are left out. A ValueError without the metric, or an effect but "none". All `methods` if None. Each of the `trainings`,
+    rows with protocol (the level), method and metric, is a small dot.
     """
     rows = take_metric(table, metric, methods)
     methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
@@ -78,6 +85,9 @@ def dose_response(
             line = own[own["method"] == method]
             at = line["severity"].to_numpy(float) + shift
             draw_intervals(ax, at, line, "-", label=spell(method), **styles[method])
+            if trainings is not None:
+                places = own.drop_duplicates("level").set_index("level")["severity"]
+                draw_trainings(ax, trainings[trainings["method"] == method], metric, "protocol", places, shift)
         ax.set(title=spell(effect), xlabel="severity")
         ax.set_xticks(severities, [f"{severity:g}" for severity in severities])
         ax.tick_params(labelbottom=True)
@@ -189,8 +199,8 @@ def depth_of_tokens(table: pd.DataFrame, *, n_columns: int = 2) -> np.ndarray:
 def embeddings(places: Mapping[str, np.ndarray], studies: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     """Scatter the same cells in several embeddings: by study in the top row, by type in the bottom row.
 
-    `places` is name -> (cells, 2), such as UMAP coordinates, a column each; `studies` and `labels` are (cells,).
-    Returns the axes, (2, embeddings). A ValueError if there is no embedding, or one of another number of cells.
+    `places` is name -> (cells, 2); `studies` and `labels` are (cells,). Returns the axes, (2, embeddings). A ValueError if
+    there is no embedding, or one of another number of cells.
 
     Paper: Fig. 3a, 3b.
     """
@@ -214,7 +224,7 @@ def embeddings(places: Mapping[str, np.ndarray], studies: Sequence[str], labels:
             ax.set(xticks=[], yticks=[])
             if title == "study":
                 ax.set_title(SPELT.get(name, spell(name)), fontsize=9)
-            sns.despine(ax=ax, left=True, bottom=True)
+            ax.spines[:].set(color="0.75", visible=True)
         line[0].set_ylabel(title)
     legend_of_parts(axes[0, 0], {title: palette for title, (_, palette) in parts.items()}, size=5)
     return axes

@@ -37,10 +37,8 @@ def simulate_studies(
     Parameters
     ----------
     severity
-        0: nothing but the partition, all counts as they were. Every effect grows with it, and beyond 5 hardly a count is
-        left. At 1, depth spans a factor of 3, and a gene's log ratio between two studies spreads by 0.7. For comparison:
-        between the three chemistries of "pbmc_3tech" median depth spans a factor of 2.4, and the log ratio, within a cell
-        type and without sampling noise, spreads by 0.4 to 0.75.
+        0: the partition alone. Every effect grows with it, and beyond 5 hardly a count is left. At 1, depth spans a factor of
+        3, and a gene's log ratio between two studies spreads by 0.7 (in "pbmc_3tech" 2.4, and 0.4 to 0.75).
     effects
         Any of
         "depth": each count stays with the study's probability; the shares kept are spaced evenly in logarithm from
@@ -173,8 +171,7 @@ def equalize_depth(adata: anndata.AnnData, *, batch_key: str = "study", seed: in
     rounded. The probabilities are in ``uns["scbert"]["equalize_depth"]``, study -> share kept. Layers, ``.raw`` and
     embeddings belong to the old counts and are left out.
 
-    Differs from the published code: that has no such step; dividing by the library size there is meant to make depths
-    comparable, but tokens still depend on it.
+    Differs from the published code: that has no such step; dividing by the library size leaves tokens that depend on it.
     """
     adata, before = _read_counts(adata, batch_key, seed)
     totals = library_size(adata)
