@@ -586,8 +586,7 @@ def test_else_it_is_a_small_one_of_the_most_variable_genes(saved_encoder, make_c
     assert adata is cells
     assert "46% of the 24 genes" in (out := capsys.readouterr().out)
     assert "too few, so scBERT is pretrained on the training cells of each split instead" in out
-    mode = {"expressed_only": True, "attention": "softmax"}
-    small = scbert.ScBertConfig(11, dim=32, depth=2, heads=4, dim_head=16, **mode)
+    small = scbert.ScBertConfig(11, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
     assert few == [small, "11"]
     assert benchmark.choose_encoder("", cells)[1:] == (small, "11")
     assert capsys.readouterr().out == ""

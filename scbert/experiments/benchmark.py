@@ -46,8 +46,8 @@ def choose_encoder(
     the shape of a small one, to be pretrained on the training cells of each split, and reads the 1,000 most variable
     genes, or all if there are fewer, see `scbert.genes.choose_genes`.
 
-    A pretrained encoder reads the genes that it was pretrained on, all or those that a cell expresses only; a new shape reads
-    the latter (`ScBertConfig.expressed_only`), with exact attention. It is on the device that trains.
+    A pretrained encoder reads what it was pretrained on, all genes or those that a cell expresses only; a new shape reads the
+    latter (`ScBertConfig.expressed_only`). It is on the device that trains.
     """
     if encoder:
         pretrained = load_encoder(encoder)
@@ -64,8 +64,8 @@ def choose_encoder(
 
 
 def shape_small(n_genes: int) -> ScBertConfig:
-    """Return the shape of a small encoder, that of `pbmc-small`: for a laptop, reading expressed genes, exact attention."""
-    return ScBertConfig(n_genes, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True, attention="softmax")
+    """Return the shape of a small encoder, that of `pbmc-small`: for a laptop, reading the genes that a cell expresses."""
+    return ScBertConfig(n_genes, dim=32, depth=2, heads=4, dim_head=16, expressed_only=True)
 
 
 def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int = 6) -> dict[str, Callable]:
