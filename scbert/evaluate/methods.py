@@ -341,8 +341,12 @@ def fit_rebalanced(
     ``functools.partial(fit_rebalanced, fit=fit_logistic_regression, how="oversample")`` is a method like any other.
     """
     rebalanced = rebalance(train, label_key=label_key, how=how, seed=seed)
-    options = offer(fit, checkpoints=checkpoints, progress=progress)
-    return fit(rebalanced, validation, label_key=label_key, seed=seed, **options)
+    return call(fit, rebalanced, validation, label_key=label_key, seed=seed, checkpoints=checkpoints, progress=progress)
+
+
+def call(fit: Callable, train: anndata.AnnData, validation: anndata.AnnData, *, label_key: str, seed: int, **options):
+    """Fit a method, handing on those of the options that it takes."""
+    return fit(train, validation, label_key=label_key, seed=seed, **offer(fit, **options))
 
 
 def offer(fit: Callable, **options) -> dict:

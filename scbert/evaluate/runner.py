@@ -37,6 +37,7 @@ from . import kept as kept_files
 from .methods import FITS, NEEDS, offer
 from .metrics import accuracy, macro_f1
 from .protocols import Split, check_disjoint, find_unseen
+from .tuning import LAYERS, RATES, fit_on_all, fit_tuned
 
 if TYPE_CHECKING:
     from ..run.record import Run
@@ -133,7 +134,7 @@ def count_cell_steps(fit: Callable, n_cells: int) -> int:
     """Return how many cells pass through a network at most while a method trains on `n_cells`; 0 if it has no epochs."""
     options = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
     if callable(options.get("fit")):
-        times = {"fit_tuned": 8, "fit_on_all": 2}.get(getattr(fit, "func", fit).__name__, 1)
+        times = {fit_tuned: len(RATES) * len(LAYERS), fit_on_all: 2}.get(getattr(fit, "func", fit), 1)
         return times * count_cell_steps(options["fit"], n_cells)
     if "encoder" not in options:
         return 0

@@ -45,9 +45,8 @@ def compare_all(
     Returns
     -------
     A row for each other method: value (reference minus other), low, high (corrected), n (cells), repeats, trainings, t_p,
-    t_p_holm, wilcoxon_p, wilcoxon_p_holm, wilcoxon_p_smallest (of any outcome of so many pairs), and verdict, said of the
-    reference, see `decide`. A test that is not defined is NaN and no part of Holm's correction. ``.attrs``: reference, metric,
-    level.
+    t_p_holm, wilcoxon_p, wilcoxon_p_holm, wilcoxon_p_smallest (of so many pairs), and verdict, said of the reference, see
+    `decide`. A test that is not defined is NaN and no part of Holm's correction. ``.attrs``: reference, metric, level.
 
     A ValueError if the methods were not tested on the same cells, or there is only one.
 

@@ -141,9 +141,8 @@ def share_work(
 ) -> list[tuple[list[Split], dict[str, Callable]]]:
     """Return which methods run on which splits of notebook 04: all on the folds, costly recipes nowhere else.
 
-    With few cells of each label ("few:10") all methods learn from validation cells too, once these have chosen, see
-    `scbert.tuning.fit_on_all`; "scbert_tuned" is among them. Where references are uneven there is no "scbert_scratch", and
-    but for the level of equally many, `n_common`, there are the remedies of `add_remedies`.
+    With few cells of each label ("few:10") all learn by `scbert.tuning.fit_on_all`, "scbert_tuned" among them. Where references
+    are uneven there is no "scbert_scratch" and, but for the level of equally many, `n_common`, there are remedies.
     """
     costly = ("scbert_published", "scbert_letter", "scbert_tuned")
     base = {name: fit for name, fit in chosen.items() if name not in costly}

@@ -371,9 +371,8 @@ def curve(
 ) -> Axes:
     """Draw a metric against the size of the reference: a line a method, with its interval at each size.
 
-    `table` has value, low and high by `x`, method and metric, in the index or in columns. Sizes are a share of the cells, or
-    a number a type with `logarithmic`. All methods are drawn if None, in the order of their last values. One size alone is
-    no curve: methods stand side by side, see `studies`.
+    `table` has value, low and high by `x`, method and metric, in the index or in columns. All methods are drawn if None, in
+    the order of their last values. One size alone is no curve: methods stand side by side, see `studies`.
 
     Paper: Fig. 2d.
     """
@@ -381,12 +380,13 @@ def curve(
     if rows[x].nunique() == 1:
         ax = studies(table, metric, by=x, methods=methods)
         ax.set_xlabel(spell(x))
+        _zoom_in(ax, rows)
         return ax
     height = max(3.6, 0.6 + 0.24 * rows["method"].nunique())
     ax = make_panels(1, width=7, height=height)[0]
     sizes = np.sort(rows[x].unique()).astype(float)
     place = np.log10 if logarithmic else np.asarray
-    gap = np.diff(place(sizes)).min() if len(sizes) > 1 else 1.0
+    gap = np.diff(place(sizes)).min()
     last = rows.sort_values(x).groupby("method")["value"].last().sort_values(ascending=False)
     styles = style_methods(rows["method"])
     for shift, method in zip(dodge(len(last), 0.07) * gap, last.index, strict=True):
@@ -397,17 +397,20 @@ def curve(
     ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
     ax.minorticks_off()
     _zoom_in(ax, rows)
+    _name_methods(ax)
     return ax
 
 
 def _zoom_in(ax, rows):
-    """Finish a figure of methods: where the majority is far below the rest it is a note, under the axis."""
+    """Make the majority a note under the axis, where it is far below the rest: not where limits are given."""
     low = _leave_majority(rows.assign(value=rows["low"]), "value")
     if low is not None:
         ax.set_ylim(bottom=low)
         value = rows.loc[rows["method"] == "majority", "value"].max()
-        note = f"majority at most {value:.2f} \u2193"
-        ax.text(1.02, 0, note, transform=ax.transAxes, fontsize=8, color=GREY)
+        ax.text(1.02, 0, f"majority at most {value:.2f} \u2193", transform=ax.transAxes, fontsize=8, color=GREY)
+
+
+def _name_methods(ax):
     ax.grid(axis="y", color="0.9")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
@@ -443,7 +446,7 @@ def studies(
         ax.axvline(edge - 0.5, color="0.85", lw=0.8)
     ax.set(xlim=(-0.5, len(slots) - 0.5), ylabel=spell(metric))
     ax.set_xticks(range(len(slots)), [textwrap.fill(str(study).replace("_", " "), 16) for study in slots])
-    _zoom_in(ax, rows)
+    _name_methods(ax)
     return ax
 
 
@@ -453,7 +456,8 @@ def study_rows(table: pd.DataFrame, metric: str, *, methods: Sequence[str] | Non
     rows = [names[i : i + n] for i in range(0, len(names), n)]
     axes = make_panels(len(rows), 1, width=9 if len(rows) > 1 else 3 + 1.3 * len(names), height=2.9)
     for ax, row in zip(axes, rows, strict=True):
-        studies(table[table["study"].isin(row)], metric, methods=methods, ax=ax)
+        part = take_metric(table[table["study"].isin(row)], metric, methods)
+        _zoom_in(studies(part, metric, methods=methods, ax=ax), part)
     return axes
 
 
@@ -477,8 +481,7 @@ def draw_intervals(ax: Axes, x: np.ndarray, rows: pd.DataFrame, line: str, **sty
 
 def draw_trainings(ax: Axes, rows: pd.DataFrame, metric: str, by: str, places: Mapping, shift: float) -> None:
     """Draw what each training reached as a small black dot, at `places` of the column `by`, `shift` to the side."""
-    at = rows[by].map(places)
-    ax.plot(at + shift, rows[metric].where(at.notna()), ".", color="black", ms=3.5, zorder=5)
+    ax.plot(rows[by].map(places) + shift, rows[metric], ".", color="black", ms=3.5, zorder=5)
 
 
 def ranks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:

@@ -66,8 +66,7 @@ def dose_response(
 
     `table` has value, low and high by level, method and metric, in the index or in columns. Levels are those of
     `scbert.simulate.simulate_doses`: "none:0" is at the left of every panel, "depth:1" in that of depth; those of three
-    parts are left out. A ValueError without the metric, or an effect but "none". All `methods` if None. Each of the `trainings`,
-    rows with protocol (the level), method and metric, is a small dot.
+    parts are left out. A ValueError without the metric, or an effect but "none". Each of the `trainings` is a small dot.
     """
     rows = take_metric(table, metric, methods)
     methods = list(dict.fromkeys(rows["method"]) if methods is None else methods)
