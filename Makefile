@@ -33,7 +33,7 @@ export OPENBLAS_THREAD_TIMEOUT ?= 4
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "Variables: PROFILE=demo|small|paper JOBS= THREADS= PARTS=1 TORCH_INDEX= PYTHON=python3.11 ANYWAY="
+	@echo "Variables: PROFILE=demo|small|large|paper JOBS= THREADS= PARTS=1 TORCH_INDEX= PYTHON=python3.11 ANYWAY="
 
 # One stamp for each extra that was installed, inside .venv, so that removing .venv removes them too.
 # An install that was killed can leave half a package behind which pip takes for whole. Its mark stays, and the

@@ -27,7 +27,7 @@ if PROFILE == "demo":
 else:
     file = Path("notebooks/profiles", f"{PROFILE}.yaml")
     if not file.exists():
-        raise WorkflowError(f"There is no profile {PROFILE}: choose demo, small or paper.")
+        raise WorkflowError(f"There is no profile {PROFILE}: choose demo, small, large or paper.")
     sections = yaml.safe_load(file.read_text()) or {}
     unknown = sorted(set(sections) - set(NOTEBOOKS))
     if unknown:

@@ -45,7 +45,7 @@ _ROOMS = {
     "evaluate": "masks metrics hygiene protocols methods tuning runner kept fitted significance "
     "calibration novelty embeddings",
     "run": "record preflight report annotated",
-    "experiments": "pretraining benchmark cross_dataset batch_effect novel_types deletion performance "
+    "experiments": "pretraining benchmark cross_dataset labellings batch_effect novel_types deletion performance "
     "scoreboard tokens",
 }
 _MODULES = {name: f"{room}.{name}" for room, names in _ROOMS.items() for name in names.split()}

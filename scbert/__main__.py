@@ -28,7 +28,7 @@ def main():
 @main.command(add_help_option=False)
 @click.argument("notebook", required=False)
 @click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; repeatable.")
-@click.option("--profile", default="demo", show_default=True, help="demo, small or paper.")
+@click.option("--profile", default="demo", show_default=True, help="demo, small, large or paper.")
 @click.option("--anyway", is_flag=True, help="Run even where memory, disk or a download is short.")
 @click.option("--part", metavar="2/8", help="Of a benchmark, compute the second of eight shares of its jobs only.")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="With a notebook: print its parameters.")
@@ -88,7 +88,7 @@ def list_found(file):
 
 
 @main.command()
-@click.option("--profile", default="demo", show_default=True, help="demo, small or paper.")
+@click.option("--profile", default="demo", show_default=True, help="demo, small, large or paper.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Notebooks that run at once.")
 @click.option("--parts", type=click.IntRange(1), default=1, show_default=True, help="Shares of a benchmark.")
 @click.option("--anyway", is_flag=True, help="Only list; do not fail where something is short.")
@@ -201,7 +201,7 @@ def list_scores(memory):
 @main.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="All that the profile uses.")
-@click.option("--profile", type=click.Choice(["demo", "small", "paper"]), help="For --all and --list.")
+@click.option("--profile", type=click.Choice(["demo", "small", "large", "paper"]), help="For --all and --list.")
 @click.option("--list", "only_list", is_flag=True, help="Print what there is, with size and licence; fetch nothing.")
 def fetch(names, everything, profile, only_list):
     """Fetch data sets, gene lists and weights by name, each held to its pinned hash."""

@@ -4,7 +4,7 @@ import anndata
 import numpy as np
 import pytest
 
-from scbert import cross_dataset, datasets, protocols, simulate
+from scbert import cross_dataset, datasets, pretraining, protocols, simulate
 from scbert.experiments.pretraining import join_sets, load_sets
 
 
@@ -37,6 +37,31 @@ def test_cells_of_both_sets_are_on_one_side_only_and_a_cell_of_both_is_kept_once
     assert not set(learn.obs_names) & set(held_out.obs_names)
     assert held_out.obs["set"].value_counts().to_dict() == {"one": 12, "other": 1}  # a fifth, and a twentieth
     assert list(learn.var_names) == [f"gene{i}" for i in range(24)]
+
+
+def test_with_published_genes_a_set_that_lacks_one_has_none_of_it(two_sets, monkeypatch):
+    published = ["gene29", "gene0", "gene7", "elsewhere", "old8"]
+    asked = []
+
+    def rename(adata, vocabulary):
+        asked.append(vocabulary)
+        return adata[:, :].copy() if adata.n_vars == 24 else rename_one(adata)
+
+    def rename_one(adata):
+        adata = adata.copy()
+        adata.var_names = ["old8" if name == "gene8" else name for name in adata.var_names]
+        return adata
+
+    monkeypatch.setattr(pretraining, "load_vocabulary", lambda: published)
+    monkeypatch.setattr(pretraining, "rename_genes", rename)
+    learn, held_out = join_sets(two_sets, genes="published 2000")
+    assert asked == [published] * 2
+    assert sorted(learn.var_names) == sorted(held_out.var_names) == ["gene0", "gene29", "gene7", "old8"]
+    one = (learn.obs["set"] == "one").to_numpy()
+    assert not learn[one, ["gene29", "old8"]].X.nnz
+    other = two_sets["other"][learn.obs_names[~one], ["gene0", "gene29", "gene7", "gene8"]].X
+    assert (learn[~one, ["gene0", "gene29", "gene7", "old8"]].X.toarray() == other).all()
+    assert (learn.obs["n_counts"][one] == 2000).all()  # of all genes, the published and the others
 
 
 def test_library_sizes_are_of_all_genes_of_a_cells_own_set(two_sets):
@@ -135,6 +160,22 @@ def test_a_set_alone_has_its_batches_as_studies(files):
     assert list(adata.obs["kind"]) == list(files["one"].obs["kind"].astype(str))
     splits = protocols.carry_over(adata, label_key="kind")
     assert [split.protocol for split in splits] == ["held_out:c1", "held_out:c2", "held_out:c3"]
+
+
+def test_of_a_set_with_tested_batches_these_alone_are_tested_and_all_others_train(files, monkeypatch):
+    monkeypatch.setitem(cross_dataset.datasets.CATALOGUE, "one", {"kind": "cells", "tested": ["c2"]})
+    monkeypatch.setattr(cross_dataset.datasets, "load", lambda name, **_: files[name.split(".")[0]].copy())
+    for adata in files.values():
+        adata.obs["batch"] = adata.obs["chip"]
+    (experiment,) = load_experiments("one", label_key="kind", batch_key="batch").values()
+    adata, is_c2 = experiment.cells, (files["one"].obs["chip"] == "c2").to_numpy()
+    assert experiment.train_on == "one"
+    assert list(adata.obs["study"]) == ["c2" if tested else "one" for tested in is_c2]
+    [split] = protocols.carry_over(adata, train_on=experiment.train_on, label_key="kind")
+    assert sorted(split.test) == sorted(adata.obs_names[is_c2])
+    assert not {*split.train, *split.validation} & {*split.test}
+    (arrow,) = load_experiments("one -> other.h5ad by coarse", label_key="kind").values()
+    assert set(arrow.cells.obs["batch"]) == {"c1", "c2", "c3"}
 
 
 def test_a_cell_that_two_studies_share_is_left_in_the_first_alone(files, capsys):

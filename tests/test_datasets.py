@@ -209,12 +209,13 @@ LABELLED = [name for name in CELL_SETS if datasets.CATALOGUE[name]["labels"]]
 @pytest.mark.parametrize("name", datasets.CATALOGUE)
 def test_each_entry_says_where_from_by_what_hash_and_under_which_licence(name):
     entry = datasets.CATALOGUE[name]
-    assert entry["kind"] in ("cells", "genes", "sets", "weights")
-    assert entry["profile"] in ("demo", "small", "paper")
+    assert entry["kind"] in ("cells", "genes", "sets", "weights", "labels")
+    assert entry["profile"] in ("demo", "small", "large", "paper")
     assert entry["licence"]
     assert entry["citation"]
     for file in entry["files"]:
-        assert file["url"].startswith("https://")
+        assert file["url"].startswith(("https://", "wheel:"))
+        assert ("wheel_sha256" in file) == file["url"].startswith("wheel:")
         assert len(file.get("sha256", "")) == 64 or len(file["git_blob"]) == 40
         assert file["bytes"] or file.get("never_seen"), "the size of a file that was read is known"
     if entry["kind"] == "cells":
@@ -265,7 +266,7 @@ def test_recovered_counts_give_the_stored_values_again():
     if not os.environ.get("SCBERT_MIRROR"):
         pytest.skip("needs the original files: set SCBERT_MIRROR to a folder that holds them")
     adata = load("pbmc3k")
-    values, genes, _ = r_objects.to_sparse(r_objects.read_r(datasets.fetch("pbmc3k")[0])["pbmc_matrix"])
+    values, genes, _ = r_objects.read_matrix(r_objects.open_r(datasets.fetch("pbmc3k")[0])["pbmc_matrix"])
     stored = values.T.tocsr()
     again = sparse.diags(10_000 / adata.obs["n_counts"].to_numpy()) @ adata.X.astype(np.float64)
     assert list(genes) == list(adata.var_names)

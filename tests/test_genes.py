@@ -397,6 +397,14 @@ def test_the_genes_of_a_named_set_come_first_and_the_most_variable_fill_up(make_
     assert set(genes.choose_genes(adata, "panel 1")) < {"gene20", "gene21"}
 
 
+def test_of_the_published_genes_the_most_variable_are_chosen_and_no_others(make_cells, monkeypatch):
+    adata = make_cells()
+    monkeypatch.setattr(genes, "load_vocabulary", lambda: ["gene9", "elsewhere", "gene2", "gene5"])
+    assert genes.choose_genes(adata, "published 20") == ["gene2", "gene5", "gene9"]
+    own = adata[:, ["gene2", "gene5", "gene9"]].copy()
+    assert genes.choose_genes(adata, "published 2") == genes.choose_genes(own, "2")
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [

@@ -609,7 +609,7 @@ def test_what_could_be_fetched_is_kept_when_something_else_fails(scbert_cli, sma
         ([], "Name what to fetch, or say --all --profile small; scbert fetch --list shows it."),
         (["here", "nothing"], "Not in the catalogue: nothing. It has: here, lost, hand. Nothing was fetched."),
         (["hand"], "download x.csv from a portal, put it into"),
-        (["--all", "--profile", "large"], "'large' is not one of 'demo', 'small', 'paper'"),
+        (["--all", "--profile", "huge"], "'huge' is not one of 'demo', 'small', 'large', 'paper'"),
     ],
 )
 def test_bad_words_after_fetch_are_one_sentence(scbert_cli, small_catalogue, words, message):
@@ -699,8 +699,8 @@ def test_preflight_lists_needs_and_fails_where_something_is_short(scbert_cli, sh
     assert "03_test   90.0     2.0 GB  none" in output
     assert "Error: 03_test (estimate) needs 2.0 GB of memory, and 0.1 GB are free: close other programs" in output
     assert scbert_cli("preflight", "--profile", "small", "--anyway")[0] == 0
-    code, output = scbert_cli("preflight", "--profile", "large")
-    assert output == "Error: There is no profile 'large': choose demo, small, core or paper.\n"
+    code, output = scbert_cli("preflight", "--profile", "huge")
+    assert output == "Error: There is no profile 'huge': choose demo, small, large, core or paper.\n"
 
 
 def test_a_notebook_that_does_not_fit_is_not_run_unless_anyway(scbert_cli, short_of_memory, tmp_path):

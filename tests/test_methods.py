@@ -10,13 +10,16 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.neighbors import KNeighborsClassifier
 
 import scbert
 from scbert import benchmark, methods, tuning
 
 ONCE = scbert.Recipe(until_converged=False)  # the epochs that were asked for, from one head
-METHODS = ["logistic_regression", "nearest_centroid", "celltypist", "singler", "scanvi"]
+METHODS = ["logistic_regression", "nearest_centroid", "knn_pca", "knn_harmony", "celltypist", "singler", "scanvi"]
 ODD = {"B": "B/plasma | 50 %", "Monocyte": " CD14+ 'mono', naïve", "T/NK": "_1.0"}
 
 
@@ -212,6 +215,42 @@ def test_labels_drawn_by_lot_choose_the_temperature_that_is_least_sure(parts):
     assert predict.chosen == "temperature=1"
 
 
+def test_neighbours_vote_where_the_encoder_puts_cells_and_validation_cells_choose_how_many(parts, config):
+    train, validation, test = parts
+    encoder = scbert.ScBert(config, genes=list(train.var_names)).eval()
+    chosen = benchmark.choose_methods("knn_scbert", encoder)["knn_scbert"]
+    predict = chosen(train, validation, label_key="cell_type")
+    number = int(predict.chosen.removeprefix("neighbours="))
+    there, here, asked = (scbert.embed(encoder, adata) for adata in (train, test, validation))
+    labels = train.obs["cell_type"].astype(str).to_numpy()
+
+    def vote(cell, n):
+        nearest = np.argsort(((there - cell) ** 2).sum(1))[:n]
+        return pd.Series(labels[nearest]).value_counts(normalize=True)
+
+    for i in range(3):
+        shares = predict(test).iloc[i]
+        assert shares[shares > 0].sort_index().to_dict() == pytest.approx(vote(here[i], number).to_dict())
+    names = np.array(sorted(set(labels)))
+    reached = {}
+    for n in methods.NEIGHBOURS:
+        said = [names[np.argmax([vote(cell, n).get(name, 0) for name in names])] for cell in asked]
+        reached[n] = f1_score(validation.obs["cell_type"].astype(str), said, average="macro")
+    assert number == max(reached, key=reached.get)
+    with pytest.raises(ValueError, match="knn_scbert needs an encoder that is pretrained before"):
+        benchmark.choose_methods("knn_scbert", config)
+
+
+def test_neighbours_in_pca_are_those_of_scikit_learn(parts):
+    train, validation, test = parts
+    predict = methods.fit_neighbours(train, validation, label_key="cell_type")
+    pca = PCA(23, random_state=0).fit(scbert.preprocess.lognormalize(train).toarray())
+    there, here = (pca.transform(scbert.preprocess.lognormalize(adata).toarray()) for adata in (train, test))
+    number = int(predict.chosen.removeprefix("neighbours="))
+    own = KNeighborsClassifier(number).fit(there, train.obs["cell_type"].astype(str))
+    assert predict(test).to_numpy() == pytest.approx(own.predict_proba(here))
+
+
 def test_celltypist_is_celltypists_own_model_with_probabilities_that_share_one(parts):
     pytest.importorskip("celltypist")
     import celltypist
@@ -274,8 +313,8 @@ def test_an_unknown_method_is_refused_with_those_there_are():
     with pytest.raises(ValueError) as error:
         methods.check_methods(["majority", "scbert", "svm"], also=["scbert"])
     assert str(error.value) == (
-        "There is no method 'svm': choose from majority, logistic_regression, nearest_centroid, celltypist, singler, "
-        "scanvi, scbert."
+        "There is no method 'svm': choose from majority, logistic_regression, nearest_centroid, knn_pca, knn_harmony, "
+        "celltypist, singler, scanvi, scbert."
     )
     with pytest.raises(ValueError, match="no method 'scbert'"):
         methods.check_methods(["scbert"])
@@ -701,7 +740,7 @@ def test_from_random_weights_the_given_vectors_of_genes_stay(config):
 def test_a_name_that_is_no_method_is_refused_with_those_there_are(named):
     with pytest.raises(
         ValueError,
-        match=r"There is no method 'svm': choose from majority, .*, scbert_tuned, scbert_published, scbert_letter\.",
+        match=r"There is no method 'svm': choose from majority, .*, scbert_tuned, knn_scbert, scbert_published, scbert_letter\.",
     ):
         benchmark.choose_methods("majority svm", named)
 

@@ -164,7 +164,7 @@ def test_a_file_of_two_notebooks_is_downloaded_once():
 
 @pytest.mark.parametrize("profile", ["papre", "needs"])
 def test_an_unknown_profile_is_refused(profile):
-    with pytest.raises(ValueError, match=f"no profile '{profile}': choose demo, small, core or paper"):
+    with pytest.raises(ValueError, match=f"no profile '{profile}': choose demo, small, large, core or paper"):
         preflight.list_needs(profile)
 
 

@@ -16,9 +16,8 @@ from scipy.io import mmwrite
 
 from scbert.data import preprocess
 from scbert.sources import datasets
-from scbert.sources.readers import matrices, read_cells
+from scbert.sources.readers import matrices, r_objects, read_cells
 from scbert.sources.readers.matrices import recover_counts, sum_repeats
-from scbert.sources.readers.r_objects import to_sparse
 
 GENES = ["GeneA", "GeneB", "GeneC"]
 CELLS = ["AAAC-1", "CCCG-1"]
@@ -231,7 +230,7 @@ def test_normalised_values_are_not_rounded(tmp_path, log):
 
 def make_slots(kind, matrix):
     by_column = sparse.csc_matrix(matrix)
-    slots = SimpleNamespace(x=by_column.data, Dim=np.array(matrix.shape), Dimnames=[np.array(CELLS), np.array(GENES)])
+    slots = SimpleNamespace(x=by_column.data, Dim=np.array(matrix.shape))
     if kind == "dgTMatrix":
         by_place = by_column.tocoo()
         slots.x, slots.i, slots.j = by_place.data, by_place.row, by_place.col
@@ -243,14 +242,12 @@ def make_slots(kind, matrix):
 
 @pytest.mark.parametrize("kind", ["dgCMatrix", "dgTMatrix"])
 def test_the_slots_of_r_matrices_are_put_together(kind):
-    matrix, rows, columns = to_sparse(make_slots(kind, COUNTS))
-    assert (matrix.toarray() == COUNTS).all()
-    assert (list(rows), list(columns)) == (CELLS, GENES)
+    assert (r_objects._fill(make_slots(kind, COUNTS)).toarray() == COUNTS).all()
 
 
 def test_another_r_matrix_is_refused():
     with pytest.raises(ValueError, match="a matrix of class dsCMatrix is not read here"):
-        to_sparse(make_slots("dsCMatrix", COUNTS))
+        r_objects._fill(make_slots("dsCMatrix", COUNTS))
 
 
 @pytest.mark.parametrize("base", [np.e, 2])
@@ -298,10 +295,6 @@ def test_a_matrix_without_its_names_or_with_too_few_is_refused(tmp_path):
     (tmp_path / "folder" / "barcodes.tsv").unlink()
     with pytest.raises(ValueError, match=r"it lacks barcodes.tsv, or genes.tsv or features.tsv, beside matrix.mtx"):
         read_cells(tmp_path / "folder")
-    slots = make_slots("dgCMatrix", COUNTS)
-    slots.Dimnames = [None, np.array(GENES)]
-    with pytest.raises(ValueError, match="no names of rows or of columns"):
-        to_sparse(slots)
 
 
 def flip(path, start, n=10):

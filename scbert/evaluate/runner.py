@@ -167,7 +167,8 @@ def _read_source(fit):
 
 def _describe(value):
     if isinstance(value, torch.nn.Module):
-        return repr(value.config), {name: tensor.detach().cpu().numpy() for name, tensor in value.state_dict().items()}
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in value.state_dict().items()}
+        return repr(value.config), weights, *map(hash_room, ROOMS_OF_SCBERT)
     return describe_method(value) if callable(value) else repr(value)
 
 

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from scipy import stats
 
 from ..evaluate import metrics, significance
-from ..evaluate.methods import FITS, check_methods, fit_rebalanced, fit_scbert
+from ..evaluate.methods import FITS, check_methods, fit_neighbours, fit_rebalanced, fit_scbert
 from ..evaluate.protocols import Split
 from ..evaluate.tuning import fit_on_all, fit_tuned
 from ..model.config import ScBertConfig
@@ -77,6 +77,7 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
     - "scbert", from the encoder of `choose_encoder`, or pretrained for `n_epochs` on the training cells if that is a shape;
     - "scbert_scratch", of the same shape, from random weights;
     - "scbert_tuned", as "scbert", with learning rate and layers that validation cells choose among eight settings;
+    - "knn_scbert", the labels of the nearest cells in the encoder's space, nothing trained (`scbert.methods.fit_neighbours`);
     - "scbert_published", as "scbert" under `Recipe.published()`, in at least 15 epochs, of which its learning rate takes
       five to rise; from the published weights with the script's batches, rate and patience, in at most 40 epochs, two cycles
       of its learning rate, and frozen layers run once a cell: features are not redrawn, nor stabilised by the batch;
@@ -101,10 +102,13 @@ def choose_methods(names: str, encoder: ScBert | ScBertConfig, *, n_epochs: int 
         "scbert": partial(train, **start),
         "scbert_scratch": partial(train, encoder=config if vectors is None else ScBert(config, gene_vectors=vectors)),
         "scbert_tuned": partial(fit_tuned, fit=partial(train, **start)),
+        "knn_scbert": partial(fit_neighbours, space=encoder),
         "scbert_published": published,
         "scbert_letter": letter,
     }
     chosen = list(dict.fromkeys(names.split()))
+    if "knn_scbert" in chosen and encoder is config:
+        raise ValueError("knn_scbert needs an encoder that is pretrained before: name one in the parameter encoder.")
     chosen = [name for name in ("majority", "logistic_regression", "scbert") if name not in chosen] + chosen
     check_methods(chosen, also=tuple(own))
     return {name: (FITS | own)[name] for name in chosen}

@@ -8,7 +8,7 @@ import anndata
 import pandas as pd
 
 from ..data.checks import check_key
-from ..evaluate.hygiene import drop_duplicates, find_duplicates
+from ..evaluate.hygiene import drop_duplicates, find_duplicates, find_tested
 from ..sources import datasets
 from ..sources.simulate import simulate_studies
 from .pretraining import concatenate, take_counts
@@ -56,7 +56,8 @@ def load_experiments(
     ----------
     text
         Experiments with semicolons between them, such as ``"pancreas_5tech; zheng_facs -> pbmc3k by cell_type_broad"``.
-        A set alone: its studies are left out one at a time. With an arrow: all of one set trains, the other is tested,
+        A set alone: its studies are left out one at a time; of a set of `scbert.hygiene.find_tested` the batches named
+        there are tested, and all others train. With an arrow: all of one set trains, the other is tested,
         and so are those cells of the first that never train (`scbert.protocols.choose_pool`); both keep the genes that
         they share. ``by`` names another label column than `label_key`.
     methods
@@ -87,7 +88,10 @@ def load_experiments(
             cells = _join_two(loaded, names, stems, key)
         cells.obs[label_key] = cells.obs[key].astype(str)
         usable = _leave_out(methods, title) if _is_fractional(cells) else methods
-        experiments.append(Experiment(title, cells, stems[0] if len(names) == 2 else None, usable))
+        tested = find_tested().get(names[0]) if batch_key and len(names) == 1 else None
+        if tested:
+            cells.obs["study"] = cells.obs["study"].where(cells.obs["study"].isin(tested), stems[0])
+        experiments.append(Experiment(title, cells, stems[0] if tested or len(names) == 2 else None, usable))
     return experiments
 
 
@@ -154,6 +158,8 @@ def _join_two(sets, names, stems, label_key):
     parts = [take_counts(adata, name, label_key) for adata, name in zip((one, other), stems, strict=True)]
     joined = concatenate(parts, names)
     joined.obs["study"] = joined.obs["set"].astype(str)
+    if names[0] in find_tested():  # whose cells are told apart by it
+        joined.obs["batch"] = [*one.obs["batch"], *other.obs["batch"].astype(str)]
     caveats = [
         f"{stem}: {adata.uns['scbert']['caveat']}"
         for stem, adata in zip(stems, sets, strict=True)

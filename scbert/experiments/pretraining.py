@@ -19,6 +19,7 @@ from ..evaluate.metrics import bootstrap
 from ..evaluate.protocols import choose_pool
 from ..sources import datasets
 from ..sources.datasets import fetch
+from ..sources.genes import load_vocabulary, rename_genes
 
 if TYPE_CHECKING:
     from ..model.encoder import ScBert
@@ -248,11 +249,13 @@ def load_sets(names: str, *, label_key: str | None = None, batch_key: str | None
 
 
 def join_sets(
-    sets: Mapping[str, anndata.AnnData], *, label_key: str = "cell_type", seed: int = 0
+    sets: Mapping[str, anndata.AnnData], *, label_key: str = "cell_type", genes: str = "all", seed: int = 0
 ) -> tuple[anndata.AnnData, anndata.AnnData]:
     """Join sets on the genes they share, and hold some of each one's cells out of training.
 
-    `sets` is name -> counts, as of `load_sets`. `label_key`, which a set may lack, and `seed` say which are held out.
+    `sets` is name -> counts, as of `load_sets`. `label_key`, which a set may lack, and `seed` say which are held out. Where
+    the parameter `genes` begins with "published", genes are renamed, and the sets joined on all published genes that cells
+    to learn from express: one that a set did not measure is 0 there, as it is where nothing was seen of it.
 
     Returns
     -------
@@ -266,6 +269,7 @@ def join_sets(
     Paper: Methods, "pretraining" holds no cells out that are named; the script's validation cells are a twentieth.
     """
     learn, held_out, earlier = [], [], {}
+    vocabulary = load_vocabulary() if genes.startswith("published") else []
     for name, adata in sets.items():
         others = {
             other: datasets.load(other) for other in datasets.CATALOGUE.get(name, {}).get("shares_cells_with", [])
@@ -279,10 +283,15 @@ def join_sets(
             order = np.random.default_rng(seed).permutation(adata.n_obs)
             n_held_out = max(1, adata.n_obs // 20)
             rest, test = np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
-        part = take_counts(adata, name, label_key)
+        part = take_counts(rename_genes(adata, vocabulary) if vocabulary else adata, name, label_key)
+        part = part[:, part.var_names.isin(vocabulary)] if vocabulary else part
         learn.append(part[rest])
         held_out.append(part[test])
-    return tuple(concatenate(parts, list(sets)) for parts in (learn, held_out))
+    learn, held_out = (concatenate(parts, list(sets), bool(vocabulary)) for parts in (learn, held_out))
+    if vocabulary:
+        learn = learn[:, learn.X.getnnz(0) > 0].copy()
+        held_out = held_out[:, learn.var_names].copy()
+    return learn, held_out
 
 
 def take_counts(adata, name, label_key):
@@ -293,18 +302,19 @@ def take_counts(adata, name, label_key):
     return anndata.AnnData(adata.X, obs=obs, var=pd.DataFrame(index=adata.var_names))
 
 
-def concatenate(parts, names):
-    """Join parts of sets, made by `take_counts`, on the genes that all of them have; cell names become unique."""
+def concatenate(parts, names, outer=False):
+    """Join parts of sets, made by `take_counts`, on the genes that all of them have (or any); cell names become unique."""
     if len(parts) == 1:
         return parts[0].copy()
     genes = parts[0].var_names
     for part in parts[1:]:
-        genes = genes[genes.isin(part.var_names)]
+        genes = genes.union(part.var_names, sort=False) if outer else genes[genes.isin(part.var_names)]
     if not len(genes):
         raise ValueError(f"The sets {', '.join(names)} share no gene name: use the same kind of symbols in all.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Observation names are not unique", UserWarning)  # for a moment
-        joined = anndata.concat([part[:, genes] for part in parts], join="outer")  # of obs: cells without labels stay
+        parts = [part[:, genes[genes.isin(part.var_names)]] for part in parts]
+        joined = anndata.concat(parts, join="outer", fill_value=0)[:, genes].copy()  # cells without labels stay
     joined.obs_names_make_unique()
     return joined
 

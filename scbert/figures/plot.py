@@ -450,6 +450,22 @@ def studies(
     return ax
 
 
+def ceiling(axes: Axes | Sequence[Axes], table: pd.DataFrame, along: str = "y") -> None:
+    """Mark, as a band in each of the axes, how far two labellings of the tested cells agree; nothing for an empty table.
+
+    `table` is from `scbert.labellings.measure_ceiling`, and scores lie `along` "x" or "y". The band reaches from the least to
+    the most of all labellings, over their intervals.
+    """
+    for ax in np.ravel(axes) if len(table) else []:
+        (ax.axhspan if along == "y" else ax.axvspan)(
+            table["low"].min(), table["high"].max(), color="0.85", lw=0, zorder=0
+        )
+        at = {"y": (0.01, table["low"].min()), "x": (table["low"].min(), 0.99)}[along]
+        options = {"va": "bottom" if along == "y" else "top", "rotation": 0 if along == "y" else 90, "fontsize": 8}
+        transform = ax.get_yaxis_transform() if along == "y" else ax.get_xaxis_transform()
+        ax.text(*at, "two labellings agree", color="0.35", transform=transform, **options)
+
+
 def study_rows(table: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = None, n: int = 5) -> np.ndarray:
     """Draw `studies` in rows of `n`, each row with an axis of its own; return the axes."""
     names = list(dict.fromkeys(table["study"]))

@@ -129,7 +129,7 @@ def read_sections(folder: Path, profile: str) -> dict[str, dict]:
         return {path.stem: {} for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     file = folder / "profiles" / f"{profile}.yaml"
     if not file.is_file() or profile == "needs":
-        raise ValueError(f"There is no profile {profile!r}: choose demo, small, core or paper.")
+        raise ValueError(f"There is no profile {profile!r}: choose demo, small, large, core or paper.")
     return _read_yaml(file)
 
 

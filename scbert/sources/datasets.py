@@ -159,6 +159,8 @@ def _read_catalogued(name):
     if entry["kind"] != "cells":
         raise ValueError(f"{name} is no data set of cells but {entry['title']}: scbert.datasets.fetch({name!r}).")
     adata = getattr(sets, entry["reader"])(fetch(name))
+    for column, values in entry.get("only", {}).items():
+        adata = adata[adata.obs[column].isin(values)].copy()
     expected = entry.get("shape", [entry.get("cells", adata.n_obs), adata.n_vars])
     if list(adata.shape) != expected:
         raise ValueError(
@@ -238,7 +240,7 @@ def missing_files(name: str) -> list[dict]:
 
 def list_names(profile: str | None = None) -> list[str]:
     """Return the names of the entries that a profile uses: those of demo, also those of small, or all (paper, None)."""
-    order = ("demo", "small", "paper")
+    order = ("demo", "small", "large", "paper")
     last = order.index(profile) if profile else len(order)
     return [name for name, entry in CATALOGUE.items() if order.index(entry["profile"]) <= last]
 

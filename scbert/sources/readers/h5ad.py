@@ -16,6 +16,9 @@ def read_h5ad(path: Path, backed: bool = False) -> anndata.AnnData:
     """Read an ``.h5ad`` file, whatever its name; of one with a part that this anndata can't read, the rest."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*names are not unique")  # check_counts says it
+        warnings.filterwarnings(
+            "ignore", message=".*without encoding metadata"
+        )  # by an older anndata, and read as well
         try:
             return anndata.read_h5ad(path, backed="r" if backed else None)
         except (OSError, MemoryError):

@@ -13,34 +13,24 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ...paths import first_line
 from .refusal import Refusal
 
 SPARSE = re.compile(r"[dln]g([CRTe])Matrix")
 """Classes of the package Matrix: of numbers, of TRUE, of places only; by column, by row, by place, dense."""
 
 
-def read_r(path: Path) -> dict | object:
-    """Return the objects of an R file: name -> object for .rda and .RData, the object for .rds."""
-    return convert(_parse(path))
-
-
 def open_r(path: Path) -> dict:
     """Return the parsed objects of an R file: name -> node, for .rds one called x."""
-    import rdata
-
-    node = _parse(path).object
-    return take_apart(node) if node.info.type == rdata.parser.RObjectType.LIST else {"x": node}
-
-
-def _parse(path):
     import rdata
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "Unknown file type", and what it says of parts that nobody looks at
-            return rdata.parser.parse_file(path)
+            node = rdata.parser.parse_file(path).object
     except Exception as error:  # what is no R file raises one of many types
-        raise ValueError(f"no R file: {str(error).strip() or type(error).__name__}") from None
+        raise ValueError(f"no R file: {first_line(error)}") from None
+    return take_apart(node) if node.info.type == rdata.parser.RObjectType.LIST else {"x": node}
 
 
 def convert(node):
@@ -124,14 +114,6 @@ def read_matrix(node) -> tuple[sparse.csr_matrix, np.ndarray | None, np.ndarray 
             'as(MATRIX, "dgCMatrix") and saveRDS again'
         )
     return _fill(convert(node)), *map(find_names, slots["Dimnames"].value)
-
-
-def to_sparse(slots) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Turn the slots of a dgCMatrix or its like into (matrix, row names, column names)."""
-    matrix = _fill(slots)
-    if any(names is None for names in slots.Dimnames):
-        raise Refusal("its matrix has no names of rows or of columns")
-    return matrix, *(np.asarray(names).astype(str) for names in slots.Dimnames)
 
 
 def _fill(slots):
