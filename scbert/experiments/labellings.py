@@ -6,66 +6,71 @@ import pandas as pd
 from ..evaluate.metrics import bootstrap
 from ..sources import datasets
 
+SIDES = {"with_label": "truth", "with_method": "predicted"}
+
 
 def read_labellings(dataset: str) -> dict[str, pd.DataFrame]:
     """Return what others called the cells of a set: name of the labelling -> `cell_type` and `cell_type_broad` by cell.
 
-    The catalogue names them under ``labelled_by``; none for other sets, and one's own files.
+    The catalogue names them under ``labelled_by``; none for other sets, and one's own files. Of "one->other" it is the other.
     """
-    names = datasets.CATALOGUE.get(dataset, {}).get("labelled_by", [])
+    names = datasets.CATALOGUE.get(dataset.rsplit("->")[-1], {}).get("labelled_by", [])
     return {name: datasets.load(name).obs[["cell_type", "cell_type_broad"]].astype(str) for name in names}
 
 
-def agree(own: pd.DataFrame, other: pd.DataFrame) -> np.ndarray:
-    """Return of the same cells, in the same order, whether two labellings agree as far as the coarser of both can tell.
+def agree(dataset: str, names: pd.Series, other: pd.DataFrame) -> np.ndarray:
+    """Return of cells whether a name and another labelling agree, as far as the coarser of both can tell.
 
-    They do where the names of `cell_type` are equal, or one's is the other's `cell_type_broad`: "Naive CD4 T cell" and
-    "CD4 T cell" agree.
+    They do where the name is the other's `cell_type`, or one's name is the other's `cell_type_broad`: "Naive CD4 T cell" and
+    "CD4 T cell" agree. `names` are of the set's `cell_type`, or coarser, in the order of `other`.
     """
-    pairs = [("cell_type", "cell_type"), ("cell_type_broad", "cell_type"), ("cell_type", "cell_type_broad")]
-    return np.any([own[one].to_numpy() == other[two].to_numpy() for one, two in pairs], axis=0)
+    table = datasets.read_labels(dataset.rsplit("->")[-1]).drop_duplicates("cell_type").set_index("cell_type")
+    names = names.astype(str).reset_index(drop=True)
+    broad = names.map(table["cell_type_broad"]).fillna(names)
+    theirs = other.reset_index(drop=True)
+    is_same = (names == theirs["cell_type"]) | (broad == theirs["cell_type"]) | (names == theirs["cell_type_broad"])
+    return is_same.to_numpy()
 
 
-def measure_ceiling(dataset: str, obs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Measure how often other labellings agree with a set's own, on those of the cells that they name.
+def ask_others(dataset: str, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Set what others call the cells of a set beside its own labels, and beside what methods say.
 
-    `obs` are the cells that are tested, say, with the columns `cell_type` and `cell_type_broad` of a catalogue set. A
-    method that is no better than people is not to be expected above these numbers.
-
-    Returns
-    -------
-    A row a labelling, the index; columns value, low, high (95 %, bootstrap over cells) and n; empty without another
-    labelling, and without these columns.
+    `predictions` have cell, truth and predicted. Returns those of cells that another labelling names, a row for each that
+    does, with columns labelling and second (what it says), and with_label and with_method: whether it agrees with either.
     """
-    rows = {}
-    if {"cell_type", "cell_type_broad"} <= set(obs):
-        own = obs[["cell_type", "cell_type_broad"]].astype(str)
-        for name, other in read_labellings(dataset).items():
-            cells = own.index.intersection(other.index)
-            if len(cells):
-                rows[name] = bootstrap(np.mean, agree(own.loc[cells], other.loc[cells]).astype(float), seed=seed)
+    found = []
+    for name, other in read_labellings(dataset).items():
+        rows = predictions[predictions["cell"].isin(other.index)]
+        second = other.loc[rows["cell"]]
+        sides = {side: agree(dataset, rows[column], second) for side, column in SIDES.items()}
+        found.append(rows.assign(labelling=name, second=second["cell_type"].to_numpy(), **sides))
+    return (
+        pd.concat(found)
+        if found
+        else predictions[:0].assign(labelling="", second="", with_label=False, with_method=False)
+    )
+
+
+def measure_ceiling(asked: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Measure how often other labellings agree with a set's own, on those of the tested cells that they name.
+
+    `asked` is from `ask_others`. A method that is no better than people is not to be expected above these numbers. A row a
+    labelling, the index; columns value, low, high (95 %, bootstrap over cells) and n.
+    """
+    once = asked.drop_duplicates(["labelling", "cell"]).groupby("labelling", sort=False)["with_label"]
+    rows = {name: bootstrap(np.mean, part.to_numpy(float), seed=seed) for name, part in once}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "n"])
 
 
-def blame(dataset: str, obs: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """Ask other labellings about the cells where a method and the set's own label disagree.
+def blame(asked: pd.DataFrame) -> pd.DataFrame:
+    """Tell with whom another labelling agrees where a method and the set's label do not.
 
-    `obs` are as in `measure_ceiling`; `predictions` have cell, method and prediction, in the names of `cell_type`. A row a
-    labelling and method: `n` of such cells that it names, and the share with which it is on the side of the `label`, of
-    the `method`, and of neither.
+    `asked` is from `ask_others`. A row a labelling and method: `n` of these cells, and the shares with which it takes the
+    side of the `label`, of the `method`, and of neither.
     """
-    own, rows = obs[["cell_type", "cell_type_broad"]].astype(str), {}
-    broad = own.drop_duplicates("cell_type").set_index("cell_type")["cell_type_broad"]
-    for name, other in read_labellings(dataset).items():
-        asked = predictions[predictions["cell"].isin(own.index.intersection(other.index))]
-        for method, part in asked.groupby("method", sort=False):
-            said = pd.DataFrame(
-                {"cell_type": part["prediction"].to_numpy(), "cell_type_broad": part["prediction"].map(broad)}
-            )
-            truth, second = own.loc[part["cell"]], other.loc[part["cell"]]
-            differs = said["cell_type"].to_numpy() != truth["cell_type"].to_numpy()
-            if differs.any():
-                label, theirs = (agree(one[differs], second[differs]).mean() for one in (truth, said))
-                neither = (~agree(truth[differs], second[differs]) & ~agree(said[differs], second[differs])).mean()
-                rows[name, method] = {"n": int(differs.sum()), "label": label, "method": theirs, "neither": neither}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["n", "label", "method", "neither"])
+    rows = asked[asked["truth"] != asked["predicted"]]
+    rows = rows.assign(n=1, label=rows["with_label"], neither=~(rows["with_label"] | rows["with_method"]))
+    by = rows.rename(columns={"method": "who", "with_method": "method"}).groupby(["labelling", "who"], sort=False)
+    table = by[["label", "method", "neither"]].mean().rename_axis(["labelling", "method"])
+    table.insert(0, "n", by["n"].sum())
+    return table

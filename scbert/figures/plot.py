@@ -450,13 +450,15 @@ def studies(
     return ax
 
 
-def ceiling(axes: Axes | Sequence[Axes], table: pd.DataFrame, along: str = "y") -> None:
-    """Mark, as a band in each of the axes, how far two labellings of the tested cells agree; nothing for an empty table.
+def ceiling(axes: Axes | Sequence[Axes], table: pd.DataFrame, metric: str = "accuracy", along: str = "y") -> None:
+    """Mark, as a band in each of the axes, how far two labellings of the tested cells agree.
+
+    Nothing is drawn for an empty table, nor for a metric other than accuracy.
 
     `table` is from `scbert.labellings.measure_ceiling`, and scores lie `along` "x" or "y". The band reaches from the least to
     the most of all labellings, over their intervals.
     """
-    for ax in np.ravel(axes) if len(table) else []:
+    for ax in np.ravel(axes) if len(table) and metric == "accuracy" else []:
         (ax.axhspan if along == "y" else ax.axvspan)(
             table["low"].min(), table["high"].max(), color="0.85", lw=0, zorder=0
         )
