@@ -18,6 +18,7 @@ RUNS = os.environ.get("SCBERT_RUNS", "runs")  # as scbert.record does
 THREADS = int(config.get("threads", 1))  # of each process
 ANYWAY = "--anyway" if config.get("anyway") else ""  # run where memory, disk or a download is short
 PRETRAINS = "02_pretrain"  # the notebook that trains on several devices
+shell.prefix(f"export SCBERT_WATCH={os.getpid()}; ")  # what this process starts ends with it, however it ends
 PARTED = ("04_benchmark", "05_cross_dataset", "06_batch_effect", "07_novel_cell_types")  # those whose jobs can be shared out: `scbert run 04 --part 2/8`
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 

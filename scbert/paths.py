@@ -69,7 +69,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a file in one step: it is there whole, or as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # on the disk, before it takes a name that is trusted
     os.replace(temporary, path)
 
 

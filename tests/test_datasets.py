@@ -460,3 +460,18 @@ def test_a_table_that_names_no_cells_is_refused(tmp_path, make_cells):
     (tmp_path / "labels.csv").write_text("cell_type\nB cell\n")
     with pytest.raises(ValueError, match="has one column only"):
         datasets.load(tmp_path / "mine.h5ad", labels=tmp_path / "labels.csv", label_key="cell_type")
+
+
+def test_cells_that_stand_in_a_file_twice_are_left_in_it_once(tmp_path, make_cells, capsys):
+    once = make_cells()
+    rows = [*range(60), 3, 5, 7]
+    twice = anndata.AnnData(once.X[rows], pd.DataFrame(index=[f"cell{i}" for i in range(63)]), once.var)
+    twice.write_h5ad(tmp_path / "a.h5ad")
+    adata = load(tmp_path / "a.h5ad")
+    assert list(adata.obs_names) == [f"cell{i}" for i in range(60)]
+    assert "3 of 63 cells have the same counts as another, and are left out." in capsys.readouterr().out
+    assert load(tmp_path / "a.h5ad", backed=True).n_obs == 63
+    few = twice.X.toarray() * (np.arange(24) < 9)
+    few[:, 0] = 1
+    anndata.AnnData(few, twice.obs).write_h5ad(tmp_path / "few.h5ad")
+    assert load(tmp_path / "few.h5ad").n_obs == 63  # nine genes are too few to tell

@@ -133,8 +133,14 @@ def test_a_failing_notebook_says_where_and_why(scbert_cli, tmp_path):
     assert "03_test stopped at cell" in output
     assert "AssertionError: thirteen epochs bring bad luck" in output
     assert "Traceback" not in output.split("Error: 03_test stopped")[1]
-    assert (tmp_path / "runs" / "demo" / "03_test" / "03_test.ipynb").exists()
+    folder = tmp_path / "runs" / "demo" / "03_test"
+    assert f"As far as it came: {folder / '03_test.unfinished.ipynb'}" in output
+    assert [path.name for path in folder.glob("*.ipynb")] == ["03_test.unfinished.ipynb"]
     assert not (tmp_path / "seen.json").exists()
+    scbert_cli("run", "03")
+    good = (folder / "03_test.ipynb").read_bytes()
+    assert scbert_cli("run", "03", "-p", "n_epochs", "13")[0] == 1
+    assert (folder / "03_test.ipynb").read_bytes() == good  # a failing run writes over no good one
 
 
 @pytest.mark.parametrize(
@@ -309,7 +315,7 @@ def test_a_part_that_fails_says_so_and_is_not_done(scbert_cli, benchmark):
     code, output = scbert_cli("run", "05", "--part", "2/8", "-p", "rate", "9")
     assert code == 1
     assert "05_benchmark stopped at cell 3: AssertionError: too fast" in output
-    assert str(benchmark / "parts" / "2of8.ipynb") in output
+    assert str(benchmark / "parts" / "2of8.unfinished.ipynb") in output
     assert not (benchmark / "parts" / "2of8.done").exists()
     assert (benchmark / "record.json").read_text() == EARLIER
 
@@ -552,7 +558,9 @@ def test_the_report_links_each_notebook_that_was_run(scbert_cli, tmp_path):
         folder = tmp_path / "runs" / "demo" / name
         folder.mkdir(parents=True)
         (folder / f"{name}.ipynb").write_text((tmp_path / "notebooks" / f"{name}.ipynb").read_text())
-    (tmp_path / "runs" / "demo" / "03_test" / "record.json").write_text('{"seconds": 7.4, "checks": [{}, {}]}')
+    (tmp_path / "runs" / "demo" / "03_test" / "record.json").write_text(
+        '{"notebook": "03_test", "parameters": {}, "seconds": 7.4, "checks": [{}, {}]}'
+    )
     code, output = scbert_cli("report")
     assert code == 0, output
     page = (tmp_path / "report" / "index.html").read_text()
@@ -731,3 +739,13 @@ def test_the_end_of_a_run_lists_accuracies_of_whole_sets_and_warnings(tmp_path):
         "Warning: It has not learnt.",
     ]
     assert list_found(tmp_path / "none.json") == []
+
+
+def test_what_snakemake_started_ends_with_it(tmp_path):
+    code = "import sys, time; from scbert.run import notebooks; notebooks._end_with(sys.argv[1]); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as starter:
+        command = [sys.executable, "-c", code, str(starter.pid)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as started:
+            started.stdout.readline()
+            starter.kill()
+            assert started.wait(timeout=30) == 143

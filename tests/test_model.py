@@ -727,3 +727,75 @@ def test_a_sound_head_starts_where_three_quarters_of_the_encoded_genes_pass(conf
     head.start(hidden)
     passing = head.conv(hidden[None, None]).flatten() > 0
     assert passing.float().mean() == pytest.approx(0.75, abs=0.01)
+
+
+# Bundles that are damaged, or in the way.
+
+
+@pytest.fixture
+def bundle(tmp_path, classifier):
+    classifier.save(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_a_flipped_bit_of_the_weights_is_noticed(bundle):
+    file = bundle / "model.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[-5] ^= 64
+    file.write_bytes(damaged)
+    with pytest.raises(
+        ValueError, match=r"is damaged, copy or train it again \(model.safetensors is not what was written"
+    ):
+        scbert.load(bundle)
+
+
+def test_weights_that_are_not_finite_are_refused(bundle, classifier):
+    with torch.no_grad():
+        next(classifier.parameters())[0] = float("nan")
+    classifier.save(bundle)
+    with pytest.raises(ValueError, match="hold NaN or infinite numbers: train it again"):
+        scbert.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("n_genes", None), ("n_bins", "5"), ("depth", 2.5), ("heads", 0), ("dim_head", 1), ("unknown", 1), ("dim", 20_000),
+     ("expressed_only", "no"), ("depth", 3)],
+)  # fmt: skip
+def test_a_config_of_another_kind_is_refused_before_memory_is_taken(bundle, key, value):
+    about = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(about | {key: value}))
+    with pytest.raises(ValueError, match=str(bundle)):
+        scbert.load(bundle)
+
+
+def test_killed_between_two_bundles_the_one_before_is_read_and_written_over(bundle, classifier):
+    bundle.rename(bundle.with_name("bundle.before"))  # where it is while the new one takes its place
+    assert scbert.load(bundle).labels == classifier.labels
+    bundle.rename(bundle.with_name("bundle.before"))
+    classifier.save(bundle)
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("others", [{"notes.txt": "mine"}, {"config.json": '{"my": "settings"}'}])
+def test_a_folder_with_other_files_is_never_written_over(tmp_path, classifier, bundle, others):
+    for name, text in others.items():
+        (bundle / name).write_text(text)
+    with pytest.raises(ValueError, match="is no model bundle, or has other files too"):
+        classifier.save(bundle)
+    assert all((bundle / name).read_text() == text for name, text in others.items())
+
+
+def test_gene_names_of_any_kind_come_back(tmp_path, config):
+    genes = ["G0\r", "G\u2028x", "G\x1cx", *(f"gene{i}" for i in range(config.n_genes - 3))]
+    scbert.ScBert(config, genes=genes).save(tmp_path / "a")
+    assert scbert.load(tmp_path / "a").genes == genes
+    with pytest.raises(ValueError, match="has a line end in it: rename it"):
+        scbert.ScBert(config, genes=["a\nb", *genes[1:]]).save(tmp_path / "b")
+
+
+def test_labels_on_a_card_are_no_html(tmp_path, config):
+    encoder = scbert.ScBert(config, genes=[f"gene{i}" for i in range(config.n_genes)])
+    scbert.Classifier(encoder, ["<b>x</b>", "T\ncell"]).save(tmp_path / "a")
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "annotator of 2 cell types: `<b>x</b>`\n" in card

@@ -363,3 +363,19 @@ def test_every_notebook_of_a_profile_has_a_published_run_or_states_its_needs():
             assert set(entry) <= {*preflight.NUMBERS, "data", "basis"}, name
             assert {"minutes", "memory_gb", "basis"} <= set(entry), name
             assert not pd.isna([float(entry[key]) for key in ("minutes", "memory_gb")]).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("03_test:\n  n_epochs: 1\n bad: [", r"small.yaml, line \d+ is no YAML"),
+        ("03_test: 5\n", "small.yaml must have a name for each section"),
+        ("- a\n- b\n", "small.yaml must have a name for each section"),
+        ("03_test:\n  seed: 0\n\x00", "small.yaml is no YAML: unacceptable character"),
+    ],
+)
+def test_a_profile_with_a_mistake_is_one_sentence_with_file_and_line(root, text, message):
+    (root / "notebooks" / "profiles" / "small.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        preflight.read_sections(root / "notebooks", "small")
+    assert "\n" not in str(error.value)

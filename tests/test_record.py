@@ -1,6 +1,8 @@
 """A run's record: exactly the agreed keys, strict JSON, and none at all where a number is out of its band."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -294,7 +296,7 @@ def test_a_figure_is_stamped_with_its_profile_and_comes_with_its_data():
     figure = Figure()
     figure.subplots().plot([1, 2])
     run.save_figure(figure, "fig1", pd.DataFrame({"x": [1, 2]}))
-    assert {path.name for path in run.directory.iterdir()} == {"fig1.png", "fig1.svg", "fig1.csv"}
+    assert {path.name for path in run.directory.iterdir()} == {".lock", "fig1.png", "fig1.svg", "fig1.csv"}
     assert [text.get_text() for text in figure.texts] == ["small profile"]
     assert pd.read_csv(run.path("fig1.csv"))["x"].tolist() == [1, 2]
     assert b"<dc:date>" not in run.path("fig1.svg").read_bytes()
@@ -329,5 +331,62 @@ def test_a_model_of_the_run_before_is_set_aside(root):
         run = start()
         assert not run.path("annotator").exists()
         write_text(run.path("annotator") / "config.json", "{}")
-    start()
-    assert sorted(path.name for path in run.directory.iterdir()) == ["annotator.earlier"]
+    start().path("any")
+    assert sorted(path.name for path in run.directory.iterdir()) == [".lock", "annotator.earlier"]
+
+
+def test_a_run_that_is_refused_before_it_writes_leaves_what_was_there(root):
+    run = start()
+    write_text(run.path("annotator") / "config.json", "{}")
+    run.finish()
+    start()  # and no file is asked for
+    assert sorted(path.name for path in run.directory.iterdir()) == [".lock", "annotator", "record.json"]
+
+
+def test_in_one_process_the_later_of_two_runs_takes_the_place_of_the_other(root):
+    one, two = start(), start()
+    two.save_table(pd.DataFrame({"x": [1]}), "t")
+    with pytest.raises(ValueError, match="This run of 03_test has ended: a later one took its place"):
+        one.finish()
+    two.finish()
+    assert two.path("t.csv").exists()
+
+
+def test_two_processes_do_not_run_one_notebook_at_once(root):
+    run = start()
+    run.finish()
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(run.directory / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=r"Another run of 03_test is writing into .*03_test: wait for it, end it"):
+            start()
+        assert (run.directory / "record.json").exists()
+    start().finish()
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("=1+1", "'=1+1"),
+        ("@a", "'@a"),
+        ("-0.5", "-0.5"),
+        ("+", "'+"),
+        ("-1e-05", "-1e-05"),
+        ("-T", "'-T"),
+        ("T-", "T-"),
+    ],
+)
+def test_no_label_of_a_table_is_a_formula(cell, written):
+    run = start()
+    run.save_table(pd.DataFrame({"label": [cell], "x": [1]}, index=pd.MultiIndex.from_tuples([(cell, 2)])), "t")
+    assert run.path("t.csv").read_text() == f",,label,x\n{written},2,{written},1\n"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "\x00", '{"notebook": "03_test"}'])
+def test_a_damaged_record_is_named_and_counts_as_absent(root, text):
+    run = start()
+    run.finish()
+    (run.directory / "record.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"record.json is damaged .* and counts as absent: run its notebook again"):
+        assert "03_test" not in read_records("demo")

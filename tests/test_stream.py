@@ -607,3 +607,21 @@ def test_no_cells_a_shard_and_no_sources_are_refused(write):
     ):
         with pytest.raises(ValueError, match=message):
             write(**wrong)
+
+
+def test_a_damaged_label_of_a_shard_is_noticed(tmp_path, make_cells):
+    adata = make_cells()
+    scbert.write_store(adata, tmp_path / "s", progress=False)
+    (shard,) = (tmp_path / "s").glob("shard-*.h5ad")
+    with h5py.File(shard) as file:
+        codes = file["obs/cell_type/codes"]
+        place, was = codes.id.get_offset(), int(codes[0])
+    with open(shard, "r+b") as file:
+        file.seek(place)
+        file.write(bytes([(was + 1) % 3]))
+    store = scbert.open_store(tmp_path / "s")
+    with pytest.raises(
+        ValueError, match=r"Column cell_type of shard-00000.h5ad in the store .* is damaged: delete that file"
+    ):
+        store.obs["cell_type"]
+    assert list(store.obs_names) == list(adata.obs_names)

@@ -7,6 +7,7 @@ from ..evaluate.metrics import bootstrap
 from ..sources import datasets
 
 SIDES = {"with_label": "truth", "with_method": "predicted"}
+SIDE_BY_SIDE = ["labelling", "method", "truth", "second", "predicted"]  # columns of `ask_others`: a confusion of three
 
 
 def read_labellings(dataset: str) -> dict[str, pd.DataFrame]:
@@ -32,18 +33,19 @@ def agree(dataset: str, names: pd.Series, other: pd.DataFrame) -> np.ndarray:
     return is_same.to_numpy()
 
 
-def ask_others(dataset: str, predictions: pd.DataFrame) -> pd.DataFrame:
+def ask_others(predictions: pd.DataFrame) -> pd.DataFrame:
     """Set what others call the cells of a set beside its own labels, and beside what methods say.
 
-    `predictions` have cell, truth and predicted. Returns those of cells that another labelling names, a row for each that
+    `predictions` have data (the set's name), cell, truth and predicted. Returns those of cells that another labelling names, a row for each that
     does, with columns labelling and second (what it says), and with_label and with_method: whether it agrees with either.
     """
     found = []
-    for name, other in read_labellings(dataset).items():
-        rows = predictions[predictions["cell"].isin(other.index)]
-        second = other.loc[rows["cell"]]
-        sides = {side: agree(dataset, rows[column], second) for side, column in SIDES.items()}
-        found.append(rows.assign(labelling=name, second=second["cell_type"].to_numpy(), **sides))
+    for dataset, own in predictions.groupby("data", sort=False):
+        for name, other in read_labellings(dataset).items():
+            rows = own[own["cell"].isin(other.index)]
+            second = other.loc[rows["cell"]]
+            sides = {side: agree(dataset, rows[column], second) for side, column in SIDES.items()}
+            found.append(rows.assign(labelling=name, second=second["cell_type"].to_numpy(), **sides))
     return (
         pd.concat(found)
         if found
@@ -51,13 +53,13 @@ def ask_others(dataset: str, predictions: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def measure_ceiling(asked: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def measure_ceiling(predictions: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Measure how often other labellings agree with a set's own, on those of the tested cells that they name.
 
-    `asked` is from `ask_others`. A method that is no better than people is not to be expected above these numbers. A row a
-    labelling, the index; columns value, low, high (95 %, bootstrap over cells) and n.
+    `predictions` are as in `ask_others`. A method that is no better than people is not to be expected above these numbers. A
+    row a labelling, the index; columns value, low, high (95 %, bootstrap over cells) and n.
     """
-    once = asked.drop_duplicates(["labelling", "cell"]).groupby("labelling", sort=False)["with_label"]
+    once = ask_others(predictions).drop_duplicates(["labelling", "cell"]).groupby("labelling", sort=False)["with_label"]
     rows = {name: bootstrap(np.mean, part.to_numpy(float), seed=seed) for name, part in once}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "n"])
 

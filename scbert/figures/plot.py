@@ -444,7 +444,7 @@ def studies(
             draw_trainings(ax, trainings[trainings["method"] == method], metric, by, slots, shift)
     for edge in range(1, len(slots)):
         ax.axvline(edge - 0.5, color="0.85", lw=0.8)
-    ax.set(xlim=(-0.5, len(slots) - 0.5), ylabel=spell(metric))
+    ax.set(xlim=(-0.5, len(slots) - 0.5), xlabel="" if by == "study" else by, ylabel=spell(metric))
     ax.set_xticks(range(len(slots)), [textwrap.fill(str(study).replace("_", " "), 16) for study in slots])
     _name_methods(ax)
     return ax

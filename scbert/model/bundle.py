@@ -1,6 +1,8 @@
 """Bundles: the directory that a model is kept in, written in one step and read as tensors and text only."""
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from ..data.preprocess import hash_genes
 from .config import ScBertConfig
+
+FILES = ("model.safetensors", "memory.safetensors", "config.json", "genes.txt", "labels.json", "README.md")
 
 
 class Bundle(NamedTuple):
@@ -49,46 +53,75 @@ def write_bundle(
     head: str = "",
     card: str = "",
 ) -> None:
-    """Write everything into a temporary sibling, then put it in place in one step.
+    """Write everything into a temporary sibling, then let it take the place of a bundle that is there.
+
+    That one stays beside it, as ``<path>.before``, until the new one is in place: killed at any moment, one of the two is
+    read. ``config.json`` has the sha256 of the weights.
 
     Raises
     ------
     ValueError
-        The model has no gene names, or `path` holds other things than a bundle.
+        The model has no gene names, or one with a line end in it, or `path` holds other things than a bundle.
     """
     if genes is None:
         raise ValueError("The model has no gene names yet: give ScBert(config, genes=...), or train it on cells.")
-    path = Path(path)
+    if broken := [gene for gene in genes if "\n" in gene]:
+        raise ValueError(f"The name of the gene {broken[0]!r} has a line end in it: rename it.")
+    path = _recover(Path(path))
     if path.is_file():
         raise ValueError(f"{path} is a file, and a bundle is a folder: give another name.")
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
+    inside = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    is_bundle = "config.json" in inside and inside <= set(FILES) and b'"format"' in (path / "config.json").read_bytes()
+    if inside and not is_bundle:
         raise ValueError(
-            f"{path} is no model bundle, and a bundle would replace all that is in it: give another folder."
+            f"{path} is no model bundle, or has other files too, and a bundle would replace all that is in it: give another "
+            "folder."
         )
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, before = path.with_name(f"{path.name}.{os.getpid()}.tmp"), _find_before(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({k: v.detach().contiguous() for k, v in weights.items()}, temporary / "model.safetensors")
     if memory:
         save_file({k: v.detach().contiguous() for k, v in memory.items()}, temporary / "memory.safetensors")
-    about = {"format": 1, "genes_sha256": hash_genes(genes), **asdict(config)}
+    hashes = {file.name: _hash_file(file) for file in temporary.glob("*.safetensors")}
+    about = {"format": 1, "files_sha256": hashes, "genes_sha256": hash_genes(genes), **asdict(config)}
     about |= {} if labels is None else {"labels_sha256": hash_genes(labels)}
     more = {"licence": licence, "ontology_ids": ontology_ids, "outcome": outcome, "head": head}
     about |= {name: value for name, value in more.items() if value}
-    (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-    (temporary / "genes.txt").write_text("\n".join(genes) + "\n")
-    if labels is not None:
-        (temporary / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n")
+    texts = {"config.json": json.dumps(about, indent=1), "genes.txt": "\n".join(genes)}
+    texts |= {} if labels is None else {"labels.json": json.dumps(list(labels), indent=1)}
+    card = card or _write_card(config, labels, licence)
+    texts["README.md"] = f"{card}\n{say_outcome(outcome)}" if outcome else card.removesuffix("\n")
+    for name, text in texts.items():
+        (temporary / name).write_bytes(f"{text}\n".encode())  # UTF-8 and these line ends, whatever the machine's
     for file in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
         shutil.copymode(temporary / "config.json", file)
-    card = card or _write_card(config, labels, licence)
-    (temporary / "README.md").write_text(f"{card}\n{say_outcome(outcome)}\n" if outcome else card)
-    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
+    if path.exists():
+        path.rename(before)
     temporary.rename(path)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _find_before(path):
+    return path.with_name(path.name + ".before")
+
+
+def _recover(path):
+    """Return the path of a bundle, once the one before is back in place if its successor never came."""
+    if not path.exists() and _find_before(path).is_dir():
+        _find_before(path).rename(path)
+    return path
+
+
+def _hash_file(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_card(config, labels, licence):
-    what = "encoder" if labels is None else f"annotator of {len(labels)} cell types: {', '.join(labels)}"
+    named = ", ".join(f"`{label}`" for label in labels or [] if label.isprintable())  # labels are data: no HTML
+    what = "encoder" if labels is None else f"annotator of {len(labels)} cell types: {named}"
     size = f"{config.n_genes} genes, dim {config.dim}, depth {config.depth}"
     size += ", expressed genes only" if config.expressed_only else ""
     whose = say_licence(licence) if licence else "the weights are the trainer's own"
@@ -120,21 +153,24 @@ def read_bundle(path: str | Path) -> Bundle:
     Raises
     ------
     ValueError
-        A file is missing or truncated, or genes, labels and config do not fit each other.
+        A file is missing or damaged, or genes, labels, config and weights do not fit each other.
     """
-    path = Path(path)
+    path = _recover(Path(path))
     for name in ("config.json", "genes.txt", "model.safetensors"):
         if not (path / name).is_file():
             raise ValueError(f"{path} is not a model bundle: {name} is missing.")
     try:
-        about = json.loads((path / "config.json").read_text())
-        genes = (path / "genes.txt").read_text().splitlines()
+        about = json.loads((path / "config.json").read_bytes())
+        for name, digest in about.pop("files_sha256", {}).items():  # older ones have none
+            if _hash_file(path / name) != digest:
+                raise ValueError(f"{name} is not what was written")
+        genes = (path / "genes.txt").read_bytes().decode().removesuffix("\n").split("\n")
         labels_file = path / "labels.json"
-        labels = json.loads(labels_file.read_text()) if labels_file.exists() else None
+        labels = json.loads(labels_file.read_bytes()) if labels_file.exists() else None
         weights = load_file(path / "model.safetensors")
         memory_file = path / "memory.safetensors"
         memory = load_file(memory_file) if memory_file.exists() else {}
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, OSError, AttributeError) as error:
         raise ValueError(f"The bundle {path} is damaged, copy or train it again ({error}).") from None
     genes_hash, labels_hash = about.pop("genes_sha256", None), about.pop("labels_sha256", None)
     licence, ontology_ids, outcome = about.pop("licence", ""), about.pop("ontology_ids", {}), about.pop("outcome", {})
@@ -145,9 +181,32 @@ def read_bundle(path: str | Path) -> Bundle:
         raise ValueError(f"genes.txt of the bundle {path} is not the gene list its weights were trained on.")
     if labels_hash != (None if labels is None else hash_genes(labels)):
         raise ValueError(f"labels.json of the bundle {path} is not the list of labels its weights were trained on.")
-    config = ScBertConfig(**about)
+    try:
+        config = ScBertConfig(**about)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.json of the bundle {path} is not one that was written here: {error}") from None
     if len(genes) != config.n_genes:
         raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")
     if "genes_seen" in memory and len(memory["genes_seen"]) != config.n_genes:
         raise ValueError(f"memory.safetensors of the bundle {path} is of another list of genes.")
+    _check_shapes(path, config, weights, "" if labels is None else "encoder.")
     return Bundle(config, weights, genes, labels, licence, memory, ontology_ids, outcome, head)
+
+
+def _check_shapes(path, config, weights, prefix):
+    """Raise a ValueError if a model of this shape does not hold these weights, before memory is taken for it."""
+    expected = {"token_emb.weight": (config.n_bins + 2, config.dim)}
+    if config.gene_embedding != "none":
+        expected["pos_emb.emb.weight"] = (config.n_genes + 1, config.dim)
+    if config.depth:
+        last = f"performer.net.layers.{config.depth - 1}.0.fn.to_q.weight"
+        expected[last] = (config.heads * config.dim_head, config.dim)
+    for name, shape in expected.items():
+        found = tuple(weights[prefix + name].shape) if prefix + name in weights else "none"
+        if found != shape:
+            raise ValueError(
+                f"The weights of the bundle {path} do not fit its config: {prefix}{name} has shape {found}, expected {shape} "
+                "(another number of bins, genes or labels?)."
+            )
+    if any(not torch.isfinite(tensor).all() for tensor in weights.values()):
+        raise ValueError(f"The weights of the bundle {path} hold NaN or infinite numbers: train it again.")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class ScBertConfig:
     """"favor", or "softmax": with `expressed_only`, exact attention in place of random features; not as published."""
 
     def __post_init__(self):
+        for name in ("n_genes", "n_bins", "dim", "depth", "heads", "dim_head"):
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(f"{name} must be a whole number, not {getattr(self, name)!r}.")
+        if not isinstance(self.expressed_only, bool):
+            raise ValueError(f"expressed_only must be true or false, not {self.expressed_only!r}.")
+        if self.heads < 1 or self.dim_head < 2:
+            raise ValueError(f"heads must be at least 1 and dim_head at least 2, got {self}.")
         if self.n_genes < 1 or self.n_bins < 1 or self.dim < 1 or self.depth < 0:
             raise ValueError(f"n_genes, n_bins and dim must be at least 1 and depth at least 0, got {self}.")
         if self.depth and self.dim % self.heads:

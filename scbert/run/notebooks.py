@@ -3,9 +3,12 @@
 import os
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import click
+import psutil
 
 from ..paths import PartDone, count_processes, find_part, find_rank, find_root, is_clone, write_text
 from . import preflight
@@ -136,28 +139,49 @@ def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str
 
 
 def execute(source: Path, output: Path, parameters: dict, progress: bool = True) -> str | None:
-    """Run a notebook into `output`, also after an error; return what a part of a benchmark said, None at the end."""
+    """Run a notebook into `output`; return what a part of a benchmark said, None at the end.
+
+    Until then, and for good after an error, it is ``<stem>.unfinished.ipynb`` beside it: a good one stays.
+    """
     import nbformat
     import papermill
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    message = None
+    message, unfinished = None, output.with_name(f"{output.stem}.unfinished.ipynb")
+    _end_with(os.environ.get("SCBERT_WATCH"))
     try:
         papermill.execute_notebook(
-            str(source), str(output), parameters, kernel_name="python3",
+            str(source), str(unfinished), parameters, kernel_name="python3",
             progress_bar={"file": sys.stdout} if progress else False,
             extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         if not (error.ename == PartDone.__name__ and find_part()):
-            kept = "" if find_rank() else f"\nAs far as it came: {output}"
+            kept = "" if find_rank() else f"\nAs far as it came: {unfinished}"
             what = f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}{kept}"
             raise click.ClickException(what) from None
         message = error.evalue
-    executed = nbformat.read(output, as_version=4)
+    executed = nbformat.read(unfinished, as_version=4)
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(executed, {})  # finished bars only
     if message:  # papermill writes a warning above a cell that raised
         marked = "papermill-error-cell-tag"
         notebook.cells = [cell for cell in notebook.cells if marked not in cell.metadata.get("tags", ())]
     write_text(output, nbformat.writes(notebook))
+    unfinished.unlink()
     return message
+
+
+def _end_with(pid):
+    """End this process and its kernel within seconds of another's end: of Snakemake, which starts notebooks and names itself."""
+    if not pid:
+        return
+    starter = psutil.Process(int(pid))
+
+    def watch():
+        while starter.is_running() and starter.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(2)
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import yaml
 
-from ..paths import find_root, run_directory
+from ..paths import find_root, first_line, run_directory
 from ..sources import datasets
 from ..sources.download import cache_directory, format_bytes
 from .record import TF32
@@ -120,7 +120,16 @@ def has_benchmark(source: Path) -> bool:
 
 
 def _read_yaml(path):
-    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    """Return the sections of a YAML file, empty without it; a ValueError that names file and line for what is none."""
+    try:
+        found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    except (yaml.YAMLError, UnicodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{where} is no YAML: {getattr(error, 'problem', None) or first_line(error)}.") from None
+    if not isinstance(found, dict) or not all(isinstance(section, dict | None) for section in found.values()):
+        raise ValueError(f"{path} must have a name for each section, and below it lines such as 'n_epochs: 3'.")
+    return found
 
 
 def read_sections(folder: Path, profile: str) -> dict[str, dict]:

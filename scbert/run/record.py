@@ -1,10 +1,12 @@
 """What a run of a notebook leaves behind in ``runs/<profile>/<notebook>/``, and whether its numbers hold."""
 
+import csv
 import io
 import json
 import os
 import platform
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pandas as pd
 
@@ -24,6 +27,8 @@ from .parameters import check_parameters
 
 TF32 = ("core", "paper")
 """Profiles in whose jobs a GPU multiplies float32 matrices in TF32, with sums in float32; a CPU never does."""
+RUNS: dict[Path, "Run"] = {}
+"""Folder -> the last run of this process in it, which holds its lock until it is finished."""
 PACKAGES = ("scbert-companion", "torch", "performer-pytorch", "scanpy", "anndata", "scikit-learn", "numpy")
 
 
@@ -47,9 +52,9 @@ class Run:
         self.tf32 = self.profile in TF32
         self.directory = run_directory(self.profile, notebook)
         self.directory.mkdir(parents=True, exist_ok=True)
-        if not find_part():
-            (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
-            self._set_aside()
+        self._held, self._is_begun = None, bool(find_part())
+        if not self._is_begun:
+            self._lock()
         self.data, self.metrics, self.checks, self.warnings = {}, {}, [], []
         self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
         self.earlier_seconds = 0.0  # of an interrupted run that this one continues, and of its parts
@@ -63,8 +68,25 @@ class Run:
         print(f"{notebook} | profile {self.profile} | seed {self.seed} | {device}")
         print(" | ".join(f"{name} {version}" for name, version in self.versions.items()))
 
-    def _set_aside(self):
-        """Rename models of the run before, as annotator.earlier: nobody should take them for those of this one."""
+    def _lock(self):
+        """Hold the folder until this run, or its process, is at its end; a ValueError while another process holds it."""
+        earlier = RUNS.get(self.directory)  # of this process: the notebook is run again, and the run before is no more
+        self._held = earlier._held if earlier else filelock.FileLock(self.directory / ".lock")
+        try:
+            self._held.acquire(blocking=False)
+        except filelock.Timeout:
+            raise ValueError(
+                f"Another run of {self.notebook} is writing into {self.directory}: wait for it, end it (in JupyterLab, shut "
+                "down its kernel), or set SCBERT_RUNS to another folder."
+            ) from None
+        RUNS[self.directory] = self
+
+    def _begin(self):
+        """Let go of the run before: its record, and its models, as annotator.earlier, that nobody take them for this one's."""
+        if self._is_begun:
+            return
+        self._is_begun = True
+        (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
         for file in [*self.directory.glob("*/config.json")]:
             if file.parent.suffix != ".earlier":
                 earlier = file.parent.with_name(f"{file.parent.name}.earlier")
@@ -72,7 +94,8 @@ class Run:
                 file.parent.rename(earlier)
 
     def path(self, name: str) -> Path:
-        """Return the path of a file of this run."""
+        """Return the path of a file of this run; the first to be asked for ends the record of the run before."""
+        self._begin()
         return self.directory / name
 
     def checkpoint(self, stage: str) -> Path:
@@ -121,8 +144,11 @@ class Run:
         print(f"Warning: {sentence}")
 
     def save_table(self, table: pd.DataFrame, name: str) -> None:
-        """Save a table as ``<name>.csv``."""
-        write_text(self.path(f"{name}.csv"), table.to_csv())
+        """Save a table as ``<name>.csv``, in which no label is a formula to a spreadsheet."""
+        rows = csv.reader(io.StringIO(table.to_csv()))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([_disarm(cell) for cell in row] for row in rows)
+        write_text(self.path(f"{name}.csv"), text.getvalue())
 
     def save_figure(self, figure, name: str, table: pd.DataFrame) -> None:
         """Stamp a figure with its profile and save it as PNG and SVG, with its source data as CSV."""
@@ -168,7 +194,14 @@ class Run:
         return band["value"] - band["tolerance"], band["value"] + band["tolerance"]
 
     def finish(self) -> None:
-        """Write ``record.json`` and remove the checkpoints, but in a part; raise an AssertionError if a check failed."""
+        """Write ``record.json`` and remove the checkpoints, but in a part; raise an AssertionError if a check failed.
+
+        A ValueError if a later run of this process took the place of this one.
+        """
+        if self._held and RUNS[self.directory] is not self:
+            raise ValueError(
+                f"This run of {self.notebook} has ended: a later one took its place. Begin with the first cell."
+            )
         failed = [check["name"] for check in self.checks if not check["passed"]]
         if failed:  # a notebook's later cells may have been run all the same
             raise AssertionError(f"No record is written: {', '.join(failed)} failed.")
@@ -187,7 +220,14 @@ class Run:
         } | ({"warnings": self.warnings} if self.warnings else {})
         write_text(self.path("record.json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+        self._held.release(force=True)
         print(f"{len(self.metrics)} metrics and {len(self.checks)} checks on record.")
+
+
+def _disarm(cell):
+    """Return what begins as a formula of a spreadsheet does, and is no number, with an apostrophe before it."""
+    is_number = re.fullmatch(r"[+-]?(\d+\.?\d*(e[+-]?\d+)?|inf)", cell)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number else cell
 
 
 def _version(package):

@@ -1,11 +1,12 @@
 """The records of a profile, and its executed notebooks as pages."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pandas as pd
 
-from ..paths import find_root, run_directory, write_text
+from ..paths import find_root, first_line, run_directory, write_text
 
 
 def read_records(profile: str) -> dict[str, dict]:
@@ -18,12 +19,29 @@ def read_records(profile: str) -> dict[str, dict]:
     own = sorted(run_directory(profile, "x").parent.glob("*/record.json"))
     for source, files in (("published", published), ("this machine", own)):
         for file in files:
-            record = json.loads(file.read_text())
+            record = read_record(file)
+            if not record:
+                continue
             usual = records.get(record["notebook"], record)["parameters"]
             changed = [name for name, value in record["parameters"].items() if usual.get(name) != value]
             note = f", changed: {', '.join(changed)}" if changed else ""
             records[record["notebook"]] = record | {"source": source + note}
     return records
+
+
+def read_record(file: Path) -> dict | None:
+    """Return a record, None without one; one that is damaged counts as absent, and is named in a warning."""
+    try:
+        record = json.loads(file.read_bytes()) if file.exists() else None
+        if record is None or {"notebook", "parameters"} <= set(record):
+            return record
+        reason = "it lacks what a record has"
+    except (OSError, ValueError, TypeError) as error:
+        reason = first_line(error)
+    warnings.warn(
+        f"The record {file} is damaged ({reason}) and counts as absent: run its notebook again.", stacklevel=3
+    )
+    return None
 
 
 def write_report(profile: str, output: Path) -> pd.DataFrame | None:
@@ -33,16 +51,17 @@ def write_report(profile: str, output: Path) -> pd.DataFrame | None:
     """
     from nbconvert import HTMLExporter
 
-    notebooks = sorted(run_directory(profile, "x").parent.glob("*/*.ipynb"))
+    found = sorted(run_directory(profile, "x").parent.glob("*/*.ipynb"))
+    whole = [path.with_stem(path.stem.removesuffix(".unfinished")) for path in found]
+    notebooks = {name.stem: path for path, name in zip(found, whole, strict=True) if path == name or name not in found}
     if not notebooks:
         raise ValueError(f"No notebook of the {profile} profile was run yet: make reproduce PROFILE={profile}.")
     rows = []
-    for path in notebooks:
-        write_text(output / f"{path.stem}.html", HTMLExporter().from_filename(str(path))[0])
-        file = path.parent / "record.json"
-        done = json.loads(file.read_text()) if file.exists() else None
+    for stem, path in notebooks.items():
+        write_text(output / f"{stem}.html", HTMLExporter().from_filename(str(path))[0])
+        done = read_record(path.parent / "record.json")
         state = f"{done['seconds']:.0f} s, {len(done['checks'])} checks passed" if done else "did not finish"
-        rows.append(f'<li><a href="{path.stem}.html">{path.stem}</a>: {state}</li>')
+        rows.append(f'<li><a href="{stem}.html">{stem}</a>: {state}</li>')
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>scBERT companion, {profile} profile</title>"
         "<style>body{font:16px/1.6 sans-serif;max-width:44em;margin:3em auto;padding:0 1em}</style>"

@@ -29,6 +29,7 @@ from .stream import (
     STORE,
     UNFINISHED,
     CellStore,
+    hash_column,
     is_complete,
     join_runs,
     open_store,
@@ -274,6 +275,8 @@ def _write_shard(file, part, start, stop, options, bar):
                 )
                 shard.write_h5ad(temporary)
             with h5py.File(temporary, "r+") as opened:
+                for column in opened["obs"].values() if first == start else ():
+                    column.attrs["sha256"] = hash_column(read_column(column, slice(None)))
                 if first == start:
                     write_elem(opened, "layers/bins", bins, dataset_kwargs={"chunks": (16_384,), "fletcher32": True})
                 else:

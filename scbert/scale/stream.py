@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 import itertools
 import json
 from collections import UserDict
@@ -227,8 +228,14 @@ class CellStore:
         chosen = ((i, slice(None)) for i in range(len(self.files))) if self.rows is None else self._split(self.rows)
         for number, rows in chosen:
             with self._open_shard(number) as file:
-                obs = file["obs"]
-                pieces.append(read_column(obs[name or obs.attrs["_index"]], slice(None))[rows])
+                column = file["obs"][name or file["obs"].attrs["_index"]]
+                piece = read_column(column, slice(None))
+                if column.attrs.get("sha256") not in (None, hash_column(piece)):  # older shards have none
+                    raise ValueError(
+                        f"Column {name or 'of names'} of {self.files[number]} in the store {self.path} is damaged: delete that "
+                        "file, and call write_store again with the same arguments."
+                    )
+                pieces.append(piece[rows])
         if pieces and all(isinstance(piece, pd.Categorical) for piece in pieces):
             return union_categoricals(pieces, ignore_order=True)
         return np.concatenate([np.asarray(piece) for piece in pieces]) if pieces else np.array([])
@@ -289,6 +296,11 @@ def read_column(element, rows):
     if kind == "string-array":
         return element.asstr()[rows]
     return element[rows] if kind == "array" else read_elem(element)[rows]  # with missing integers: read whole
+
+
+def hash_column(values) -> str:
+    """Return the sha256 of a column's values, whatever they are held as."""
+    return hashlib.sha256(pd.util.hash_pandas_object(pd.Series(values), index=False).to_numpy().tobytes()).hexdigest()
 
 
 def read_state(file: Path) -> dict:

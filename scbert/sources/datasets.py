@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import anndata
+import numpy as np
 import pandas as pd
 import yaml
+from scipy import sparse
 
 from ..data.checks import check_column, check_counts, check_unique
 from ..paths import find_file, first_line
@@ -56,6 +58,8 @@ def load(
     ``X`` holds a selection of them: taken from the file, else there is a warning, see `scbert.totals`.
     ``uns["scbert"]["caveat"]`` is what to bear in mind about a catalogue set.
 
+    Cells that stand in the file twice, by their counts of ten genes or more, are left in it once, and that is printed.
+
     A ValueError: no such set or file, another format, no counts, duplicated genes, an empty cell, or a label or batch
     column that is missing, incomplete or (labels) constant; a table that names none of the cells, or one twice; and
     what `fetch` raises.
@@ -67,6 +71,7 @@ def load(
     if labels or table:
         adata = _join_table(adata, find_cells(labels or table[0]), name, label_key, batch_key)
     check_counts(adata, str(name))
+    adata = _drop_copies(adata, str(name))
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
         names = adata.obs[label_key].astype(str)  # cluster numbers are names too
@@ -75,6 +80,22 @@ def load(
     if batch_key:
         check_column(adata, batch_key, str(name), constant_is_fine=True)
     return adata
+
+
+def _drop_copies(adata, name, minimum_genes=10):
+    """Leave out cells with the same counts as an earlier one: they would be on both sides of a split. Not of a backed file."""
+    if adata.isbacked:
+        return adata
+    counts = sparse.csr_matrix(adata.X, dtype=np.float32, copy=True)
+    counts.eliminate_zeros()
+    counts.sort_indices()
+    ends = zip(counts.indptr, counts.indptr[1:], strict=False)
+    rows = pd.Series([hash((counts.indices[i:j].tobytes(), counts.data[i:j].tobytes())) for i, j in ends])
+    copies = rows.duplicated().to_numpy() & (np.diff(counts.indptr) >= minimum_genes)
+    if not copies.any():
+        return adata
+    print(f"{name}: {copies.sum():,} of {adata.n_obs:,} cells have the same counts as another, and are left out.")
+    return adata[~copies].copy()
 
 
 def _check_labels(labels, key, name):

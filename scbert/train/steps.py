@@ -3,6 +3,7 @@
 import hashlib
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.stats import entropy
 from tqdm import tqdm
 
 from ..memory.regression import score_labels
+from ..paths import write_text
 
 
 def draw_batches(cells, batch_size, accumulate, seed, epoch, recipe, skip=0, part=(0, 1)):
@@ -54,10 +56,12 @@ def identify(module, data, *arguments):
 
 
 def write_log(path, history):
-    """Write the history so far as CSV; nothing without a path."""
+    """Write the history so far as CSV; nothing without a path. Where that fails, training goes on with a warning."""
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(history).to_csv(path, index=False)
+        try:
+            write_text(Path(path), pd.DataFrame(history).to_csv(index=False))
+        except OSError as error:
+            warnings.warn(f"The log {path} was not written ({error}): training goes on without.", stacklevel=3)
 
 
 LEARNT = 0.1
