@@ -62,10 +62,14 @@ def run(context, notebook, pairs, profile, anyway, part, wants_help):
         return
     notebooks.check_room(profile, [source], parameters, anyway=anyway)
     folder = run_directory(profile, source.stem)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"Nothing can be written to {folder} ({error.strerror})"
+        raise click.ClickException(f"{why}: set SCBERT_RUNS to a folder that can be. Nothing was run.") from None
     if share:
         notebooks.run_part(source, folder / "parts" / f"{share[0]}of{share[1]}.ipynb", parameters)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     notebooks.execute(source, folder / f"{source.stem}.ipynb", parameters)
     for line in list_found(folder / "record.json"):
         click.echo(line)

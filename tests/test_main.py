@@ -559,7 +559,7 @@ def test_the_report_links_each_notebook_that_was_run(scbert_cli, tmp_path):
         folder.mkdir(parents=True)
         (folder / f"{name}.ipynb").write_text((tmp_path / "notebooks" / f"{name}.ipynb").read_text())
     (tmp_path / "runs" / "demo" / "03_test" / "record.json").write_text(
-        '{"notebook": "03_test", "parameters": {}, "seconds": 7.4, "checks": [{}, {}]}'
+        '{"notebook": "03_test", "parameters": {}, "seconds": 7.4, "peak_memory_mb": 1, "checks": [{}, {}]}'
     )
     code, output = scbert_cli("report")
     assert code == 0, output

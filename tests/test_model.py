@@ -773,6 +773,7 @@ def test_killed_between_two_bundles_the_one_before_is_read_and_written_over(bund
     bundle.rename(bundle.with_name("bundle.before"))  # where it is while the new one takes its place
     assert scbert.load(bundle).labels == classifier.labels
     bundle.rename(bundle.with_name("bundle.before"))
+    (bundle.parent / "bundle.123.tmp").mkdir()
     classifier.save(bundle)
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 

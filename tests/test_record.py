@@ -254,9 +254,12 @@ def test_a_file_is_written_whole_or_stays_as_it_was(root, monkeypatch):
 
 
 def test_this_machines_record_is_preferred_to_the_published_one(root):
-    published = {"notebook": "03_test", "seconds": 1, "parameters": {"profile": "demo", "seed": 0, "n_epochs": 3}}
+    cost = {"seconds": 1, "peak_memory_mb": 1}
+    published = cost | {"notebook": "03_test", "parameters": {"profile": "demo", "seed": 0, "n_epochs": 3}}
     write_text(root / "figures" / "demo" / "03_test.json", json.dumps(published))
-    write_text(root / "figures" / "demo" / "04_other.json", json.dumps({"notebook": "04_other", "parameters": {}}))
+    write_text(
+        root / "figures" / "demo" / "04_other.json", json.dumps(cost | {"notebook": "04_other", "parameters": {}})
+    )
     assert read_records("demo")["03_test"] == published | {"source": "published"}
     start(n_epochs=99).finish()
     records = read_records("demo")

@@ -78,7 +78,8 @@ def write_bundle(
             "folder."
         )
     temporary, before = path.with_name(f"{path.name}.{os.getpid()}.tmp"), _find_before(path)
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a writer that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({k: v.detach().contiguous() for k, v in weights.items()}, temporary / "model.safetensors")
     if memory:

@@ -145,6 +145,7 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
     """
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     message, unfinished = None, output.with_name(f"{output.stem}.unfinished.ipynb")
@@ -161,6 +162,11 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
             what = f"{source.stem} stopped at cell {error.exec_count}: {error.ename}: {error.evalue}{kept}"
             raise click.ClickException(what) from None
         message = error.evalue
+    except DeadKernelError:
+        raise click.ClickException(
+            f"The kernel of {source.stem} died, most likely killed for want of memory: close other programs, or run it on "
+            "fewer cells. What it had finished is kept, and the same command goes on."
+        ) from None
     executed = nbformat.read(unfinished, as_version=4)
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(executed, {})  # finished bars only
     if message:  # papermill writes a warning above a cell that raised

@@ -88,7 +88,7 @@ class Run:
         self._is_begun = True
         (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
         for file in [*self.directory.glob("*/config.json")]:
-            if file.parent.suffix != ".earlier":
+            if file.parent.suffix not in (".earlier", ".before", ".tmp"):
                 earlier = file.parent.with_name(f"{file.parent.name}.earlier")
                 shutil.rmtree(earlier, ignore_errors=True)
                 file.parent.rename(earlier)

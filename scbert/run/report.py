@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..paths import find_root, first_line, run_directory, write_text
+from ..paths import find_root, run_directory, write_text
 
 
 def read_records(profile: str) -> dict[str, dict]:
@@ -33,11 +33,11 @@ def read_record(file: Path) -> dict | None:
     """Return a record, None without one; one that is damaged counts as absent, and is named in a warning."""
     try:
         record = json.loads(file.read_bytes()) if file.exists() else None
-        if record is None or {"notebook", "parameters"} <= set(record):
+        if record is None or {"notebook", "parameters", "seconds", "peak_memory_mb"} <= set(record):
             return record
         reason = "it lacks what a record has"
     except (OSError, ValueError, TypeError) as error:
-        reason = first_line(error)
+        reason = error.strerror if isinstance(error, OSError) else "it is cut off, or no JSON"
     warnings.warn(
         f"The record {file} is damaged ({reason}) and counts as absent: run its notebook again.", stacklevel=3
     )
