@@ -19,6 +19,7 @@ import jinja2
 import pandas as pd
 import yaml
 
+from scbert.experiments.benchmark import summarise_costs
 from scbert.run.preflight import read_defaults, read_sections
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +74,13 @@ def rows(run: str, table: str, **chosen) -> list[dict]:
     return frame.to_dict("records")
 
 
+def costs(run: str) -> list[dict]:
+    """Return what each method cost in a run, as `scbert.benchmark.summarise_costs` sums it up, the least first."""
+    table = pd.read_csv(find_record(run).with_suffix("") / "costs.csv", keep_default_na=False, na_values=[""])
+    table["protocol"] = table["protocol"].fillna("")
+    return summarise_costs(table, protocol="").reset_index().sort_values("cpu_hours_in_all").to_dict("records")
+
+
 def row(run: str, table: str, **chosen) -> dict:
     """Return the only row of a CSV file with the values chosen."""
     found = rows(run, table, **chosen)
@@ -84,8 +92,7 @@ def row(run: str, table: str, **chosen) -> dict:
 def difference(run: str, table: str, rival: str) -> dict:
     """Return scBERT minus a rival, with the limits that are corrected for the number of rivals in the table."""
     found = row(run, table, method=rival)
-    ends = {end: found.get(f"{end}_adjusted", found[end]) for end in ("low", "high")}  # two pairs in older tables
-    return {"value": found["value"], **ends, "n": found["n"]}
+    return {name: found[name] for name in ("value", "low", "high", "n")}
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -229,7 +236,7 @@ def claim(sentence: str, holds: bool) -> str:
 def render(template: str) -> str:
     """Return a template of this folder with its numbers filled in."""
     functions = (
-        record, metric, rows, row, difference, number, score, change, size, percent, points, verdict, count, label,
+        record, metric, rows, costs, row, difference, number, score, change, size, percent, points, verdict, count, label,
         say_verdicts, rank, cells, columns, table, note, claim, command,
     )  # fmt: skip
     environment = jinja2.Environment(
