@@ -18,7 +18,6 @@ RUNS = os.environ.get("SCBERT_RUNS", "runs")  # as scbert.record does
 THREADS = int(config.get("threads", 1))  # of each process
 ANYWAY = "--anyway" if config.get("anyway") else ""  # run where memory, disk or a download is short
 PRETRAINS = "02_pretrain"  # the notebook that trains on several devices
-shell.prefix(f"export SCBERT_WATCH={os.getpid()}; ")  # what this process starts ends with it, however it ends
 PARTED = ("04_benchmark", "05_cross_dataset", "06_batch_effect", "07_novel_cell_types")  # those whose jobs can be shared out: `scbert run 04 --part 2/8`
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -45,6 +44,8 @@ except (IndexError, ValueError):
     raise WorkflowError(f"devices must be a number, and may name a precision (8 bf16-mixed), not {devices!r}.")
 if min(DEVICES, NODES) < 1:
     raise WorkflowError(f"devices and nodes must be at least 1, not {DEVICES} and {NODES}.")
+if NODES == 1:  # what this process starts ends with it, however it ends; on another machine nobody can see it
+    shell.prefix(f"export SCBERT_WATCH={os.getpid()}; ")
 if {"devices", "nodes"} & set(config) and PRETRAINS not in sections:
     raise WorkflowError(f"devices and nodes are for {PRETRAINS}, which has no {PROFILE} profile: leave them out.")
 

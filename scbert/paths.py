@@ -1,5 +1,6 @@
 """Where runs and files are, and what this process is: its rank, its part of a benchmark, its memory."""
 
+import hashlib
 import os
 import re
 import sys
@@ -74,6 +75,12 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())  # on the disk, before it takes a name that is trusted
     os.replace(temporary, path)
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from measure_heads import LABEL
+from measure_heads import LABEL, draw
 
 import scbert
 from scbert import methods, pretraining
@@ -72,16 +72,11 @@ def make_encoder(width, size, seed, genes, folder, pool):
     return scbert.load_encoder(str(path))
 
 
-def draw(adata, name, n, seed):
-    """Return n training cells of each label by seed, and validation and test cells that are always the same."""
+def draw_known(adata, name, n, seed):
+    """Return what `measure_heads.draw` does, without validation cells of a label that was not drawn."""
     (split,) = scbert.protocols.split_cells(adata, name, label_key=LABEL, seed=0)
-    labels, fixed = adata.obs[LABEL].astype(str), np.random.default_rng(0)
-    pool, test = fixed.permutation([*split.train, *split.validation]), fixed.permutation(split.test)[:400]
-    rest = np.random.default_rng(seed + 1).permutation(pool[100:])
-    chosen = pd.Series(rest).groupby(labels[rest].to_numpy()).head(n)
-    known = set(labels[chosen])
-    choose = [cell for cell in pool[:100] if labels[cell] in known]
-    return [adata[list(part)].copy() for part in (chosen, choose, test)]
+    learn, choose, test = draw(adata, split, n, seed)
+    return learn, choose[choose.obs[LABEL].isin(set(learn.obs[LABEL]))].copy(), test
 
 
 def measure(parts, encoder, seed):
@@ -139,7 +134,7 @@ def main():
             cells[name] = scbert.preprocess.tokenize(scbert.datasets.load(name, label_key=LABEL), genes=genes)
         if width and (not size or (width, size) not in encoders):
             encoders[width, size] = make_encoder(width, size, seed, genes, chosen.folder, pool)
-        found = measure(draw(cells[name], name, n, seed), encoders.get((width, size)), seed)
+        found = measure(draw_known(cells[name], name, n, seed), encoders.get((width, size)), seed)
         rows.append(dict(zip(KEY, key, strict=True)) | found)
         pd.DataFrame(rows).round(4).to_csv(chosen.file, index=False)
         print(key, {k: v for k, v in found.items() if k != "right"}, flush=True)

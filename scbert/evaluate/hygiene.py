@@ -64,9 +64,10 @@ def find_duplicates(adata: anndata.AnnData, other: anndata.AnnData, *, minimum_g
     pairs = left.merge(right, on="barcode")
     mine = _take(adata, pairs["row"].to_numpy(), genes)
     theirs = _take(other, pairs["other_row"].to_numpy(), genes)
-    apart = np.asarray(abs(mine - theirs).sum(axis=1), np.float64).ravel()
-    both = np.asarray((mine + theirs).sum(axis=1), np.float64).ravel()
-    overlap = np.divide(both - apart, both + apart, out=np.ones(len(pairs)), where=both > 0)
+    smaller, larger = (
+        np.asarray(part.sum(axis=1), np.float64).ravel() for part in (mine.minimum(theirs), mine.maximum(theirs))
+    )
+    overlap = np.divide(smaller, larger, out=np.ones(len(pairs)), where=larger > 0)
     differs = overlap < SAME_CELL
     expressed = mine.getnnz(axis=1)
     few = ~differs & (expressed < minimum_genes)
@@ -132,11 +133,12 @@ def load_split(adata: anndata.AnnData, name: str = "zheng_facs") -> tuple[np.nda
     """Return the saved split of all cells of a set, in any order, as (training, test) cell numbers, sorted.
 
     "zheng_facs": 70 and 30 % of each label, made once and for all by ``tests/make_split.py``. Pretraining sees the 70
-    only; whatever trains, trains inside the 70 and reports on the 30. Of a set of `find_tested`, the batches. Splits are files of ``scbert/evaluate/splits``; no
-    such file, or other cells than the split's, is a ValueError.
+    only; whatever trains, trains inside the 70 and reports on the 30. Of a set of
+    `find_tested` its batches are tested. Other splits are files of ``scbert/evaluate/splits``; no such file, or other cells
+    than the split's, is a ValueError.
     """
-    if name in find_tested():
-        is_tested = adata.obs["batch"].isin(find_tested()[name]).to_numpy()
+    if tested := find_tested().get(name):
+        is_tested = adata.obs["batch"].isin(tested).to_numpy()
         return np.flatnonzero(~is_tested), np.flatnonzero(is_tested)
     file = SPLITS / f"{name}.csv.gz"
     if not file.exists():

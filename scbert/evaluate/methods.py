@@ -23,7 +23,6 @@ import pandas as pd
 from scipy import sparse
 from scipy.special import log_expit, log_softmax, softmax
 from sklearn.decomposition import PCA
-from sklearn.metrics import f1_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
@@ -32,7 +31,14 @@ from ..annotate import read_out as read_out_scbert
 from ..data.checks import check_column, check_known
 from ..data.counts import is_whole
 from ..data.preprocess import hash_genes, lognormalize
-from ..memory.regression import PENALTIES, STRENGTHS, fit_regression, predict_regression, read_logits
+from ..memory.regression import (
+    PENALTIES,
+    STRENGTHS,
+    fit_regression,
+    predict_regression,
+    read_logits,
+    score_labels,
+)
 from ..model.classifier import Classifier
 from ..model.config import ScBertConfig
 from ..model.encoder import ScBert
@@ -43,7 +49,7 @@ from .embeddings import correct_by_harmony
 
 TEMPERATURES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of similarities between 0 and 1: from near certainty to near none
 
-NEIGHBOURS = (1, 2, 3, 5, 10, 15, 30, 50)
+NEIGHBOURS = (1, 2, 3, 5, 10, 15, 30, 50)  # eight settings, as many as logistic regression has
 
 # What the optional methods import, the package that brings it, and the extra that brings the package.
 NEEDS = {
@@ -140,27 +146,25 @@ def fit_neighbours(
     if isinstance(space, str):
         n_components = min(30, min(train.shape) - 1)
         pca = PCA(n_components, svd_solver="arpack", random_state=seed).fit(lognormalize(train))
-    place = (
-        functools.partial(embed, space)
-        if isinstance(space, ScBert)
-        else lambda cells: pca.transform(lognormalize(cells))
-    )
+
+    def place(cells):
+        return embed(space, cells) if isinstance(space, ScBert) else pca.transform(lognormalize(cells))
+
     known, most = place(train), min(max(NEIGHBOURS), train.n_obs)
 
-    def vote(adata, number):
+    def vote(adata, numbers):  # -> shares of labels, (cells, numbers, labels)
         there, here = known, place(adata)
         if space == "harmony":
-            both = correct_by_harmony(
-                np.vstack([there, here]), ["known"] * len(there) + ["asked"] * len(here), seed=seed
-            )
-            there, here = both[: len(there)], both[len(there) :]
+            sides = np.repeat(["known", "asked"], [len(there), len(here)])
+            both = correct_by_harmony(np.vstack([there, here]), sides, seed=seed)
+            there, here = np.split(both, [len(there)])
         nearest = NearestNeighbors(n_neighbors=most).fit(there).kneighbors(here, return_distance=False)
         votes = np.eye(len(labels))[codes[nearest]].cumsum(axis=1)  # (cells, neighbours, labels)
-        return votes[:, [n - 1 for n in number]] / np.reshape(number, (-1, 1))
+        return votes[:, np.subtract(numbers, 1)] / np.reshape(numbers, (-1, 1))
 
     numbers = [number for number in NEIGHBOURS if number <= most]
     shares = vote(validation, numbers)
-    reached = [f1_score(truth, labels[shares[:, i].argmax(1)], average="macro") for i in range(len(numbers))]
+    reached = [score_labels(truth, labels[shares[:, i].argmax(1)])[1] for i in range(len(numbers))]
     best = numbers[int(np.argmax(reached))]
 
     def predict(adata):

@@ -145,15 +145,15 @@ def count_cell_steps(fit: Callable, n_cells: int) -> int:
 
 def describe_method(fit: Callable) -> tuple:
     """Return all that a method's results depend on: code of its rooms, options, weights, versions of packages."""
+    versions = [metadata.version(NEEDS[name][1]) for name in NEEDS if FITS[name] is fit]
     if isinstance(fit, functools.partial):
         own = {key: value for key, value in sorted(fit.keywords.items()) if key not in ("checkpoints", "progress")}
-        return describe_method(fit.func), *((key, _describe(value)) for key, value in own.items())
+        return describe_method(fit.func), *((key, _describe(value)) for key, value in own.items()), *versions
     rooms = ROOMS + (ROOMS_OF_SCBERT if "encoder" in inspect.signature(fit).parameters else ())
     code = [hash_room(room) for room in rooms]
     if not fit.__module__.startswith(tuple(f"{PACKAGE.name}.{room}." for room in rooms)):  # somebody's own
         code.append(hash_code(_read_source(fit)))
-    packages = ["torch", "scikit-learn", "numpy"] + [NEEDS[name][1] for name in NEEDS if FITS[name] is fit]
-    versions = [metadata.version(name) for name in packages]
+    versions = [*map(metadata.version, ("torch", "scikit-learn", "numpy")), *versions]
     return f"{fit.__module__}.{fit.__qualname__}{inspect.signature(fit)}", *code, *versions
 
 

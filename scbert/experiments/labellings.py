@@ -1,5 +1,7 @@
 """Two labellings of the same cells: how far they agree bounds what any method can be seen to reach."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 
@@ -10,6 +12,7 @@ SIDES = {"with_label": "truth", "with_method": "predicted"}
 SIDE_BY_SIDE = ["labelling", "method", "truth", "second", "predicted"]  # columns of `ask_others`: a confusion of three
 
 
+@cache
 def read_labellings(dataset: str) -> dict[str, pd.DataFrame]:
     """Return what others called the cells of a set: name of the labelling -> `cell_type` and `cell_type_broad` by cell.
 
@@ -36,21 +39,18 @@ def agree(dataset: str, names: pd.Series, other: pd.DataFrame) -> np.ndarray:
 def ask_others(predictions: pd.DataFrame) -> pd.DataFrame:
     """Set what others call the cells of a set beside its own labels, and beside what methods say.
 
-    `predictions` have data (the set's name), cell, truth and predicted. Returns those of cells that another labelling names, a row for each that
-    does, with columns labelling and second (what it says), and with_label and with_method: whether it agrees with either.
+    `predictions` have data (the set's name), cell, truth and predicted. Returns those of cells that another labelling names,
+    a row for each that does, with columns labelling and second (what it says), and with_label and with_method: whether it
+    agrees with either.
     """
-    found = []
+    found = [predictions[:0].assign(labelling="", second="", with_label=False, with_method=False)]
     for dataset, own in predictions.groupby("data", sort=False):
         for name, other in read_labellings(dataset).items():
             rows = own[own["cell"].isin(other.index)]
             second = other.loc[rows["cell"]]
             sides = {side: agree(dataset, rows[column], second) for side, column in SIDES.items()}
             found.append(rows.assign(labelling=name, second=second["cell_type"].to_numpy(), **sides))
-    return (
-        pd.concat(found)
-        if found
-        else predictions[:0].assign(labelling="", second="", with_label=False, with_method=False)
-    )
+    return pd.concat(found[1:] or found)
 
 
 def measure_ceiling(predictions: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:

@@ -284,7 +284,8 @@ def join_sets(
             n_held_out = max(1, adata.n_obs // 20)
             rest, test = np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
         part = take_counts(rename_genes(adata, vocabulary) if vocabulary else adata, name, label_key)
-        part = part[:, part.var_names.isin(vocabulary)] if vocabulary else part
+        if vocabulary:
+            part = part[:, part.var_names.isin(vocabulary)]
         learn.append(part[rest])
         held_out.append(part[test])
     learn, held_out = (concatenate(parts, list(sets), bool(vocabulary)) for parts in (learn, held_out))

@@ -379,7 +379,6 @@ def curve(
     rows = take_metric(table, metric, methods)
     if rows[x].nunique() == 1:
         ax = studies(table, metric, by=x, methods=methods)
-        ax.set_xlabel(spell(x))
         _zoom_in(ax, rows)
         return ax
     height = max(3.6, 0.6 + 0.24 * rows["method"].nunique())
@@ -444,7 +443,7 @@ def studies(
             draw_trainings(ax, trainings[trainings["method"] == method], metric, by, slots, shift)
     for edge in range(1, len(slots)):
         ax.axvline(edge - 0.5, color="0.85", lw=0.8)
-    ax.set(xlim=(-0.5, len(slots) - 0.5), xlabel="" if by == "study" else by, ylabel=spell(metric))
+    ax.set(xlim=(-0.5, len(slots) - 0.5), xlabel="" if by == "study" else spell(by), ylabel=spell(metric))
     ax.set_xticks(range(len(slots)), [textwrap.fill(str(study).replace("_", " "), 16) for study in slots])
     _name_methods(ax)
     return ax
@@ -459,13 +458,13 @@ def ceiling(axes: Axes | Sequence[Axes], table: pd.DataFrame, metric: str = "acc
     the most of all labellings, over their intervals.
     """
     for ax in np.ravel(axes) if len(table) and metric == "accuracy" else []:
-        (ax.axhspan if along == "y" else ax.axvspan)(
-            table["low"].min(), table["high"].max(), color="0.85", lw=0, zorder=0
-        )
-        at = {"y": (0.01, table["low"].min()), "x": (table["low"].min(), 0.99)}[along]
-        options = {"va": "bottom" if along == "y" else "top", "rotation": 0 if along == "y" else 90, "fontsize": 8}
-        transform = ax.get_yaxis_transform() if along == "y" else ax.get_xaxis_transform()
-        ax.text(*at, "two labellings agree", color="0.35", transform=transform, **options)
+        low, text = table["low"].min(), {"s": "two labellings agree", "color": "0.35", "fontsize": 8}
+        if along == "y":
+            ax.axhspan(low, table["high"].max(), color="0.85", lw=0, zorder=0)
+            ax.text(0.01, low, va="bottom", transform=ax.get_yaxis_transform(), **text)
+        else:
+            ax.axvspan(low, table["high"].max(), color="0.85", lw=0, zorder=0)
+            ax.text(low, 0.99, va="top", rotation=90, transform=ax.get_xaxis_transform(), **text)
 
 
 def study_rows(table: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = None, n: int = 5) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Bundles: the directory that a model is kept in, written in one step and read as tensors and text only."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data.preprocess import hash_genes
+from ..paths import hash_file
 from .config import ScBertConfig
 
-FILES = ("model.safetensors", "memory.safetensors", "config.json", "genes.txt", "labels.json", "README.md")
+FILES = {"model.safetensors", "memory.safetensors", "config.json", "genes.txt", "labels.json", "README.md"}
 
 
 class Bundle(NamedTuple):
@@ -71,7 +71,7 @@ def write_bundle(
     if path.is_file():
         raise ValueError(f"{path} is a file, and a bundle is a folder: give another name.")
     inside = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    is_bundle = "config.json" in inside and inside <= set(FILES) and b'"format"' in (path / "config.json").read_bytes()
+    is_bundle = "config.json" in inside and inside <= FILES and b'"format"' in (path / "config.json").read_bytes()
     if inside and not is_bundle:
         raise ValueError(
             f"{path} is no model bundle, or has other files too, and a bundle would replace all that is in it: give another "
@@ -84,7 +84,7 @@ def write_bundle(
     save_file({k: v.detach().contiguous() for k, v in weights.items()}, temporary / "model.safetensors")
     if memory:
         save_file({k: v.detach().contiguous() for k, v in memory.items()}, temporary / "memory.safetensors")
-    hashes = {file.name: _hash_file(file) for file in temporary.glob("*.safetensors")}
+    hashes = {file.name: hash_file(file) for file in temporary.glob("*.safetensors")}
     about = {"format": 1, "files_sha256": hashes, "genes_sha256": hash_genes(genes), **asdict(config)}
     about |= {} if labels is None else {"labels_sha256": hash_genes(labels)}
     more = {"licence": licence, "ontology_ids": ontology_ids, "outcome": outcome, "head": head}
@@ -113,11 +113,6 @@ def _recover(path):
     if not path.exists() and _find_before(path).is_dir():
         _find_before(path).rename(path)
     return path
-
-
-def _hash_file(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_card(config, labels, licence):
@@ -163,7 +158,7 @@ def read_bundle(path: str | Path) -> Bundle:
     try:
         about = json.loads((path / "config.json").read_bytes())
         for name, digest in about.pop("files_sha256", {}).items():  # older ones have none
-            if _hash_file(path / name) != digest:
+            if hash_file(path / name) != digest:
                 raise ValueError(f"{name} is not what was written")
         genes = (path / "genes.txt").read_bytes().decode().removesuffix("\n").split("\n")
         labels_file = path / "labels.json"
@@ -190,24 +185,31 @@ def read_bundle(path: str | Path) -> Bundle:
         raise ValueError(f"The bundle {path} has {len(genes)} gene names, but its config says {config.n_genes}.")
     if "genes_seen" in memory and len(memory["genes_seen"]) != config.n_genes:
         raise ValueError(f"memory.safetensors of the bundle {path} is of another list of genes.")
-    _check_shapes(path, config, weights, "" if labels is None else "encoder.")
+    expected = _shape_few(config, "" if labels is None else "encoder.")  # before memory is taken for such a model
+    compare_shapes(path, expected, {name: weights[name] for name in expected if name in weights})
+    if any(not torch.isfinite(tensor).all() for tensor in weights.values()):
+        raise ValueError(f"The weights of the bundle {path} hold NaN or infinite numbers: train it again.")
     return Bundle(config, weights, genes, labels, licence, memory, ontology_ids, outcome, head)
 
 
-def _check_shapes(path, config, weights, prefix):
-    """Raise a ValueError if a model of this shape does not hold these weights, before memory is taken for it."""
-    expected = {"token_emb.weight": (config.n_bins + 2, config.dim)}
+def _shape_few(config, prefix):
+    """Return the shapes of the weights that tell each number of a config."""
+    shapes = {"token_emb.weight": (config.n_bins + 2, config.dim)}
     if config.gene_embedding != "none":
-        expected["pos_emb.emb.weight"] = (config.n_genes + 1, config.dim)
+        shapes["pos_emb.emb.weight"] = (config.n_genes + 1, config.dim)
     if config.depth:
         last = f"performer.net.layers.{config.depth - 1}.0.fn.to_q.weight"
-        expected[last] = (config.heads * config.dim_head, config.dim)
-    for name, shape in expected.items():
-        found = tuple(weights[prefix + name].shape) if prefix + name in weights else "none"
-        if found != shape:
-            raise ValueError(
-                f"The weights of the bundle {path} do not fit its config: {prefix}{name} has shape {found}, expected {shape} "
-                "(another number of bins, genes or labels?)."
-            )
-    if any(not torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise ValueError(f"The weights of the bundle {path} hold NaN or infinite numbers: train it again.")
+        shapes[last] = (config.heads * config.dim_head, config.dim)
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def compare_shapes(path: str | Path, expected: Mapping[str, Sequence], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError that names the first weight of a bundle whose shape, by name, is not the one that is due."""
+    expected = {name: tuple(shape) for name, shape in expected.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
+        raise ValueError(
+            f"The weights of the bundle {path} do not fit its config: {name} has shape {found.get(name, 'none')}, "
+            f"expected {expected.get(name, 'none')} (another number of bins, genes or labels?)."
+        )

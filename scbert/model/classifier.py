@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .bundle import read_bundle, write_bundle
+from .bundle import compare_shapes, read_bundle, write_bundle
 from .config import ScBertConfig
 from .encoder import ScBert
 
@@ -129,14 +129,7 @@ def load(path: str | Path) -> ScBert | Classifier:
     encoder = ScBert(config, vectors, genes)
     encoder.licence = licence
     module = encoder if labels is None else Classifier(encoder, labels, head=head)
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != found:
-        name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
-        raise ValueError(
-            f"The weights of the bundle {path} do not fit its config: {name} has shape {found.get(name, 'none')}, "
-            f"expected {expected.get(name, 'none')} (another number of bins, genes or labels?)."
-        )
+    compare_shapes(path, {name: tensor.shape for name, tensor in module.state_dict().items()}, weights)
     module.load_state_dict(weights)
     if labels is not None:
         module.remember(memory)

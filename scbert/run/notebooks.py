@@ -179,7 +179,7 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
 
 def _end_with(pid):
     """End this process and its kernel within seconds of another's end: of Snakemake, which starts notebooks and names itself."""
-    if not pid:
+    if not pid or not psutil.pid_exists(int(pid)):
         return
     starter = psutil.Process(int(pid))
 

@@ -52,12 +52,11 @@ def write_report(profile: str, output: Path) -> pd.DataFrame | None:
     from nbconvert import HTMLExporter
 
     found = sorted(run_directory(profile, "x").parent.glob("*/*.ipynb"))
-    whole = [path.with_stem(path.stem.removesuffix(".unfinished")) for path in found]
-    notebooks = {name.stem: path for path, name in zip(found, whole, strict=True) if path == name or name not in found}
+    notebooks = {path.stem.removesuffix(".unfinished"): path for path in reversed(found)}  # a whole one wins
     if not notebooks:
         raise ValueError(f"No notebook of the {profile} profile was run yet: make reproduce PROFILE={profile}.")
     rows = []
-    for stem, path in notebooks.items():
+    for stem, path in sorted(notebooks.items()):
         write_text(output / f"{stem}.html", HTMLExporter().from_filename(str(path))[0])
         done = read_record(path.parent / "record.json")
         state = f"{done['seconds']:.0f} s, {len(done['checks'])} checks passed" if done else "did not finish"

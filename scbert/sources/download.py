@@ -37,8 +37,8 @@ def cache_directory() -> Path:
 def fetch_file(entry: dict, *, progress: bool = True) -> Path:
     """Return the path of a file that has the pinned hash, downloading it if need be.
 
-    An entry has `url`, `bytes` (None if not known) and `sha256` or `git_blob`; of a file in a wheel also `wheel_sha256`. Several processes may ask for one file at
-    once: one downloads it, the others wait for it.
+    An entry has `url`, `bytes` (None if not known) and `sha256` or `git_blob`; of a file in a wheel also `wheel_sha256`.
+    Several processes may ask for one file at once: one downloads it, the others wait for it.
 
     A ValueError: the mirror's copy has another hash; the address cannot be reached, answers with an error, or yields
     another file; the disk is full. The cache is left without the file, never with a part of it.

@@ -1,13 +1,12 @@
 """Pretrained encoders by name or path: our own that ships here, published weights, and bundles."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..model.classifier import load
 from ..model.encoder import ScBert
 from ..model.published import LICENCE
-from ..paths import find_file
+from ..paths import find_file, hash_file
 from .datasets import CATALOGUE, fetch
 from .genes import load_vocabulary
 
@@ -29,9 +28,7 @@ def convert(source: str | Path, destination: str | Path, genes: Sequence[str] | 
 
 
 def _write_card(model, source):
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    config = model.config
+    config, digest = model.config, hash_file(source)
     about = [
         f"- Converted from `{source.name}`, sha256 `{digest}`, by scbert-companion: the same weights, in float32.",
         f"- Shape: {config.n_genes:,} genes, {config.n_bins} bins, dim {config.dim}, depth {config.depth}, "
