@@ -18,7 +18,9 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 import yaml
+from scipy import stats
 
+from scbert import metrics
 from scbert.experiments.benchmark import summarise_costs
 from scbert.run.preflight import read_defaults, read_sections
 
@@ -93,6 +95,41 @@ def difference(run: str, table: str, rival: str) -> dict:
     """Return scBERT minus a rival, with the limits that are corrected for the number of rivals in the table."""
     found = row(run, table, method=rival)
     return {name: found[name] for name in ("value", "low", "high", "n")}
+
+
+def paired(run: str, data: str, protocol: str, method: str, other: str) -> dict:
+    """Return the accuracy of a method minus that of another, from the published predictions of a benchmark's test cells."""
+    wide = pd.read_csv(find_record(run).with_suffix("") / "predictions.csv.gz", keep_default_na=False)
+    wide = wide[(wide["data"] == data) & (wide["protocol"] == protocol) & (wide["part"] == "test")]
+    keep = ["protocol", "repeat", "fold", "cell", "truth"]
+    return metrics.compare(wide.melt(keep, [method, other], "method", "predicted"), method, other)
+
+
+@cache
+def measured(name: str) -> pd.DataFrame:
+    """Return what a script of the tests measured: "heads" or "layers"."""
+    return pd.read_csv(ROOT / "tests" / "expected" / f"{name}.csv")
+
+
+def few_cells(encoder: str, head: str, n: int, column: str = "test accuracy") -> pd.Series:
+    """Return the accuracies with few cells of each label, by seed; see ``tests/measure_heads.py``."""
+    table = measured("heads")
+    chosen = (table["encoder"] == encoder) & (table["head"] == head) & (table["cells a label"] == n)
+    return table[chosen].set_index("seed")[column].sort_index()
+
+
+def lead(encoder: str, head: str, n: int) -> dict:
+    """Return an encoder's accuracy minus that of random weights with the same head, with Student's interval over seeds."""
+    differences = few_cells(encoder, head, n) - few_cells("random", head, n)
+    half = stats.t.ppf(0.975, len(differences) - 1) * differences.sem()
+    return {"value": differences.mean(), "low": differences.mean() - half, "high": differences.mean() + half}
+
+
+def layer(encoder: str, n: int, number_of_layer: int, column: str) -> float:
+    """Return the mean over draws of what ``tests/measure_layers.py`` measured."""
+    table = measured("layers")
+    chosen = (table["encoder"] == encoder) & (table["cells a label"] == n) & (table["layer"] == number_of_layer)
+    return table.loc[chosen, column].mean()
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -237,7 +274,7 @@ def render(template: str) -> str:
     """Return a template of this folder with its numbers filled in."""
     functions = (
         record, metric, rows, costs, row, difference, number, score, change, size, percent, points, verdict, count, label,
-        say_verdicts, rank, cells, columns, table, note, claim, command,
+        say_verdicts, rank, cells, columns, table, note, claim, command, paired, measured, few_cells, lead, layer,
     )  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "docs"), undefined=jinja2.StrictUndefined, trim_blocks=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .paths import find_rank, run_directory
+from .paths import find_rank, remove, run_directory
 
 
 @contextlib.contextmanager
@@ -139,6 +139,11 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
     with in_a_sentence():
         if not model.exists():
             raise ValueError(f"There is no folder {model}. Did the run that makes it end with an error?")
+        if (model.parent / "unfinished").is_dir() and (model.parent / ".lock").exists():
+            raise ValueError(
+                f"The newest run in {model.parent} has not finished, and {model.name} is of the run before, maybe of other "
+                f"cells: run it again or, to use this one all the same, remove {model.parent / 'unfinished'}."
+            )
         if (model / "annotator").is_dir():
             raise ValueError(f"{model} is the folder of a run: give --model {model / 'annotator'}.")
         classifier = scbert.load(model)
@@ -153,7 +158,10 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
                 click.echo(f"Warning: {source} was annotated before: {earlier} are written anew.", err=True)
             rename = scbert.genes.rename_genes if rename_genes else scbert.genes.tidy_names
             read = rename(adata, classifier.genes)
-            scbert.annotate(read, classifier, progress=True, name=str(source), **options)
+            kept = output.with_name(f"{output.name}.unfinished")
+            if kept.exists():
+                click.echo(f"Going on with what {kept} holds.")
+            scbert.annotate(read, classifier, progress=True, name=str(source), keep=kept, **options)
     if read is not adata:  # what is written keeps the file's own names
         adata.obs, adata.uns = read.obs, read.uns
         adata.obsm.update(read.obsm)
@@ -163,6 +171,7 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
         for file in filter(None, (output, table)):
             write_annotated(adata, file)
             click.echo(f"Wrote {file}")
+        remove(kept)
     if umap is not None:
         from .figures import plot
 

@@ -5,6 +5,7 @@ imported, and the command line should not wait for them to say that a parameter 
 """
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ def annotate(
     batch_size: int | None = None,
     progress: bool = False,
     name: str = "adata",
+    keep: "str | Path | None" = None,
 ) -> pd.DataFrame | None:
     """Annotate cells, in place, with the label the classifier finds most probable.
 
@@ -43,6 +45,9 @@ def annotate(
         32 or, in the mode ``expressed_only``, as many as have 8,000 positions.
     name
         What messages call the cells.
+    keep
+        A folder for what the model says of some thousand cells at a time: the same call, after one that was killed, goes on
+        from there, to the same result. It is the caller's to remove.
 
     Writes
     ------
@@ -85,7 +90,8 @@ def annotate(
     tokens, batches = _tokenize_for(classifier, adata, name), []
     if not is_store:
         check_vocabulary(read_notes(tokens)["tokenize"]["matched_share"], tokens.n_vars)
-    for logits, embedding, has_tokens in _run(classifier.encoder, tokens, batch_size, progress, head=classifier.head):
+    options = {"head": classifier.head, "keep": keep}
+    for logits, embedding, has_tokens in _run(classifier.encoder, tokens, batch_size, progress, **options):
         probabilities = _softmax(logits)
         assigned = (probabilities.max(1) >= unassigned_below) & has_tokens
         best = np.where(assigned, probabilities.argmax(1), -1)  # the last of the names below
@@ -212,7 +218,7 @@ def _tokenize_for(model, adata, name="adata"):
     return tokens
 
 
-def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
+def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed", keep=None):
     """Encode cells; yield, of some thousands at a time, logits (None without a head), pooled vectors, which have a token."""
     import sys
 
@@ -221,13 +227,20 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
 
     from .data.cells import CellDataset, to_tokens
     from .model.packed import few_threads
+    from .scale.blocks import find_block, hash_model, read_block, write_block
     from .scale.stream import CELLS_A_WINDOW, plan_batches
 
     cells = tokens if hasattr(tokens, "in_order") else CellDataset(tokens)  # held to their counts before
     device, packed = next(encoder.parameters()).device, encoder.config.expressed_only
     bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
+    keep, model = keep and Path(keep), keep and hash_model(encoder, head)
     with bar:
         for window in cells.windows(CELLS_A_WINDOW):
+            file = keep and find_block(keep, model, window)
+            if file and (kept := read_block(file)):
+                bar.update(len(kept[-1]))
+                yield kept
+                continue
             order, batches = plan_batches(window.getnnz(1) + 1, encoder.config, batch_size), []
             for rows in order:
                 with torch.inference_mode(), few_threads(encoder.config):  # left before the caller goes on
@@ -238,7 +251,12 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed"):
                 batches.append([None if x is None else x.cpu().numpy() for x in (logits, pooled, has_tokens)])
                 bar.update(len(rows))
             back = np.argsort(np.concatenate(order))
-            yield [None if arrays[0] is None else np.concatenate(arrays)[back] for arrays in zip(*batches, strict=True)]
+            found = [
+                None if arrays[0] is None else np.concatenate(arrays)[back] for arrays in zip(*batches, strict=True)
+            ]
+            if file and not write_block(file, found):
+                keep = None
+            yield found
 
 
 def _pool(bins, pool, hidden, entered=None):

@@ -1,10 +1,15 @@
 """Where runs and files are, and what this process is: its rank, its part of a benchmark, its memory."""
 
+import contextlib
+import glob
 import hashlib
 import os
 import re
+import shutil
 import sys
+import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -66,15 +71,41 @@ def run_directory(profile: str, notebook: str) -> Path:
     return Path(os.environ.get("SCBERT_RUNS") or find_root() / "runs") / profile / notebook
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: it is there whole, or as it was before."""
+@contextlib.contextmanager
+def replace_whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that then takes the place of `path` in one step; after an error nothing is changed, or left.
+
+    A folder can be written so where none is. What a writer that was killed left goes after an hour, with the next.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - left.stat().st_mtime > 3600:  # nobody writes to it any more
+                remove(left)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # on the disk, before it takes a name that is trusted
-    os.replace(temporary, path)
+    remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_file():
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())  # on the disk, before it takes a name that is trusted
+        os.replace(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one and it can be removed."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text, in UTF-8, in one step: it is there whole, or as it was before."""
+    with replace_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def hash_file(path: Path) -> str:

@@ -150,6 +150,47 @@ def test_predicting_and_embedding_leave_the_cells_alone(make_cells, classifier):
     assert not adata.obsm
 
 
+def test_an_annotation_that_was_killed_goes_on_from_what_is_kept(make_cells, classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(scbert.stream, "CELLS_A_WINDOW", 16)
+    whole, one, other = (make_cells() for _ in range(3))
+    annotate(whole, classifier)
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    classifier.head.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        annotate(one, classifier, keep=tmp_path / "kept")
+    assert len([*(tmp_path / "kept").iterdir()]) == 2
+    damaged = next((tmp_path / "kept").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    annotate(other, classifier, keep=tmp_path / "kept")
+    assert len(calls) == 3 + 3  # the damaged block, and the two that were not there
+    pd.testing.assert_frame_equal(other.obs, whole.obs)
+    assert (other.obsm["X_scbert"] == whole.obsm["X_scbert"]).all()
+
+
+def test_what_another_model_said_is_not_gone_on_with(make_cells, classifier, tmp_path):
+    one, other = make_cells(), make_cells()
+    annotate(one, classifier, keep=tmp_path / "kept")
+    with torch.no_grad():
+        classifier.head.dense[-1].bias[0] += 1
+    annotate(other, classifier, keep=tmp_path / "kept")
+    one, other = (adata.obsm["scbert_probabilities"].to_numpy() for adata in (one, other))
+    assert (one[:, 0] < other[:, 0]).all()
+
+
+def test_where_nothing_can_be_kept_all_is_annotated_with_a_warning(make_cells, classifier, tmp_path):
+    (tmp_path / "kept").write_text("a file")
+    adata = make_cells()
+    with pytest.warns(UserWarning, match=r"kept can't be written .*: killed from here on, nothing is kept"):
+        annotate(adata, classifier, keep=tmp_path / "kept")
+    assert "scbert_cell_type" in adata.obs
+
+
 def test_annotating_twice_gives_the_same(make_cells, classifier):
     adata = make_cells()
     annotate(adata, classifier)

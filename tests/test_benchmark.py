@@ -965,12 +965,33 @@ def test_a_job_stopped_while_its_model_is_kept_is_computed_anew(toy, halves, tin
 def test_a_job_whose_model_cannot_be_written_is_not_done(toy, halves):
     run, jobs = start(), keep_all(toy, halves[:1], KEEPABLE)
     refuse = pytest.MonkeyPatch()
-    refuse.setattr(fitted, "save_file", lambda *arguments: (_ for _ in ()).throw(OSError("disk full")))
+    refuse.setattr(fitted, "write_tensors", lambda *arguments: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(RuntimeError, match="1 of 1 jobs failed; .* logistic_regression on toy first.*disk full"):
         run_quietly(jobs, run)
     refuse.undo()
     run_quietly(jobs, start())
     assert runner.read_model(jobs[0], run).chosen
+
+
+@pytest.mark.parametrize("what", ["cut off", "another number", "no JSON", "its model", "its logits"])
+def test_a_damaged_result_is_named_and_computed_again(toy, halves, what):
+    run, jobs = start(), keep_all(toy, halves[:1], KEEPABLE, keep=True)
+    expected, _ = run_quietly(jobs, run)
+    file = run.path("jobs") / f"{jobs[0].identity}.json"
+    text = file.read_text()
+    if what.startswith("its"):
+        damaged = file.with_suffix(".npz") if what == "its logits" else file.with_suffix("") / fitted.REGRESSION
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+    else:
+        file.write_text({"cut off": text[:-9], "no JSON": "[]", "another number": text.replace("0.", "1.", 1)}[what])
+    with pytest.warns(
+        UserWarning, match=rf"The result .*{file.name} is damaged, and counts as absent: it is computed again"
+    ):
+        predictions, _ = run_quietly(jobs, start())
+    pd.testing.assert_frame_equal(predictions, expected)
+    assert runner.read_kept(jobs[0], run).cells["predicted"].tolist() == expected["predicted"].tolist()
 
 
 def test_parts_keep_models_that_are_read_together(toy, halves, tiny, monkeypatch):

@@ -46,6 +46,18 @@ def test_normalising_the_recovered_counts_again_gives_what_the_file_holds(pbmc):
     assert np.abs(again - stored).max() < 6e-4  # the file has three decimals
 
 
+def test_labels_are_shuffled_as_a_control(make_cells, tmp_path, capsys):
+    make_cells().write_h5ad(tmp_path / "a.h5ad")
+    one, other = (datasets.load(tmp_path / "a.h5ad", label_key="cell_type shuffled") for _ in range(2))
+    shuffled, labels = one.obs["cell_type shuffled"].astype(str), one.obs["cell_type"].astype(str)
+    assert sorted(shuffled) == sorted(labels)
+    assert 0.15 < (shuffled == labels).mean() < 0.55  # a third, by chance
+    assert shuffled.equals(other.obs["cell_type shuffled"].astype(str))
+    assert "a control, in which each cell has the label of another" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="cluster"):
+        datasets.load(tmp_path / "a.h5ad", label_key="cluster shuffled")
+
+
 def test_counts_come_back_from_rounded_log_values():
     random = np.random.default_rng(0)
     counts = random.poisson(2, size=(10, 20))

@@ -547,6 +547,43 @@ def test_an_encoder_annotates_nothing(scbert_cli, tmp_path, files, classifier):
     assert "encoder is an encoder without labels: fine-tune it first" in output
 
 
+def test_the_annotator_of_the_run_before_one_that_did_not_finish_is_refused(scbert_cli, tmp_path, files, classifier):
+    (tmp_path / "run" / "unfinished").mkdir(parents=True)
+    (tmp_path / "run" / ".lock").touch()
+    classifier.save(tmp_path / "run" / "annotator")
+    asked = ("annotate", "mine.h5ad", "--model", "run/annotator", "-o", "out.h5ad")
+    code, output = scbert_cli(*asked)
+    assert code != 0
+    assert "The newest run in run has not finished, and annotator is of the run before, maybe of other cells" in output
+    (tmp_path / "run" / "unfinished").rmdir()
+    assert scbert_cli(*asked)[0] == 0
+
+
+def test_what_is_kept_for_an_annotation_that_is_killed_is_gone_when_it_has_ended(scbert_cli, tmp_path, files):
+    (tmp_path / "out.csv.unfinished").mkdir()
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "out.csv")
+    assert code == 0, output
+    assert "Going on with what out.csv.unfinished holds." in output
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.csv"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        (
+            "\rjobs:  40%|####      | 4/10 [00:08<00:12,  0.50cell/s, a scbert]",
+            "jobs:  40% 4/10 [00:08<00:12,  0.50cell/s, a scbert]",
+        ),
+        ("\ra:  10%|#  | 1/10 [x]\ra:  20%|## | 2/10 [y]\n", "a:  20% 2/10 [y]"),
+        ("All is well | 40% of it\n", None),
+        ("", None),
+    ],
+)
+def test_the_newest_bar_of_a_notebook_is_shown_while_it_runs(capsys, printed, shown):
+    notebooks.Bars().write(printed)
+    assert capsys.readouterr().out.strip() == (shown or "")
+
+
 # scbert report
 
 

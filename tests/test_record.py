@@ -1,8 +1,10 @@
 """A run's record: exactly the agreed keys, strict JSON, and none at all where a number is out of its band."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -299,7 +301,7 @@ def test_a_figure_is_stamped_with_its_profile_and_comes_with_its_data():
     figure = Figure()
     figure.subplots().plot([1, 2])
     run.save_figure(figure, "fig1", pd.DataFrame({"x": [1, 2]}))
-    assert {path.name for path in run.directory.iterdir()} == {".lock", "fig1.png", "fig1.svg", "fig1.csv"}
+    assert {path.name for path in run.path("fig1.png").parent.iterdir()} == {"fig1.png", "fig1.svg", "fig1.csv"}
     assert [text.get_text() for text in figure.texts] == ["small profile"]
     assert pd.read_csv(run.path("fig1.csv"))["x"].tolist() == [1, 2]
     assert b"<dc:date>" not in run.path("fig1.svg").read_bytes()
@@ -329,21 +331,67 @@ def test_the_card_says_how_a_model_was_trained(tmp_path, monkeypatch):
     )
 
 
-def test_a_model_of_the_run_before_is_set_aside(root):
-    for _ in range(2):
-        run = start()
-        assert not run.path("annotator").exists()
-        write_text(run.path("annotator") / "config.json", "{}")
-    start().path("any")
-    assert sorted(path.name for path in run.directory.iterdir()) == [".lock", "annotator.earlier"]
+def leave(seed):
+    """Let a run leave a model and a table, and return it unfinished."""
+    run = start(seed=seed)
+    write_text(run.path("annotator") / "config.json", str(seed))
+    run.save_table(pd.DataFrame({"seed": [seed]}), "table")
+    return run
+
+
+def read(folder):
+    """Return the seeds that model, table and record in a folder are of."""
+    record = json.loads((folder / "record.json").read_text())
+    return (
+        int((folder / "annotator" / "config.json").read_text()),
+        pd.read_csv(folder / "table.csv")["seed"][0],
+        record["seed"],
+    )
+
+
+def test_a_run_takes_the_place_of_the_one_before_when_it_has_finished(root):
+    leave(1).finish()
+    run = leave(2)
+    assert read(run.directory) == (1, 1, 1)
+    run.finish()
+    assert read(run.directory) == (2, 2, 2)
+    assert run.path("table.csv") == run.directory / "table.csv"
+    assert sorted(path.name for path in run.directory.iterdir()) == [".lock", "annotator", "record.json", "table.csv"]
+
+
+def test_what_a_run_that_did_not_finish_left_is_not_the_next_ones(root):
+    leave(1)
+    run = start()
+    run.save_table(pd.DataFrame({"seed": [2]}), "other")
+    run.finish()
+    assert sorted(path.name for path in run.directory.iterdir()) == [".lock", "other.csv", "record.json"]
+
+
+@pytest.mark.parametrize("read_again", [start, lambda: read_records("demo")])
+def test_a_run_that_was_killed_while_it_took_its_place_takes_it_later(root, read_again, monkeypatch):
+    leave(1).finish()
+    run, replace = leave(2), os.replace
+
+    def stop(source, target):
+        if source.name == "record.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(os, "replace", lambda source, target: stop(Path(source), target))
+        run.finish()
+    run._held.release(force=True)  # as the end of its process does
+    read_again()
+    assert read(run.directory) == (2, 2, 2)
+    assert not (run.directory / "unfinished" / "record.json").exists()
 
 
 def test_a_run_that_is_refused_before_it_writes_leaves_what_was_there(root):
     run = start()
     write_text(run.path("annotator") / "config.json", "{}")
     run.finish()
-    start()  # and no file is asked for
-    assert sorted(path.name for path in run.directory.iterdir()) == [".lock", "annotator", "record.json"]
+    start()
+    assert sorted(path.name for path in run.directory.iterdir()) == [".lock", "annotator", "record.json", "unfinished"]
 
 
 def test_in_one_process_the_later_of_two_runs_takes_the_place_of_the_other(root):

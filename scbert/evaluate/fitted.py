@@ -6,18 +6,20 @@ A folder holds ``fitted.json`` and, of scBERT, a bundle and ``history.csv``; of 
 
 import inspect
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from ..model.bundle import write_tensors
 from ..model.classifier import load
+from ..paths import remove, replace_whole
 from .methods import fit_logistic_regression, fit_scbert, wrap_classifier, wrap_regression
+
+REGRESSION = "regression.safetensors"
 
 
 def check_keepable(name: str, fit: Callable) -> None:
@@ -36,22 +38,20 @@ def check_keepable(name: str, fit: Callable) -> None:
 
 def write_fitted(predict: Callable, path: str | Path) -> None:
     """Write what `fit_scbert` or `fit_logistic_regression` returned: a folder, put in place of one that is there in one step."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if hasattr(predict, "classifier"):
-        predict.classifier.save(temporary / "bundle")
-        predict.history.to_csv(temporary / "history.csv", index=False)
-        about = {"cell_steps": int(predict.cell_steps)}
-    else:
-        # Of the torch kind: safetensors.numpy writes a transposed array in another order than it says.
-        tensors = {name: torch.from_numpy(array).contiguous() for name, array in predict.arrays.items()}
-        save_file(tensors, temporary / "regression.safetensors")
-        about = {"chosen": predict.chosen, "labels": predict.labels}
-    (temporary / "fitted.json").write_text(json.dumps(about) + "\n")
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
+    with replace_whole(Path(path)) as temporary:
+        temporary.mkdir()
+        if hasattr(predict, "classifier"):
+            predict.classifier.save(temporary / "bundle")
+            predict.history.to_csv(temporary / "history.csv", index=False)
+            about = {"cell_steps": int(predict.cell_steps)}
+        else:
+            # Of the torch kind: safetensors.numpy writes a transposed array in another order than it says.
+            write_tensors(
+                {name: torch.from_numpy(array) for name, array in predict.arrays.items()}, temporary / REGRESSION
+            )
+            about = {"chosen": predict.chosen, "labels": predict.labels}
+        (temporary / "fitted.json").write_text(json.dumps(about) + "\n")
+        remove(Path(path))
 
 
 def read_fitted(path: str | Path) -> Callable:
@@ -59,7 +59,7 @@ def read_fitted(path: str | Path) -> Callable:
     path = Path(path)
     about = json.loads((path / "fitted.json").read_text())
     if "labels" in about:
-        tensors = load_file(path / "regression.safetensors")
+        tensors = load_file(path / REGRESSION)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         return wrap_regression(about["labels"], arrays, about["chosen"])
     classifier = load(path / "bundle").to(Fabric(devices=1).device)

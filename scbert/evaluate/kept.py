@@ -1,6 +1,5 @@
 """What a fitted method says of cells, beyond their label: logits, vectors, and how far from all known types they lie."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from sklearn.decomposition import PCA
 
 from ..data.preprocess import lognormalize
 from ..memory.companions import fit_centres, measure_to_centres
+from ..paths import replace_whole
 from .methods import read_out, to_probabilities
 
 __all__ = ["Kept", "describe_cells", "measure_distance", "read_file", "to_probabilities", "write_file"]
@@ -62,12 +62,10 @@ def measure_distance(train: np.ndarray, labels: np.ndarray, vectors: np.ndarray)
 
 def write_file(path: Path, logits: pd.DataFrame, embedding: np.ndarray, distance: np.ndarray) -> None:
     """Write what `read_file` reads, in one step; the cells' names stand elsewhere."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
     labels = np.array(logits.columns, dtype=str)
     arrays = {"logits": logits.to_numpy(np.float32), "labels": labels, "embedding": embedding, "distance": distance}
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(path)
+    with replace_whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read_file(path: Path, cells: pd.DataFrame) -> Kept:

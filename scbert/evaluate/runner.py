@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import shutil
 import sys
 import textwrap
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from ..data.counts import hash_data
 from ..data.preprocess import library_size, tokenize
-from ..paths import PartDone, find_part, first_line, measure_peak_memory_mb, write_text
+from ..paths import PartDone, find_part, first_line, measure_peak_memory_mb, replace_whole, write_text
 from ..sources.genes import choose_genes
 from . import fitted
 from . import kept as kept_files
@@ -221,7 +220,7 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
     """
     part = find_part()
     mine = list(jobs) if part is None else share_out(jobs, *part)
-    missing = [job for job in mine if not _file(run, job).exists()]
+    missing = [job for job in mine if _read_done(job, run) is None]
     _announce(jobs, mine, missing, progress)
     on_gpu, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
     on_gpu.allow_tf32 = before or getattr(run, "tf32", False)
@@ -235,7 +234,7 @@ def run(jobs: Sequence[Job], run: "Run", *, progress: bool = True) -> tuple[pd.D
         )
     if part is not None:
         raise PartDone(f"Part {part[0]}/{part[1]} is done: {len(mine)} jobs, {len(missing)} of them computed.")
-    results = [json.loads(_file(run, job).read_text()) for job in jobs]
+    results = [_read_done(job, run) for job in jobs]
     here = {job.identity for job in missing}
     earlier = [done["seconds"] for job, done in zip(jobs, results, strict=True) if job.identity not in here]
     run.earlier_seconds += sum(earlier)
@@ -254,15 +253,14 @@ def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
     """
     rows = ["data", "protocol", "repeat", "fold", "part", "cell", "truth"]
     wide = predictions.set_index([*rows, "method"])["predicted"].unstack("method")[predictions["method"].unique()]
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    wide.to_csv(temporary, compression={"method": "gzip", "mtime": 1})  # the same bytes for the same labels
-    temporary.replace(path)
+    with replace_whole(path) as temporary:
+        wide.to_csv(temporary, compression={"method": "gzip", "mtime": 1})  # the same bytes for the same labels
 
 
 def read_kept(job: Job, run: "Run") -> kept_files.Kept:
     """Return what a job kept of its cells, see `scbert.kept.Kept`; a ValueError if it keeps nothing, or was not run."""
-    file = _find_done(job, run, job.keep, "keeps nothing: plan it with keep=True")
-    return kept_files.read_file(file.with_suffix(".npz"), _list_cells(job, json.loads(file.read_text())))
+    file, done = _find_done(job, run, job.keep, "keeps nothing: plan it with keep=True")
+    return kept_files.read_file(file.with_suffix(".npz"), _list_cells(job, done))
 
 
 def read_model(job: Job, run: "Run") -> Callable:
@@ -270,7 +268,7 @@ def read_model(job: Job, run: "Run") -> Callable:
 
     A ValueError says that its method is none of those planned as `keep_models`, or that it was not run.
     """
-    file = _find_done(job, run, job.keep_model, f"keeps no model: plan it with keep_models=[{job.method!r}]")
+    file, _ = _find_done(job, run, job.keep_model, f"keeps no model: plan it with keep_models=[{job.method!r}]")
     return fitted.read_fitted(file.with_suffix(""))
 
 
@@ -279,12 +277,36 @@ def _file(run, job):
 
 
 def _find_done(job, run, is_kept, else_say):
-    """Return the file of a job that is done and keeps what is asked for."""
-    file = _file(run, job)
-    if not is_kept or not file.exists():
+    """Return the file, and the result, of a job that is done and keeps what is asked for."""
+    done = _read_done(job, run) if is_kept else None
+    if done is None:
         what = "was not run yet: call run first" if is_kept else else_say
         raise ValueError(f"The job of {job.method} on {job.data} {job.split.protocol} {what}.")
-    return file
+    return _file(run, job), done
+
+
+def _read_done(job, run):
+    """Return the result of a job, None without one; what is damaged, or lies damaged beside it, is named and computed again."""
+    file = _file(run, job)
+    try:
+        done = json.loads(file.read_bytes())
+        if done.pop("sha256") == _hash_done(done, file):
+            return done
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        pass
+    warnings.warn(f"The result {file} is damaged, and counts as absent: it is computed again.", stacklevel=3)
+    return None
+
+
+def _hash_done(done, file):
+    """Return a hash of a result and of the files that were written before it."""
+    digest = hashlib.sha256(json.dumps(done).encode())
+    for beside in sorted([file.with_suffix(".npz"), *file.with_suffix("").rglob("*")]):
+        if beside.is_file():
+            digest.update(beside.read_bytes())
+    return digest.hexdigest()
 
 
 def share_out(jobs: Sequence[Job], part: int, n_parts: int) -> list[Job]:
@@ -361,6 +383,7 @@ def _compute(jobs, run, progress):
                     kept_files.write_file(file.with_suffix(".npz"), *kept)
                 if job.keep_model:
                     fitted.write_fitted(predict, file.with_suffix(""))
+                done["sha256"] = _hash_done(done, file)
                 write_text(file, json.dumps(done) + "\n")  # last: it says that all is there
                 shutil.rmtree(run.path("checkpoints") / job.identity, ignore_errors=True)
             except Exception as error:  # all other jobs of a long night are computed all the same

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data.preprocess import hash_genes
-from ..paths import hash_file
+from ..paths import first_line, hash_file
 from .config import ScBertConfig
 
 FILES = {"model.safetensors", "memory.safetensors", "config.json", "genes.txt", "labels.json", "README.md"}
@@ -81,9 +81,9 @@ def write_bundle(
     for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a writer that was killed
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({k: v.detach().contiguous() for k, v in weights.items()}, temporary / "model.safetensors")
+    write_tensors(weights, temporary / "model.safetensors")
     if memory:
-        save_file({k: v.detach().contiguous() for k, v in memory.items()}, temporary / "memory.safetensors")
+        write_tensors(memory, temporary / "memory.safetensors")
     hashes = {file.name: hash_file(file) for file in temporary.glob("*.safetensors")}
     about = {"format": 1, "files_sha256": hashes, "genes_sha256": hash_genes(genes), **asdict(config)}
     about |= {} if labels is None else {"labels_sha256": hash_genes(labels)}
@@ -102,6 +102,14 @@ def write_bundle(
         path.rename(before)
     temporary.rename(path)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write tensors by name; an OSError if the disk is full, where safetensors raises an error of its own."""
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:
+        raise OSError(f"{file} could not be written ({first_line(error)}): free some room.") from None
 
 
 def _find_before(path):

@@ -7,7 +7,7 @@ import anndata
 import h5py
 import pandas as pd
 
-from ..paths import first_line
+from ..paths import first_line, replace_whole
 
 COLUMNS = ("cell_type", "cell_type_ontology_term_id", "confidence", "consensus", "agreement", "logistic_regression",
            "nearest_centroid", "distance", "unlike_training")  # fmt: skip
@@ -38,15 +38,13 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
 
 def write_annotated(adata: anndata.AnnData, output: Path) -> None:
     """Write cells as ``.h5ad``, or their columns of `COLUMNS` as ``.csv``, in one step; a ValueError if that fails."""
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     try:
-        if output.suffix == ".csv":
-            take_columns(adata).to_csv(temporary, encoding="utf-8")
-        else:
-            make_plain(adata).write_h5ad(temporary)
-        temporary.replace(output)
+        with replace_whole(output) as temporary:
+            if output.suffix == ".csv":
+                take_columns(adata).to_csv(temporary, encoding="utf-8")
+            else:
+                make_plain(adata).write_h5ad(temporary)
     except Exception as error:  # h5py and anndata raise errors of many types
-        temporary.unlink(missing_ok=True)
         raise ValueError(
             f"{output} could not be written ({first_line(error)}). The names are not lost for good: the same command with "
             f"-o {output.with_suffix('.csv').name} writes them as a table."

@@ -1,6 +1,8 @@
 """Running a notebook by papermill, its parameters checked before a kernel starts."""
 
 import os
+import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -154,6 +156,7 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
         papermill.execute_notebook(
             str(source), str(unfinished), parameters, kernel_name="python3",
             progress_bar={"file": sys.stdout} if progress else False,
+            stdout_file=Bars() if progress and sys.stdout.isatty() else None,
             extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
@@ -175,6 +178,19 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
     write_text(output, nbformat.writes(notebook))
     unfinished.unlink()
     return message
+
+
+class Bars:
+    """A file for what a notebook prints, which shows the newest bar in it, of a training or of jobs: cells, rate, time left."""
+
+    def write(self, text: str) -> None:
+        """Show the last bar of a text in the line of the terminal."""
+        if bars := re.findall(r"([^\r\n|]*\d%)\|[^|\r\n]*\|([^\r\n]*\])", text):
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + "".join(bars[-1])[:width].ljust(width), end="", flush=True)
+
+    def flush(self) -> None:
+        """Do nothing: each bar is shown at once."""
 
 
 def _end_with(pid):

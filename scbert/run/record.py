@@ -7,7 +7,6 @@ import os
 import platform
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,12 +20,14 @@ import pandas as pd
 
 from ..data.counts import survey_counts
 from ..model.bundle import say_licence
-from ..paths import find_part, find_root, measure_peak_memory_mb, run_directory, write_text
+from ..paths import find_part, find_root, measure_peak_memory_mb, remove, run_directory, write_text
 from ..sources.datasets import part_names
 from .parameters import check_parameters
 
 TF32 = ("core", "paper")
 """Profiles in whose jobs a GPU multiplies float32 matrices in TF32, with sums in float32; a CPU never does."""
+UNFINISHED = "unfinished"
+"""Where the files of a run are, below its folder, until it has finished and they take their places."""
 RUNS: dict[Path, "Run"] = {}
 """Folder -> the last run of this process in it, which holds its lock until it is finished."""
 PACKAGES = ("scbert-companion", "torch", "performer-pytorch", "scanpy", "anndata", "scikit-learn", "numpy")
@@ -37,8 +38,8 @@ class Run:
 
     The namespace is ``globals()`` of the notebook: its annotated names, ``name: type = value``, are the parameters,
     ``profile`` and ``seed`` among them, checked as by `scbert run`. A run seeds Python, numpy and torch, and prints
-    versions and device. In a part of a benchmark (`find_part`) it leaves the record as it is, since other parts run at
-    the same time.
+    versions and device. Its files lie in the folder ``unfinished`` until `finish`: those of the run before stay until
+    then. In a part of a benchmark (`find_part`) they stay for good, since other parts run at the same time.
     """
 
     def __init__(self, notebook: str, namespace: dict):
@@ -52,9 +53,12 @@ class Run:
         self.tf32 = self.profile in TF32
         self.directory = run_directory(self.profile, notebook)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._held, self._is_begun = None, bool(find_part())
-        if not self._is_begun:
+        self._held, self._place = None, self.directory / UNFINISHED
+        if not find_part():
             self._lock()
+            settle(self.directory)
+            remove(self._place)  # what a run that did not finish left
+        self._place.mkdir(exist_ok=True)
         self.data, self.metrics, self.checks, self.warnings = {}, {}, [], []
         self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
         self.earlier_seconds = 0.0  # of an interrupted run that this one continues, and of its parts
@@ -81,22 +85,11 @@ class Run:
             ) from None
         RUNS[self.directory] = self
 
-    def _begin(self):
-        """Let go of the run before: its record, and its models, as annotator.earlier, that nobody take them for this one's."""
-        if self._is_begun:
-            return
-        self._is_begun = True
-        (self.directory / "record.json").unlink(missing_ok=True)  # an unfinished run has no record
-        for file in [*self.directory.glob("*/config.json")]:
-            if file.parent.suffix not in (".earlier", ".before", ".tmp"):
-                earlier = file.parent.with_name(f"{file.parent.name}.earlier")
-                shutil.rmtree(earlier, ignore_errors=True)
-                file.parent.rename(earlier)
-
     def path(self, name: str) -> Path:
-        """Return the path of a file of this run; the first to be asked for ends the record of the run before."""
-        self._begin()
-        return self.directory / name
+        """Return the path of a file of this run: of what it will leave, and of ``jobs``, which the next run finds too."""
+        if Path(name).parts[0] in ("jobs", "checkpoints"):
+            return self.directory / name
+        return self._place / name
 
     def checkpoint(self, stage: str) -> Path:
         """Return the checkpoint file of a stage; checkpoints live until the run is finished."""
@@ -219,9 +212,23 @@ class Run:
             "checks": self.checks,
         } | ({"warnings": self.warnings} if self.warnings else {})
         write_text(self.path("record.json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
-        shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+        settle(self.directory)
+        self._place = self.directory
+        remove(self.directory / "checkpoints")
         self._held.release(force=True)
         print(f"{len(self.metrics)} metrics and {len(self.checks)} checks on record.")
+
+
+def settle(folder: Path) -> None:
+    """Let the files of a run that has finished, its record last, take the places of the run's before; call it again if killed."""
+    staged = folder / UNFINISHED
+    if not (staged / "record.json").exists():
+        return
+    for file in sorted(staged.iterdir(), key=lambda file: file.name == "record.json"):
+        if file.is_dir():
+            remove(folder / file.name)
+        os.replace(file, folder / file.name)
+    staged.rmdir()
 
 
 def _disarm(cell):

@@ -1,12 +1,15 @@
 """The records of a profile, and its executed notebooks as pages."""
 
+import contextlib
 import json
 import warnings
 from pathlib import Path
 
+import filelock
 import pandas as pd
 
 from ..paths import find_root, run_directory, write_text
+from .record import settle
 
 
 def read_records(profile: str) -> dict[str, dict]:
@@ -16,6 +19,9 @@ def read_records(profile: str) -> dict[str, dict]:
     """
     records = {}
     published = sorted((find_root() / "figures" / profile).glob("*.json"))
+    for staged in run_directory(profile, "x").parent.glob("*/unfinished/record.json"):  # killed while it took its place
+        with contextlib.suppress(filelock.Timeout), filelock.FileLock(staged.parent.parent / ".lock", blocking=False):
+            settle(staged.parent.parent)
     own = sorted(run_directory(profile, "x").parent.glob("*/record.json"))
     for source, files in (("published", published), ("this machine", own)):
         for file in files:

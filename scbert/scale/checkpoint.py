@@ -1,6 +1,5 @@
 """Checkpoints of training: written in one step, the last two kept, read as tensors and plain values only."""
 
-import contextlib
 import os
 import warnings
 import zipfile
@@ -8,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from ..paths import remove, replace_whole
 
 
 def find_before(path: str | Path) -> Path:
@@ -47,18 +48,14 @@ def write_checkpoint(path: str | Path | None, write: Callable[[Path], None]) -> 
     if not path:
         return
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a writer that was killed
-            left.unlink(missing_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # on the disk, before it takes a name that is trusted
-        if path.exists():
-            os.replace(path, find_before(path))
-        os.replace(temporary, path)
+        for left in path.parent.glob(
+            f"{path.name}.*.tmp"
+        ):  # of a writer that was killed: large, and this is the only one
+            remove(left)
+        with replace_whole(path) as temporary:
+            write(temporary)
+            if path.exists():
+                os.replace(path, find_before(path))
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         warnings.warn(f"The checkpoint {path} was not written ({error}): training goes on without.", stacklevel=3)

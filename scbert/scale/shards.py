@@ -36,6 +36,7 @@ from .stream import (
     read_column,
     read_runs,
     read_state,
+    seal,
 )
 
 CELLS_AT_ONCE = 2_000  # tokenized in one go
@@ -214,7 +215,7 @@ def _find_shards(path, call):
     """Return file name -> shard of an earlier, equal call, as far as they are whole."""
     found = [file for file in (path / STORE, path / UNFINISHED) if file.is_file()]
     if not found:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(file.suffix != ".tmp" for file in path.iterdir())):
             raise ValueError(f"{path} is there already and is no store of cells: give another folder.")
         return {}
     store = read_state(found[0])
@@ -241,7 +242,7 @@ def _write_shards(path, store, plan, done, options, bar):
     for number, (file, (part, start, stop)) in enumerate(plan.items()):
         if number == 0 or file not in done:
             finished = [done[name] for name in plan if name in done]
-            write_text(path / UNFINISHED, json.dumps(store | {"shards": finished}))
+            _write_state(path, store | {"shards": finished})
             (path / STORE).unlink(missing_ok=True)  # a shard of it is missing
         if file not in done:
             done[file] = _write_shard(path / file, part, start, stop, options, bar)
@@ -249,8 +250,13 @@ def _write_shards(path, store, plan, done, options, bar):
     for file in plan:
         digest.update(done[file]["sha256"].encode())
     store |= {"shards": [done[file] for file in plan], "sha256": digest.hexdigest()}
-    write_text(path / UNFINISHED, json.dumps(store))
+    _write_state(path, store)
     os.replace(path / UNFINISHED, path / STORE)
+
+
+def _write_state(path, store):
+    store = json.loads(json.dumps(store))  # numbers as they will be read
+    write_text(path / UNFINISHED, json.dumps(store | {"seal": seal(store)}))
 
 
 def _write_shard(file, part, start, stop, options, bar):

@@ -307,11 +307,22 @@ def read_state(file: Path) -> dict:
     """Return what ``store.json``, or ``unfinished.json``, says of a store; a ValueError if it is damaged."""
     try:
         store = json.loads(file.read_text())
-        if store["format"] == FORMAT and store["genes_sha256"] == hash_genes(store["genes"]) and "shards" in store:
+        is_whole = store.pop("seal", None) in (None, seal(store))  # older ones have none
+        if (
+            is_whole
+            and store["format"] == FORMAT
+            and store["genes_sha256"] == hash_genes(store["genes"])
+            and "shards" in store
+        ):
             return store
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{file} is damaged, or was written by another version: write the store again, elsewhere.")
+
+
+def seal(state: dict) -> str:
+    """Return a hash of what a store says of itself."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def is_complete(path: Path, shard: dict) -> bool:

@@ -21,6 +21,8 @@ __all__ = ["CATALOGUE", "fetch", "list_catalogue", "load", "missing_files", "sim
 NO_LABEL = {"", "nan", "na", "n/a", "none", "null", "unassigned"}
 CATALOGUE: dict[str, dict] = yaml.safe_load((Path(__file__).parent / "catalogue.yaml").read_text())
 """Name -> address, hash, licence, citation, reader and caveats of everything that can be fetched."""
+SHUFFLED = " shuffled"
+"""What stands behind a `label_key` for a control without anything to learn."""
 
 
 def load(
@@ -43,6 +45,7 @@ def load(
     label_key, batch_key
         Columns of ``obs`` that must be there, of other names than those that scbert writes (``scbert_...``). Catalogue
         sets have "batch" and, if labelled, "cell_type" and "cell_type_broad", a coarser name that several sets share.
+        "cell_type shuffled" is a control: the labels of that column, each given to another cell, as a column of this name.
     labels
         A table (CSV or TSV) that has the two columns, and names the cells in one called barcode or cell, or in its first.
         Cells without a label in it are left out, and counted.
@@ -69,9 +72,14 @@ def load(
     name, *table = part_names(str(name), " with ")
     adata = read(name, backed=backed, round_counts=round_counts)
     if labels or table:
-        adata = _join_table(adata, find_cells(labels or table[0]), name, label_key, batch_key)
+        whole = label_key and label_key.removesuffix(SHUFFLED)
+        adata = _join_table(adata, find_cells(labels or table[0]), name, whole, batch_key)
     check_counts(adata, str(name))
     adata = _drop_copies(adata, str(name))
+    if label_key and label_key.endswith(SHUFFLED) and label_key not in adata.obs:
+        check_column(adata, label_key.removesuffix(SHUFFLED), str(name), constant_is_fine=False)
+        adata.obs[label_key] = np.random.default_rng(0).permutation(adata.obs[label_key.removesuffix(SHUFFLED)])
+        print(f"{name}: a control, in which each cell has the label of another: what is told apart now is an error.")
     if label_key:
         check_column(adata, label_key, str(name), constant_is_fine=False)
         names = adata.obs[label_key].astype(str)  # cluster numbers are names too
@@ -149,7 +157,7 @@ def _join_table(adata, path, name, label_key, batch_key):
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a table of labels ({first_line(error)}).") from None
     if not isinstance(table.index, pd.RangeIndex):  # R's header lacks the column of names
-        table = table.rename_axis("cell").reset_index()
+        table = table.rename_axis("cell" if "cell" not in table else "name of the row").reset_index()
     if label_key not in table:
         raise ValueError(f"{path} has no column {label_key!r} for label_key; it has: {', '.join(table)}.")
     if len(table.columns) < 2:
