@@ -17,6 +17,16 @@ def in_a_sentence():
         yield
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
+    except (MemoryError, RuntimeError) as error:
+        of_torch = any(
+            words in str(error) for words in ("allocate memory", "create a primitive")
+        )  # it has no type for it
+        if not isinstance(error, MemoryError) and not of_torch:
+            raise
+        raise click.ClickException(
+            "There is not enough memory: close other programs, take fewer cells at a time, or see docs/cluster.md, "
+            "More cells than memory."
+        ) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

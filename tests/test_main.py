@@ -584,6 +584,14 @@ def test_the_newest_bar_of_a_notebook_is_shown_while_it_runs(capsys, printed, sh
     assert capsys.readouterr().out.strip() == (shown or "")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_want_of_memory_is_a_sentence(scbert_cli, tmp_path, files, monkeypatch, error):
+    monkeypatch.setattr(scbert.datasets, "read", lambda *_, **__: (_ for _ in ()).throw(error))
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "out.h5ad")
+    assert code != 0
+    assert "There is not enough memory: close other programs" in output
+
+
 # scbert report
 
 

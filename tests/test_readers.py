@@ -1,9 +1,13 @@
 """Each format that others publish in, read back to the counts that were written."""
 
+import faulthandler
 import gzip
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from types import SimpleNamespace
 
 import anndata
@@ -15,7 +19,7 @@ from scipy import sparse
 from scipy.io import mmwrite
 
 from scbert.data import preprocess
-from scbert.sources import datasets
+from scbert.sources import datasets, readers
 from scbert.sources.readers import matrices, r_objects, read_cells
 from scbert.sources.readers.matrices import recover_counts, sum_repeats
 
@@ -388,3 +392,32 @@ def test_what_is_no_counts_says_which_layer_may_hold_them(tmp_path, values, mess
 def test_half_precision_is_read(tmp_path):
     adata = datasets.load(write_values(tmp_path / "x.h5ad", COUNTS.astype(np.float16)))
     assert preprocess.tokenize(adata).layers["bins"].shape == COUNTS.shape
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process is doubled on Linux only")
+@pytest.mark.parametrize(
+    ("do", "message"),
+    [
+        (
+            lambda: (faulthandler.disable(), os.kill(os.getpid(), signal.SIGSEGV)),
+            r"not read: reading it ends the program \(SIGSEGV\), most likely since it is d",
+        ),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGKILL),
+            r"not read: reading it ends the program \(SIGKILL\), most likely for want of m",
+        ),
+        (
+            lambda: time.sleep(60),
+            "not read: the library that reads it did not end within 1 seconds: it is damaged, most likely",
+        ),
+    ],
+)
+def test_a_file_that_ends_or_holds_up_the_program_is_refused_in_a_sentence(
+    make_cells, tmp_path, monkeypatch, do, message
+):
+    make_cells().write_h5ad(tmp_path / "a.h5ad")
+    here = os.getpid()
+    monkeypatch.setattr(readers, "SECONDS", 1)
+    monkeypatch.setattr(readers, "_read_hdf5", lambda *_: do() if os.getpid() != here else pytest.fail("read here too"))
+    with pytest.raises(ValueError, match=message):
+        readers.read_cells(tmp_path / "a.h5ad")

@@ -3,7 +3,13 @@
 A reader is a module for each family of formats; what all share is in `matrices` and `names`.
 """
 
+import contextlib
+import os
+import signal
+import sys
 import tempfile
+import time
+import warnings
 from pathlib import Path
 
 import anndata
@@ -14,6 +20,7 @@ from .h5ad import read_gzipped_h5ad, read_h5ad
 from .names import find_rna
 from .refusal import Refusal
 
+SECONDS = 60  # to read a file, and one more a megabyte, before it is given up
 FORMATS = (
     ".h5ad, .h5ad.gz, 10x .h5, .mtx with its names, .csv or .tsv (.gz), R .rds, .rda or .RData, .h5mu, .loom, .zarr, "
     "or a folder, .tar, .tar.gz or .zip of them"
@@ -87,7 +94,7 @@ def _read(path, backed):
     if name.endswith(".h5ad.gz"):
         return read_gzipped_h5ad(path)
     if name.endswith((".h5ad", ".h5", ".hdf5", ".h5mu", ".loom")):
-        return _read_hdf5(path, backed)
+        return _read_hdf5(path, backed) if backed else _rehearse(_read_hdf5, path, backed)
     if path.is_dir():
         is_zarr = (path / ".zgroup").exists() or (path / "zarr.json").exists()
         return stores.read_zarr(path) if is_zarr else _read_samples(path, path.name)
@@ -96,12 +103,43 @@ def _read(path, backed):
             samples.unpack(path, Path(folder))
             return _read_samples(Path(folder), path.name)
     if plain.endswith(".mtx"):
-        return mtx.read_mtx(path)
+        return _rehearse(mtx.read_mtx, path)
     if name.endswith((".rds", ".rda", ".rdata", ".robj")):
         return r_cells.read_r_cells(path)
     if plain.endswith((".csv", ".tsv", ".txt")):
         return tables.read_table(path)
     raise Refusal(f"of no format that is read here: {FORMATS}")
+
+
+def _rehearse(read, path, *more):
+    """Read in a process of its own first, and then here: what is damaged can crash, or hold up, the library that reads it."""
+    if sys.platform != "linux":  # elsewhere a process can't be doubled safely
+        return read(path, *more)
+    seconds = SECONDS + path.stat().st_size / 10**6
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of threads beside the fork: the child does nothing but read
+        child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):  # the same error comes here
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+            read(path, *more)
+        os._exit(0)
+    end, pause = time.monotonic() + seconds, 0.001
+    while not (found := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise Refusal(
+                f"the library that reads it did not end within {seconds:.0f} seconds: it is damaged, most likely"
+            )
+        time.sleep(pause := min(0.05, 1.5 * pause))
+    if os.WIFSIGNALED(found[1]):
+        why = "for want of memory" if os.WTERMSIG(found[1]) == signal.SIGKILL else "since it is damaged"
+        raise Refusal(f"reading it ends the program ({signal.Signals(os.WTERMSIG(found[1])).name}), most likely {why}")
+    return read(path, *more)
 
 
 def _read_hdf5(path, backed):
