@@ -973,6 +973,14 @@ def test_a_job_whose_model_cannot_be_written_is_not_done(toy, halves):
     assert runner.read_model(jobs[0], run).chosen
 
 
+def test_the_table_of_predictions_has_the_same_bytes_wherever_it_is_written(toy, halves, tmp_path):
+    predictions, _ = run_quietly(runner.plan(toy, halves, {"majority": methods.fit_majority}, data="toy"), start())
+    for name in ("a", "b"):
+        runner.write_predictions(predictions, tmp_path / name / f"{name}.csv.gz")
+    one, other = ((tmp_path / name / f"{name}.csv.gz").read_bytes() for name in ("a", "b"))
+    assert one == other
+
+
 @pytest.mark.parametrize("what", ["cut off", "another number", "no JSON", "its model", "its logits"])
 def test_a_damaged_result_is_named_and_computed_again(toy, halves, what):
     run, jobs = start(), keep_all(toy, halves[:1], KEEPABLE, keep=True)

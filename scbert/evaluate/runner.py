@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import io
 import json
 import math
 import shutil
@@ -253,8 +254,10 @@ def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
     """
     rows = ["data", "protocol", "repeat", "fold", "part", "cell", "truth"]
     wide = predictions.set_index([*rows, "method"])["predicted"].unstack("method")[predictions["method"].unique()]
+    packed = io.BytesIO()  # of a file, gzip would note the name
+    wide.to_csv(packed, compression={"method": "gzip", "mtime": 1})  # the same bytes for the same labels
     with replace_whole(path) as temporary:
-        wide.to_csv(temporary, compression={"method": "gzip", "mtime": 1})  # the same bytes for the same labels
+        temporary.write_bytes(packed.getvalue())
 
 
 def read_kept(job: Job, run: "Run") -> kept_files.Kept:
