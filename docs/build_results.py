@@ -118,18 +118,34 @@ def few_cells(encoder: str, head: str, n: int, column: str = "test accuracy") ->
     return table[chosen].set_index("seed")[column].sort_index()
 
 
+def average(by_seed: pd.Series) -> dict:
+    """Return the mean of numbers, one a seed, with Student's interval."""
+    half = stats.t.ppf(0.975, len(by_seed) - 1) * by_seed.sem()
+    return {"value": by_seed.mean(), "low": by_seed.mean() - half, "high": by_seed.mean() + half}
+
+
 def lead(encoder: str, head: str, n: int) -> dict:
-    """Return an encoder's accuracy minus that of random weights with the same head, with Student's interval over seeds."""
-    differences = few_cells(encoder, head, n) - few_cells("random", head, n)
-    half = stats.t.ppf(0.975, len(differences) - 1) * differences.sem()
-    return {"value": differences.mean(), "low": differences.mean() - half, "high": differences.mean() + half}
+    """Return an encoder's accuracy minus that of random weights with the same head, seed by seed."""
+    return average(few_cells(encoder, head, n) - few_cells("random", head, n))
 
 
-def layer(encoder: str, n: int, number_of_layer: int, column: str) -> float:
-    """Return the mean over draws of what ``tests/measure_layers.py`` measured."""
+def share_of_head(encoder: str, n: int) -> dict:
+    """Return how much less an encoder is behind random weights with the mended head than with the published one."""
+    heads = [few_cells(encoder, head, n) - few_cells("random", head, n) for head in ("sound", "published")]
+    return average(heads[0] - heads[1])
+
+
+def count_states(encoder: str, head: str) -> dict[str, int]:
+    """Return how many of an encoder's trainings with few cells of each label came to what, see `scbert.train.steps.judge`."""
+    table = measured("heads")
+    return table[(table["encoder"] == encoder) & (table["head"] == head)]["state"].value_counts().to_dict()
+
+
+def layer(encoder: str, n: int, number_of_layer: int, column: str) -> pd.Series:
+    """Return what ``tests/measure_layers.py`` measured, by draw."""
     table = measured("layers")
     chosen = (table["encoder"] == encoder) & (table["cells a label"] == n) & (table["layer"] == number_of_layer)
-    return table.loc[chosen, column].mean()
+    return table[chosen].set_index("seed")[column].sort_index()
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -139,7 +155,11 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
 
 
 def score(found: dict, digits: int = 3, sign: bool = False) -> str:
-    """Return a number with its interval: 0.879 [0.861, 0.898]."""
+    """Return a number with its interval: 0.879 [0.861, 0.898]; with more digits where a limit that is not zero would look so."""
+    while digits < 6 and any(
+        0 < abs(found[key]) < 0.5 * 10**-digits for key in ("low", "high") if verdict(found) != "not decided"
+    ):
+        digits += 1
     value, low, high = (number(found[key], digits, sign) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
@@ -275,6 +295,7 @@ def render(template: str) -> str:
     functions = (
         record, metric, rows, costs, row, difference, number, score, change, size, percent, points, verdict, count, label,
         say_verdicts, rank, cells, columns, table, note, claim, command, paired, measured, few_cells, lead, layer,
+        average, share_of_head, count_states,
     )  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "docs"), undefined=jinja2.StrictUndefined, trim_blocks=True,

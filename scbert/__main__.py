@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .paths import find_rank, remove, run_directory
+from .paths import find_rank, make_writable, remove, run_directory, say_unfinished
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def run(context, notebook, pairs, profile, anyway, part, wants_help):
     source = notebooks.find_notebook(notebook)
     offered = notebooks.read_parameters(source)
     if wants_help:
-        click.echo(f"scbert run {notebook} [-p NAME VALUE]... [--profile demo|small|paper]\n\n{source.stem}\n")
+        click.echo(f"scbert run {notebook} [-p NAME VALUE]... [--profile demo|small|large|paper]\n\n{source.stem}\n")
         for name, (kind, default, text) in offered.items():
             if name == "profile":  # chosen by --profile
                 continue
@@ -73,10 +73,9 @@ def run(context, notebook, pairs, profile, anyway, part, wants_help):
     notebooks.check_room(profile, [source], parameters, anyway=anyway)
     folder = run_directory(profile, source.stem)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = f"Nothing can be written to {folder} ({error.strerror})"
-        raise click.ClickException(f"{why}: set SCBERT_RUNS to a folder that can be. Nothing was run.") from None
+        make_writable(folder)
+    except ValueError as error:
+        raise click.ClickException(f"{error} Nothing was run.") from None
     if share:
         notebooks.run_part(source, folder / "parts" / f"{share[0]}of{share[1]}.ipynb", parameters)
         return
@@ -137,28 +136,28 @@ def preflight(profile, jobs, parts, anyway, count_jobs):
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
 def annotate(source, model, output, table, umap, unassigned_below, batch_size, rename_genes, round_counts, overwrite):
     """Annotate the raw counts of a file with a fine-tuned model."""
-    from .run.annotated import check_output, summarise, write_annotated
+    from .run.annotated import check_output, describe_model, hold_output, summarise, write_annotated
 
     with in_a_sentence():
         for file in filter(None, (output, table)):
             check_output(source, file, overwrite)
         if table is not None and table.suffix != ".csv":
             raise ValueError(f"--csv {table} must end in .csv.")
+        kept = click.get_current_context().with_resource(hold_output(output))
+        check_output(source, output, overwrite)  # another program may have written it by now
     import scbert
 
     with in_a_sentence():
         if not model.exists():
             raise ValueError(f"There is no folder {model}. Did the run that makes it end with an error?")
-        if (model.parent / "unfinished").is_dir() and (model.parent / ".lock").exists():
-            raise ValueError(
-                f"The newest run in {model.parent} has not finished, and {model.name} is of the run before, maybe of other "
-                f"cells: run it again or, to use this one all the same, remove {model.parent / 'unfinished'}."
-            )
+        if sentence := say_unfinished(model):
+            raise ValueError(sentence)
         if (model / "annotator").is_dir():
             raise ValueError(f"{model} is the folder of a run: give --model {model / 'annotator'}.")
         classifier = scbert.load(model)
         if not isinstance(classifier, scbert.Classifier):
             raise ValueError(f"{model} is an encoder without labels: fine-tune it first (notebook 03).")
+        click.echo(describe_model(model, classifier.labels))
         options = {"unassigned_below": unassigned_below, "batch_size": batch_size}
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", UserWarning)
@@ -168,9 +167,6 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
                 click.echo(f"Warning: {source} was annotated before: {earlier} are written anew.", err=True)
             rename = scbert.genes.rename_genes if rename_genes else scbert.genes.tidy_names
             read = rename(adata, classifier.genes)
-            kept = output.with_name(f"{output.name}.unfinished")
-            if kept.exists():
-                click.echo(f"Going on with what {kept} holds.")
             scbert.annotate(read, classifier, progress=True, name=str(source), keep=kept, **options)
     if read is not adata:  # what is written keeps the file's own names
         adata.obs, adata.uns = read.obs, read.uns
@@ -179,6 +175,7 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
     click.echo(summarise(adata).to_string(na_rep=""))
     with in_a_sentence():
         for file in filter(None, (output, table)):
+            check_output(source, file, overwrite)
             write_annotated(adata, file)
             click.echo(f"Wrote {file}")
         remove(kept)
@@ -212,7 +209,7 @@ def list_scores(memory):
     from .memory.companions import METHODS
 
     if "scores" not in memory:
-        return []
+        return ["The model has no memory of its training cells: nothing tells how far its names can be trusted."]
     scores, n = memory["scores"].numpy(), int(memory["n_validation"])
     lines = [f"On {n:,} validation cells of its training set, by macro-F1:"]
     for i in np.argsort(-scores[:, 1], kind="stable"):
@@ -287,16 +284,24 @@ def convert(source, destination, genes):
 
 @main.command()
 @click.option("--profile", default="demo", show_default=True)
-@click.option("-o", "--output", default="report", show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="A folder; $SCBERT_RUNS/report or, without it, report."
+)
 def report(profile, output):
     """Turn the executed notebooks of a profile into HTML, with an index page."""
+    import os
+
     from .run.notebooks import check_clone
     from .run.report import write_report
 
+    output = output or Path(os.environ.get("SCBERT_RUNS", "")) / "report"
     if not run_directory(profile, "x").parent.is_dir():  # nothing was run, or not here
         check_clone("scbert report")
-    with in_a_sentence():
+    with in_a_sentence(), warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
         scoreboard = write_report(profile, output)
+    for warning in heard:
+        click.echo(f"Warning: {warning.message}", err=True)
     if scoreboard is not None:
         click.echo(scoreboard.fillna("").to_string(index=False))
     click.echo(f"Wrote {output / 'index.html'}")

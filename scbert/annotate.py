@@ -233,12 +233,13 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed", 
     cells = tokens if hasattr(tokens, "in_order") else CellDataset(tokens)  # held to their counts before
     device, packed = next(encoder.parameters()).device, encoder.config.expressed_only
     bar = tqdm(desc="annotate", total=len(cells), unit="cell", file=sys.stdout, mininterval=1, disable=not progress)
-    keep, model = keep and Path(keep), keep and hash_model(encoder, head)
+    keep, model, n_kept = keep and Path(keep), keep and f"{hash_model(encoder, head)} {batch_size}", 0
     with bar:
         for window in cells.windows(CELLS_A_WINDOW):
             file = keep and find_block(keep, model, window)
             if file and (kept := read_block(file)):
                 bar.update(len(kept[-1]))
+                n_kept += len(kept[-1])
                 yield kept
                 continue
             order, batches = plan_batches(window.getnnz(1) + 1, encoder.config, batch_size), []
@@ -257,6 +258,8 @@ def _run(encoder, tokens, batch_size, progress, *, head=None, pool="expressed", 
             if file and not write_block(file, found):
                 keep = None
             yield found
+    if n_kept and progress:
+        print(f"{n_kept:,} of the {len(cells):,} cells were read from {keep}, where an earlier run had kept them.")
 
 
 def _pool(bins, pool, hidden, entered=None):

@@ -71,6 +71,47 @@ def run_directory(profile: str, notebook: str) -> Path:
     return Path(os.environ.get("SCBERT_RUNS") or find_root() / "runs") / profile / notebook
 
 
+def make_writable(folder: Path) -> None:
+    """Make a folder if it is not there; a ValueError if nothing can be written to it, or to a folder in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shut = [place for place in (folder, *filter(Path.is_dir, folder.iterdir())) if not os.access(place, os.W_OK)]
+        why = "permission denied"
+    except OSError as error:
+        shut, why = [folder], error.strerror
+    if shut:
+        raise ValueError(f"Nothing can be written to {shut[0]} ({why}): set SCBERT_RUNS to a folder that can be.")
+
+
+def is_held(folder: Path) -> bool:
+    """Say whether a run is writing into a folder now: it holds the lock in it."""
+    import filelock
+
+    try:
+        if (folder / ".lock").exists():
+            with filelock.FileLock(folder / ".lock", blocking=False):
+                pass
+    except filelock.Timeout:
+        return True
+    except OSError:  # of somebody else, who may
+        pass
+    return False
+
+
+def say_unfinished(model: Path) -> str:
+    """Say that a model is that of the run before the newest, which has not finished, or nothing."""
+    model = Path(model).resolve()
+    folder, left = model.parent, model.parent / "unfinished"
+    if not left.is_dir() or not (folder / ".lock").exists():
+        return ""
+    if is_held(folder):
+        return f"A run is writing into {folder} now, and {model.name} is of the run before: wait until it has finished."
+    return (
+        f"The newest run in {folder} has not finished, and {model.name} is of the run before, maybe of other cells: run it "
+        f"again or, to use this one all the same, remove {left}."
+    )
+
+
 @contextlib.contextmanager
 def replace_whole(path: Path) -> Iterator[Path]:
     """Yield where to write a file that then takes the place of `path` in one step; after an error nothing is changed, or left.

@@ -98,7 +98,7 @@ def measure(parts, encoder, seed):
 def plan_rows(seeds):
     """Return the keys of all rows, those that answer most first; width 0 is logistic regression."""
     points = [(0, 0), *PLAN]
-    return [(name, n, seed, *point) for n in LABELS for point in points for seed in range(seeds) for name in SETS]
+    return [(name, n, seed, *point) for point in points for n in LABELS for seed in range(seeds) for name in SETS]
 
 
 def main():

@@ -129,15 +129,26 @@ def derive_numbers():
         for encoder in table.columns.drop("random") if table["random"].notna().all() else ():
             found = stats.ttest_rel(table[encoder], table["random"])
             intervals.add(((table[encoder] - table["random"]).mean(), *found.confidence_interval(0.95)))
+    sound, published = by_seed.xs("sound", level="head"), by_seed.xs("published", level="head")
+    plain = by_seed.xs("none", level="head")["logistic_regression"]
+    gains = (sound.sub(sound["random"], axis=0) - published.sub(published["random"], axis=0)).drop(columns="random")
+    readers = ["mean of genes", "one number a gene"]
+    for_layer = layers.set_index(["encoder", "cells a label", "layer", "seed"])[readers]
+    gaps = for_layer.loc["pbmc-small"] - for_layer.loc["random"]
+    for table in (gains, sound.rsub(plain, axis=0), gaps.xs(2, level="layer")):
+        for _, part in table.groupby(level="cells a label"):
+            for column in part.columns[part.notna().all()]:
+                found = stats.ttest_1samp(part[column], 0)
+                intervals.add((part[column].mean(), *found.confidence_interval(0.95)))
     for _, table in layers.groupby(["encoder", "cells a label", "layer"]):
-        single |= set(table.select_dtypes("number").mean())
+        numbers = table.select_dtypes("number")
+        single |= {*numbers.mean(), *numbers[readers].min(), *numbers[readers].max()}
     cells = pd.read_csv(ROOT / "figures" / "small" / "04_benchmark" / "predictions.csv.gz", keep_default_na=False)
     for _, table in cells[cells["part"] == "test"].groupby("protocol"):
-        if (table["scbert_scratch"] != "").all():
-            long = table.melt(["repeat", "fold", "cell", "truth"], ["scbert", "scbert_scratch"], "method", "predicted")
-            intervals.add(
-                tuple(metrics.compare(long, "scbert", "scbert_scratch")[name] for name in ("value", "low", "high"))
-            )
+        for pair in (["scbert", "scbert_scratch"], ["scbert_tuned", "scbert"]):
+            if (table[pair] != "").all(axis=None):
+                long = table.melt(["repeat", "fold", "cell", "truth"], pair, "method", "predicted")
+                intervals.add(tuple(metrics.compare(long, *pair)[name] for name in ("value", "low", "high")))
     return intervals, single
 
 

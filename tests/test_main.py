@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import anndata
+import filelock
 import nbformat
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 
 import scbert
 from scbert.__main__ import main
-from scbert.run import notebooks
+from scbert.run import annotated, notebooks
 
 PARAMETERS = """
 profile: str = "demo"  # the profile
@@ -155,6 +156,10 @@ def test_a_failing_notebook_says_where_and_why(scbert_cli, tmp_path):
             {"dataset": "cells.h5ad", "label_key": "kind"},
             "cells.h5ad has no column 'kind' in obs; it has: cell_type, ba",
         ),
+        (
+            {"dataset": "cells.h5ad", "label_key": "kind shuffled"},
+            "cells.h5ad has no column 'kind shuffled' in obs; it has: cell_type, ba",
+        ),
         ({"label_key": "scbert_cell_type"}, "obs['scbert_cell_type'] is a column that scbert writes itself: copy"),
         ({"labels": "nowhere.csv"}, "There is no file nowhere.csv"),
     ],
@@ -167,6 +172,12 @@ def test_values_that_cannot_be_meant_are_refused_before_a_kernel_starts(
     assert code == 1
     assert output.startswith("Error: ") and message in output and output.endswith("Nothing was run.\n")
     assert not (tmp_path / "seen.json").exists()
+
+
+def test_labels_are_shuffled_of_a_column_that_is_there(scbert_cli, tmp_path, make_cells):
+    make_cells().write_h5ad(tmp_path / "cells.h5ad")
+    code, output = scbert_cli("run", "03", "-p", "dataset", "cells.h5ad", "-p", "label_key", "cell_type shuffled")
+    assert code == 0, output
 
 
 def test_a_table_of_labels_goes_with_the_data_set(scbert_cli, tmp_path):
@@ -551,19 +562,82 @@ def test_the_annotator_of_the_run_before_one_that_did_not_finish_is_refused(scbe
     (tmp_path / "run" / "unfinished").mkdir(parents=True)
     (tmp_path / "run" / ".lock").touch()
     classifier.save(tmp_path / "run" / "annotator")
-    asked = ("annotate", "mine.h5ad", "--model", "run/annotator", "-o", "out.h5ad")
+    sentence = (
+        f"The newest run in {tmp_path / 'run'} has not finished, and annotator is of the run before, maybe of other"
+    )
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "annotator")
+    for model in ("run/annotator", "link", "run/annotator/."):
+        code, output = scbert_cli("annotate", "mine.h5ad", "--model", model, "-o", "out.h5ad")
+        assert code != 0
+        assert sentence in output
+    with pytest.warns(UserWarning, match="has not finished, and annotator is of the run before"):
+        scbert.load(tmp_path / "link")
+    with filelock.FileLock(tmp_path / "run" / ".lock"):
+        code, output = scbert_cli("annotate", "mine.h5ad", "--model", "link", "-o", "out.h5ad")
+    assert code != 0
+    assert "now, and annotator is of the run before: wait until it has finished" in output
+    assert "remove" not in output
+    (tmp_path / "run" / "unfinished").rmdir()
+    assert scbert_cli("annotate", "mine.h5ad", "--model", "link", "-o", "out.h5ad")[0] == 0
+
+
+def test_a_run_beside_another_of_the_same_notebook_is_refused_and_leaves_its_notebook_alone(scbert_cli, tmp_path):
+    folder = tmp_path / "runs" / "demo" / "03_test"
+    folder.mkdir(parents=True)
+    (folder / "03_test.unfinished.ipynb").write_text("is being written")
+    with filelock.FileLock(folder / ".lock"):
+        code, output = scbert_cli("run", "03_test")
+    assert code != 0
+    assert f"Another run of 03_test is writing into {folder}: wait for it" in output
+    assert (folder / "03_test.unfinished.ipynb").read_text() == "is being written"
+
+
+def test_two_programs_do_not_write_one_output(scbert_cli, tmp_path, files, monkeypatch):
+    asked = ("annotate", "mine.h5ad", "--model", "model", "-o", "out.csv")
+    kept = tmp_path / "out.csv.unfinished"
+    kept.mkdir()
+    with filelock.FileLock(kept / ".lock"):
+        code, output = scbert_cli(*asked)
+        assert code != 0
+        assert "Another scbert annotate is writing out.csv: wait for it, or give another name." in output
+        assert kept.is_dir()
+    summarise = annotated.summarise
+
+    def meanwhile(adata):
+        (tmp_path / "out.csv").write_text("written by somebody else")
+        return summarise(adata)
+
+    monkeypatch.setattr(annotated, "summarise", meanwhile)
     code, output = scbert_cli(*asked)
     assert code != 0
-    assert "The newest run in run has not finished, and annotator is of the run before, maybe of other cells" in output
-    (tmp_path / "run" / "unfinished").rmdir()
-    assert scbert_cli(*asked)[0] == 0
+    assert "out.csv is there already" in output
+    assert (tmp_path / "out.csv").read_text() == "written by somebody else"
+    assert list(kept.glob("*.npz"))  # what was computed is kept
+
+
+def test_a_line_says_what_the_model_is(scbert_cli, tmp_path, files, classifier):
+    classifier.save(tmp_path / "model", card="# Mine\n\n- blood, sha256 ab\n- gut, sha256 cd\n\n- label_key: kind\n")
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "out.csv")
+    assert code == 0
+    assert "Model: trained on blood, gut (kind), 3 labels, written 20" in output
+    memory, classifier.memory = classifier.memory, {}
+    classifier.save(tmp_path / "model")
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "other.csv")
+    assert "The model has no memory of its training cells: nothing tells how far its names can be trusted." in output
+    classifier.memory = memory
 
 
 def test_what_is_kept_for_an_annotation_that_is_killed_is_gone_when_it_has_ended(scbert_cli, tmp_path, files):
-    (tmp_path / "out.csv.unfinished").mkdir()
-    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "out.csv")
+    kept = tmp_path / "out.csv.unfinished"
+    scbert.annotate(scbert.datasets.read("mine.h5ad"), scbert.load("model"), batch_size=7, keep=kept)
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "other.csv", "--batch-size", 7)
+    assert "were read from" not in output
+    code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "out.csv", "--batch-size", 7)
     assert code == 0, output
-    assert "Going on with what out.csv.unfinished holds." in output
+    assert (
+        f"{files.n_obs} of the {files.n_obs} cells were read from out.csv.unfinished, where an earlier run had"
+        in output
+    )
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.csv"]
 
 
@@ -598,7 +672,7 @@ def test_want_of_memory_is_a_sentence(scbert_cli, tmp_path, files, monkeypatch, 
 def test_the_report_links_each_notebook_that_was_run(scbert_cli, tmp_path):
     code, output = scbert_cli("report")
     assert code != 0
-    assert "No notebook of the demo profile was run yet: make reproduce PROFILE=demo" in output
+    assert "No notebook of the demo profile was run by scbert run or make reproduce yet." in output
     for name in ("03_test", "04_other"):
         folder = tmp_path / "runs" / "demo" / name
         folder.mkdir(parents=True)
@@ -610,8 +684,23 @@ def test_the_report_links_each_notebook_that_was_run(scbert_cli, tmp_path):
     assert code == 0, output
     page = (tmp_path / "report" / "index.html").read_text()
     assert '<a href="03_test.html">03_test</a>: 7 s, 2 checks passed' in page
-    assert '<a href="04_other.html">04_other</a>: did not finish' in page
+    assert '<a href="04_other.html">04_other</a>: its record is missing or damaged' in page
     assert "n_epochs" in (tmp_path / "report" / "03_test.html").read_text()
+
+
+def test_a_notebook_that_is_cut_off_is_named_and_the_others_are_shown(scbert_cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCBERT_RUNS", str(tmp_path / "elsewhere"))
+    for name in ("03_test", "04_other"):
+        folder = tmp_path / "elsewhere" / "demo" / name
+        folder.mkdir(parents=True)
+        text = (tmp_path / "notebooks" / f"{name}.ipynb").read_text()
+        (folder / f"{name}.unfinished.ipynb").write_text(text[: 50 if name == "03_test" else None])
+    code, output = scbert_cli("report")
+    assert code == 0, output
+    assert "Warning: " in output and "03_test.unfinished.ipynb is no notebook" in output
+    page = (tmp_path / "elsewhere" / "report" / "index.html").read_text()
+    assert "03_test" not in page
+    assert '<a href="04_other.html">04_other</a>: did not finish' in page
 
 
 # scbert fetch and scbert convert

@@ -1,6 +1,7 @@
 """What a profile needs is listed from runs, from what is stated and from the catalogue, and compared with what is free."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -379,3 +380,14 @@ def test_a_profile_with_a_mistake_is_one_sentence_with_file_and_line(root, text,
     with pytest.raises(ValueError, match=message) as error:
         preflight.read_sections(root / "notebooks", "small")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_of_runs_that_can_not_be_written_to_is_named(tmp_path, monkeypatch):
+    tmp_path.chmod(0o555)
+    monkeypatch.setenv("SCBERT_RUNS", str(tmp_path / "runs"))
+    try:
+        needs = preflight.list_needs("demo", ["11_scoreboard"])
+        assert "Nothing can be written below" in " ".join(preflight.find_shortages(needs, "demo"))
+    finally:
+        tmp_path.chmod(0o755)

@@ -390,8 +390,34 @@ def test_a_run_that_is_refused_before_it_writes_leaves_what_was_there(root):
     run = start()
     write_text(run.path("annotator") / "config.json", "{}")
     run.finish()
-    start()
-    assert sorted(path.name for path in run.directory.iterdir()) == [".lock", "annotator", "record.json", "unfinished"]
+    later = start()
+    there = [".lock", "annotator", "record.json"]
+    assert sorted(path.name for path in run.directory.iterdir()) == there
+    later.path("jobs")  # the work begins, and what is there is of the run before
+    assert sorted(path.name for path in run.directory.iterdir()) == [*there, "unfinished"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("name", ["", "jobs", "annotator"])
+def test_a_folder_that_can_not_be_written_to_is_named_before_any_work(root, name):
+    run = start()
+    run.path("annotator").mkdir()
+    run.path("jobs").mkdir()
+    run.finish()
+    shut = run.directory / name
+    shut.chmod(0o555)
+    try:
+        with pytest.raises(ValueError, match=f"Nothing can be written to {shut} .permission denied.: set SCBERT_RUNS"):
+            start()
+    finally:
+        shut.chmod(0o755)
+
+
+def test_a_folder_that_can_not_be_made_is_named(root, monkeypatch):
+    (root / "file").touch()
+    monkeypatch.setenv("SCBERT_RUNS", str(root / "file"))
+    with pytest.raises(ValueError, match="Nothing can be written to .*file.*: set SCBERT_RUNS"):
+        start()
 
 
 def test_in_one_process_the_later_of_two_runs_takes_the_place_of_the_other(root):

@@ -57,6 +57,10 @@ def test_the_paper_profile_is_judged_and_others_show_stand_ins(published):
     assert paper["majority"].tolist() == ["0.400 [0.390, 0.410]", "0.400 [0.390, 0.410]", ""]
     assert paper["published reproductions"].tolist() == ["0.8800 [K], 0.8912 [B]", "0.9500 [B]", ""]
 
+    records = {"05": {"metrics": {"tiny/scbert/accuracy": number(0.8)}, "source": "published"}}
+    shipped = scoreboard.fill_board(published, scoreboard.gather_metrics(records), "demo")
+    assert shipped["this run (demo stand-in)"].tolist() == ["0.800 [0.790, 0.810] (published run)", "", ""]
+
     demo = scoreboard.fill_board(published, metrics, "demo")
     assert set(demo["verdict"]) == {"not run"}  # however near the stand-in lies
     assert demo["this run (demo stand-in)"].tolist() == ["0.900 [0.890, 0.910]", "0.700 [0.690, 0.710]", ""]

@@ -49,6 +49,15 @@ def list_runs(records: Mapping[str, dict], *, without: str = "") -> pd.DataFrame
     return pd.DataFrame(rows).T
 
 
+def gather_metrics(records: Mapping[str, dict]) -> dict[str, dict]:
+    """Return name -> number of all records of a profile, see `scbert.report.read_records`, each with its "source"."""
+    return {
+        name: number | {"source": record["source"]}
+        for record in records.values()
+        for name, number in record["metrics"].items()
+    }
+
+
 def judge(number: dict | None, published: float, band: float) -> str:
     """Return a verdict on a number of a record: "reproduced" within the band, "close" within twice the band.
 
@@ -63,8 +72,8 @@ def judge(number: dict | None, published: float, band: float) -> str:
 def fill_board(published: pd.DataFrame, metrics: Mapping[str, dict], profile: str) -> pd.DataFrame:
     """Put the paper's numbers, those of others and of this run in one table, with a verdict on each.
 
-    `published` is from `read_published`; `metrics` is name -> number of all records of the `profile`. Only "paper" runs
-    the paper's quantities, and gets verdicts; in others a row shows its stand-in, of other cells, and says "not run".
+    `published` is from `read_published`; `metrics` is from `gather_metrics`. Only "paper" runs the paper's quantities, and
+    gets verdicts; in others a row shows its stand-in, of other cells, and says "not run".
 
     One row a metric: `experiment`, `paper`, `published reproductions` with their sources, `this run`, the same of each
     of `RIVALS`, and `verdict`.
@@ -85,9 +94,12 @@ def fill_board(published: pd.DataFrame, metrics: Mapping[str, dict], profile: st
 
 
 def _write_numbers(metrics: Mapping[str, dict], names: Sequence[str]) -> list[str]:
-    """Return each metric as ``value [low, high]``, and an empty text where there is none."""
-    numbers = [metrics.get(name) for name in names]
-    return ["" if n is None else f"{n['value']:.3f} [{n['low']:.3f}, {n['high']:.3f}]" for n in numbers]
+    """Return each metric as ``value [low, high]``, marked if not of this machine, and an empty text where there is none."""
+    form = "{value:.3f} [{low:.3f}, {high:.3f}]"
+    marks = [" (published run)" if metrics.get(name, {}).get("source") == "published" else "" for name in names]
+    return [
+        form.format(**metrics[name]) + mark if name in metrics else "" for name, mark in zip(names, marks, strict=True)
+    ]
 
 
 def select_reproduced(published: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:

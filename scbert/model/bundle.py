@@ -166,6 +166,8 @@ def read_bundle(path: str | Path) -> Bundle:
     try:
         about = json.loads((path / "config.json").read_bytes())
         for name, digest in about.pop("files_sha256", {}).items():  # older ones have none
+            if not (path / name).is_file():
+                raise ValueError(f"{name} is missing")
             if hash_file(path / name) != digest:
                 raise ValueError(f"{name} is not what was written")
         genes = (path / "genes.txt").read_bytes().decode().removesuffix("\n").split("\n")
@@ -182,9 +184,9 @@ def read_bundle(path: str | Path) -> Bundle:
     if about.pop("format", None) != 1:
         raise ValueError(f"The bundle {path} was written by another version of this package.")
     if genes_hash != hash_genes(genes):
-        raise ValueError(f"genes.txt of the bundle {path} is not the gene list its weights were trained on.")
+        raise ValueError(f"genes.txt of {path} is not the gene list of its weights: copy or train the bundle again.")
     if labels_hash != (None if labels is None else hash_genes(labels)):
-        raise ValueError(f"labels.json of the bundle {path} is not the list of labels its weights were trained on.")
+        raise ValueError(f"labels.json of {path} is not the list of its labels: copy or train the bundle again.")
     try:
         config = ScBertConfig(**about)
     except (TypeError, ValueError) as error:

@@ -1,5 +1,6 @@
 """The annotation head, and a fine-tuned model with what it needs to annotate."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..paths import say_unfinished
 from .bundle import compare_shapes, read_bundle, write_bundle
 from .config import ScBertConfig
 from .encoder import ScBert
@@ -117,6 +119,10 @@ def load(path: str | Path) -> ScBert | Classifier:
     path
         A directory with ``model.safetensors``, ``config.json``, ``genes.txt`` and, for a classifier, ``labels.json``.
 
+    Warns
+    -----
+    Where a newer run of the notebook that made it is at work, or has not finished: the model is of the run before.
+
     Raises
     ------
     ValueError
@@ -125,6 +131,8 @@ def load(path: str | Path) -> ScBert | Classifier:
     Differs from the published code: no pickle is read, and labels and genes travel with the weights.
     """
     config, weights, genes, labels, licence, memory, ontology_ids, outcome, head = read_bundle(path)
+    if sentence := say_unfinished(path):
+        warnings.warn(sentence, stacklevel=2)
     vectors = torch.zeros(config.n_genes, config.dim) if config.gene_embedding == "frozen" else None
     encoder = ScBert(config, vectors, genes)
     encoder.licence = licence

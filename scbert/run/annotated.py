@@ -1,13 +1,18 @@
 """What `scbert annotate` leaves: a file of annotated cells or a table of their names, never over what was good."""
 
+import contextlib
 import os
+import re
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import anndata
+import filelock
 import h5py
 import pandas as pd
 
-from ..paths import first_line, replace_whole
+from ..paths import first_line, remove, replace_whole
 
 COLUMNS = ("cell_type", "cell_type_ontology_term_id", "confidence", "consensus", "agreement", "logistic_regression",
            "nearest_centroid", "distance", "unlike_training")  # fmt: skip
@@ -34,6 +39,33 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
         raise ValueError(f"{output} is there already: give another name, or say --overwrite.")
     if output.exists() and output.suffix == ".h5ad" and not h5py.is_hdf5(output):
         raise ValueError(f"{output} is no h5ad file, whatever its name: it is left alone. Give another name.")
+
+
+@contextlib.contextmanager
+def hold_output(output: Path) -> Iterator[Path]:
+    """Yield the folder of what is kept for an output until it is written; a ValueError while another program holds it."""
+    kept = output.with_name(f"{output.name}.unfinished")
+    kept.mkdir(exist_ok=True)
+    lock = filelock.FileLock(kept / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise ValueError(f"Another scbert annotate is writing {output}: wait for it, or give another name.") from None
+    try:
+        yield kept
+    finally:
+        if kept.is_dir() and all(file.name == ".lock" for file in kept.iterdir()):
+            remove(kept)
+        lock.release()
+
+
+def describe_model(folder: Path, labels: Sequence[str]) -> str:
+    """Return a line on what an annotator learnt from, as its card says, how many labels it knows, and when it was written."""
+    card = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
+    data = ", ".join(re.findall(r"^- (.+), sha256 ", card, re.M)) or "cells that its card does not name"
+    key = "".join(re.findall(r"^- label_key: (.+)$", card, re.M)[:1])
+    written = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "config.json").stat().st_mtime))
+    return f"Model: trained on {data}{key and f' ({key})'}, {len(labels)} labels, written {written}."
 
 
 def write_annotated(adata: anndata.AnnData, output: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import psutil
 
-from ..paths import PartDone, count_processes, find_part, find_rank, find_root, is_clone, write_text
+from ..paths import PartDone, count_processes, find_part, find_rank, find_root, is_clone, is_held, write_text
 from . import preflight
 from .parameters import check_parameters
 
@@ -151,6 +151,11 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     message, unfinished = None, output.with_name(f"{output.stem}.unfinished.ipynb")
+    if is_held(output.parent):  # its notebook there is being written
+        raise click.ClickException(
+            f"Another run of {source.stem} is writing into {output.parent}: wait for it, end it (in JupyterLab, shut down its "
+            "kernel), or set SCBERT_RUNS to another folder. Nothing was run."
+        )
     _end_with(os.environ.get("SCBERT_WATCH"))
     try:
         papermill.execute_notebook(

@@ -65,7 +65,7 @@ def check_parameters(values: Mapping, kinds: Mapping[str, str]) -> dict:
     if path.suffix == ".h5ad" and key:
         with contextlib.suppress(OSError, KeyError), h5py.File(path) as file:  # another format, or an older one
             columns = list(file["obs"].attrs["column-order"])
-            if key not in columns:
+            if not {key, key.removesuffix(datasets.SHUFFLED)} & set(columns):
                 raise ValueError(f"{path} has no column {key!r} in obs; it has: {', '.join(columns) or 'none at all'}.")
     return parsed
 

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import os
 import re
 import shutil
 import timeit
@@ -233,6 +234,8 @@ def find_shortages(needs: pd.DataFrame, profile: str, *, jobs: int = 1, parts: i
         fetched, written = 0, fetched + written
     places = [(cache, fetched, free["cache_gb"], "SCBERT_CACHE"), (runs, written, free["runs_gb"], "SCBERT_RUNS")]
     for folder, due, there, name in places:
+        if (due or name == "SCBERT_RUNS") and not os.access(_find_existing(folder), os.W_OK):
+            found.append(f"Nothing can be written below {folder}: set {name} to a folder that can be.")
         if due > there:
             due, there = format_bytes(int(due * GB)), format_bytes(int(there * GB))
             found.append(

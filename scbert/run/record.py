@@ -20,7 +20,7 @@ import pandas as pd
 
 from ..data.counts import survey_counts
 from ..model.bundle import say_licence
-from ..paths import find_part, find_root, measure_peak_memory_mb, remove, run_directory, write_text
+from ..paths import find_part, find_root, make_writable, measure_peak_memory_mb, remove, run_directory, write_text
 from ..sources.datasets import part_names
 from .parameters import check_parameters
 
@@ -52,13 +52,12 @@ class Run:
         self.profile, self.seed = self.parameters["profile"], self.parameters["seed"]
         self.tf32 = self.profile in TF32
         self.directory = run_directory(self.profile, notebook)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_writable(self.directory)
         self._held, self._place = None, self.directory / UNFINISHED
         if not find_part():
             self._lock()
             settle(self.directory)
             remove(self._place)  # what a run that did not finish left
-        self._place.mkdir(exist_ok=True)
         self.data, self.metrics, self.checks, self.warnings = {}, {}, [], []
         self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
         self.earlier_seconds = 0.0  # of an interrupted run that this one continues, and of its parts
@@ -87,13 +86,12 @@ class Run:
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this run: of what it will leave, and of ``jobs``, which the next run finds too."""
-        if Path(name).parts[0] in ("jobs", "checkpoints"):
-            return self.directory / name
-        return self._place / name
+        self._place.mkdir(exist_ok=True)  # not before: a run that is refused leaves what was there as it was
+        return (self.directory if Path(name).parts[0] in ("jobs", "checkpoints") else self._place) / name
 
     def checkpoint(self, stage: str) -> Path:
         """Return the checkpoint file of a stage; checkpoints live until the run is finished."""
-        return self.directory / "checkpoints" / f"{stage}.pt"
+        return self.path("checkpoints") / f"{stage}.pt"
 
     def note_data(self, name: str, adata) -> str:
         """Put a data set and its hash on record, print its size, and return its name: of a file, the stem."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import filelock
 import pandas as pd
 
-from ..paths import find_root, run_directory, write_text
+from ..paths import find_root, first_line, run_directory, write_text
 from .record import settle
 
 
@@ -60,12 +60,21 @@ def write_report(profile: str, output: Path) -> pd.DataFrame | None:
     found = sorted(run_directory(profile, "x").parent.glob("*/*.ipynb"))
     notebooks = {path.stem.removesuffix(".unfinished"): path for path in reversed(found)}  # a whole one wins
     if not notebooks:
-        raise ValueError(f"No notebook of the {profile} profile was run yet: make reproduce PROFILE={profile}.")
+        raise ValueError(
+            f"No notebook of the {profile} profile was run by scbert run or make reproduce yet. What JupyterLab or papermill "
+            "run keeps its pages where you put them."
+        )
     rows = []
     for stem, path in sorted(notebooks.items()):
-        write_text(output / f"{stem}.html", HTMLExporter().from_filename(str(path))[0])
+        try:
+            page = HTMLExporter().from_filename(str(path))[0]
+        except Exception as error:  # nbformat's are of many types
+            warnings.warn(f"{path} is no notebook ({first_line(error)}), and is left out: run it again.", stacklevel=2)
+            continue
+        write_text(output / f"{stem}.html", page)
         done = read_record(path.parent / "record.json")
-        state = f"{done['seconds']:.0f} s, {len(done['checks'])} checks passed" if done else "did not finish"
+        lacks = "did not finish" if path.stem.endswith(".unfinished") else "its record is missing or damaged"
+        state = f"{done['seconds']:.0f} s, {len(done['checks'])} checks passed" if done else lacks
         rows.append(f'<li><a href="{stem}.html">{stem}</a>: {state}</li>')
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>scBERT companion, {profile} profile</title>"

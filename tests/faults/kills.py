@@ -436,6 +436,7 @@ def in_child(act, prepare=lambda: None, seconds=120):
     if child == 0:
         status, said = 0, ""
         os.close(read)
+        torch.set_num_threads(1)  # the threads of the process that forked are not here, and would be waited for
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # h5py's complaints about a full disk
         try:
             with warnings.catch_warnings(record=True) as heard:
