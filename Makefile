@@ -29,7 +29,7 @@ export OPENBLAS_THREAD_TIMEOUT ?= 4
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce report test lab lint refresh publish docs
+.PHONY: help reproduce report test test-browser lab lint refresh publish docs
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +75,9 @@ test: export OMP_NUM_THREADS ?= $(or $(THREADS),1)
 test: .venv/test.installed  ## Unit tests, then every notebook with its outputs compared
 	$(BIN)/python -m pytest -q $(AT_ONCE) tests
 	$(BIN)/python -m pytest -q $(AT_ONCE) --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
+
+test-browser: .venv/browser.installed  ## The report in a browser: needs Chromium (apt-get install chromium)
+	$(BIN)/python -m pytest -q -rs tests/test_report.py
 
 lab: .venv/lab.installed  ## JupyterLab on the notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-lab --notebook-dir notebooks

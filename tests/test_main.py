@@ -677,14 +677,30 @@ def test_the_report_links_each_notebook_that_was_run(scbert_cli, tmp_path):
         folder = tmp_path / "runs" / "demo" / name
         folder.mkdir(parents=True)
         (folder / f"{name}.ipynb").write_text((tmp_path / "notebooks" / f"{name}.ipynb").read_text())
-    (tmp_path / "runs" / "demo" / "03_test" / "record.json").write_text(
-        '{"notebook": "03_test", "parameters": {}, "seconds": 7.4, "peak_memory_mb": 1, "checks": [{}, {}]}'
-    )
+    record = {
+        "notebook": "03_test",
+        "parameters": {},
+        "seconds": 7.4,
+        "peak_memory_mb": 1,
+        "checks": [{}, {}],
+        "seed": 3,
+    }
+    record |= {"data": {"mine": 64 * "a"}, "versions": {"torch": "2"}, "git_commit": "abc"}
+    file = tmp_path / "runs" / "demo" / "03_test" / "record.json"
+    file.write_text(json.dumps(record))
+    os.utime(file, (0, 0))
     code, output = scbert_cli("report")
     assert code == 0, output
     page = (tmp_path / "report" / "index.html").read_text()
-    assert '<a href="03_test.html">03_test</a>: 7 s, 2 checks passed' in page
-    assert '<a href="04_other.html">04_other</a>: its record is missing or damaged' in page
+    assert '<a href="03_test.html">03_test</a>' in page
+    assert "7 s, 2 checks passed, seed 3, data: mine (sha256 aaaaaaaaaaaa)." in page
+    assert "its record is missing or damaged" in page
+    assert "torch 2" in page and "abc" in page
+    os.utime(file)  # the notebook was run again elsewhere
+    scbert_cli("report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "its record is of a later run, by JupyterLab or papermill: run it again by scbert run." in page
+    assert "7 s" not in page
     assert "n_epochs" in (tmp_path / "report" / "03_test.html").read_text()
 
 
@@ -700,7 +716,7 @@ def test_a_notebook_that_is_cut_off_is_named_and_the_others_are_shown(scbert_cli
     assert "Warning: " in output and "03_test.unfinished.ipynb is no notebook" in output
     page = (tmp_path / "elsewhere" / "report" / "index.html").read_text()
     assert "03_test" not in page
-    assert '<a href="04_other.html">04_other</a>: did not finish' in page
+    assert '<a href="04_other.html">04_other</a>' in page and "did not finish" in page
 
 
 # scbert fetch and scbert convert

@@ -59,6 +59,7 @@ class Run:
             settle(self.directory)
             remove(self._place)  # what a run that did not finish left
         self.data, self.metrics, self.checks, self.warnings = {}, {}, [], []
+        self.figures = {}  # name -> number of the cell that saved it, where there are cells
         self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
         self.earlier_seconds = 0.0  # of an interrupted run that this one continues, and of its parts
         self.earlier_memory_mb = 0.0  # the most that one of their processes held
@@ -152,6 +153,7 @@ class Run:
         self.save_table(table, name)
         if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
             shell.display_formatter.formatters["image/png"].for_type(type(figure), _draw_small)
+            self.figures[name] = len(shell.user_ns["In"]) - 1  # execution_count may be the next one already
 
     def check(self, name: str, value: float | None = None, band: tuple[float, float] | None = None) -> None:
         """Raise an AssertionError if a number, a metric on record if None, is outside its band (low, high), both allowed.
@@ -208,6 +210,7 @@ class Run:
             "peak_memory_mb": max(measure_peak_memory_mb(), self.earlier_memory_mb),
             "metrics": self.metrics,
             "checks": self.checks,
+            "figures": self.figures,
         } | ({"warnings": self.warnings} if self.warnings else {})
         write_text(self.path("record.json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
         settle(self.directory)

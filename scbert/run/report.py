@@ -2,14 +2,22 @@
 
 import contextlib
 import json
+import re
+import shutil
 import warnings
 from pathlib import Path
 
 import filelock
+import jinja2
+import markupsafe
+import nbformat
 import pandas as pd
 
-from ..paths import find_root, first_line, run_directory, write_text
+from ..paths import find_root, first_line, replace_whole, run_directory, write_text
 from .record import settle
+
+PAGES = Path(__file__).with_name("pages")
+"""The templates of the report, and its style."""
 
 
 def read_records(profile: str) -> dict[str, dict]:
@@ -51,37 +59,127 @@ def read_record(file: Path) -> dict | None:
 
 
 def write_report(profile: str, output: Path) -> pd.DataFrame | None:
-    """Turn the executed notebooks of a profile into HTML, with an index page, and return the scoreboard if there is one.
+    """Turn the executed notebooks of a profile into pages that need no network, and return the scoreboard if there is one.
 
-    A ValueError says that no notebook of the profile was run.
+    The front page has the scoreboard, the notebooks, all figures with their panel of the paper, their data and the cell that
+    made them, and how all was made. A ValueError says that no notebook of the profile was run.
     """
-    from nbconvert import HTMLExporter
-
-    found = sorted(run_directory(profile, "x").parent.glob("*/*.ipynb"))
-    notebooks = {path.stem.removesuffix(".unfinished"): path for path in reversed(found)}  # a whole one wins
-    if not notebooks:
+    folder = run_directory(profile, "x").parent
+    notebooks = {path.stem.removesuffix(".unfinished"): path for path in sorted(folder.glob("*/*.ipynb"), reverse=True)}
+    if not notebooks:  # a whole one wins over an unfinished one
         raise ValueError(
             f"No notebook of the {profile} profile was run by scbert run or make reproduce yet. What JupyterLab or papermill "
             "run keeps its pages where you put them."
         )
-    rows = []
+    pages, records, figures, texts = [], [], [], []
     for stem, path in sorted(notebooks.items()):
         try:
-            page = HTMLExporter().from_filename(str(path))[0]
+            notebook = nbformat.read(path, as_version=4)
         except Exception as error:  # nbformat's are of many types
             warnings.warn(f"{path} is no notebook ({first_line(error)}), and is left out: run it again.", stacklevel=2)
             continue
-        write_text(output / f"{stem}.html", page)
-        done = read_record(path.parent / "record.json")
-        lacks = "did not finish" if path.stem.endswith(".unfinished") else "its record is missing or damaged"
-        state = f"{done['seconds']:.0f} s, {len(done['checks'])} checks passed" if done else lacks
-        rows.append(f'<li><a href="{stem}.html">{stem}</a>: {state}</li>')
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>scBERT companion, {profile} profile</title>"
-        "<style>body{font:16px/1.6 sans-serif;max-width:44em;margin:3em auto;padding:0 1em}</style>"
-        f"<h1>scBERT companion: {profile} profile</h1><p>Executed notebooks. Only the paper profile is a reproduction.</p>"
-        f"<ul>{''.join(rows)}</ul></html>\n"
-    )
-    write_text(output / "index.html", page)
-    scoreboard = run_directory(profile, "11_scoreboard") / "scoreboard.csv"
-    return pd.read_csv(scoreboard) if scoreboard.exists() else None
+        record, facts = _describe(path)
+        records += [record] if record else []
+        title = next(iter(re.findall(r"^# (?:\d+ · )?(.+)$", notebook.cells[0].source, re.M)), stem)
+        page = {"stem": stem, "title": title, "facts": facts, "warnings": (record or {}).get("warnings", ())}
+        pages.append(page | {"notebook": notebook})
+        figures += [*_list_figures(notebook, record, path.parent, output)] if record else []
+        prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+        texts += [[f"{stem}.html#cell-id={cell.id}", stem, " ".join(cell.source.split())] for cell in prose]
+    scoreboard = folder / "11_scoreboard" / "scoreboard.csv"
+    board = pd.read_csv(scoreboard) if scoreboard.exists() else None
+    table = "" if board is None else board.fillna("").to_html(index=False, border=0)
+    stems = [page["stem"] for page in pages]
+    for before, page, after in zip([None, *stems], pages, [*stems[1:], None], strict=False):
+        body = _write_cells(page["notebook"], figures, stems)
+        _write_page(
+            output / f"{page['stem']}.html", "page", **page, profile=profile, before=before, after=after, body=body
+        )
+    _write_page(
+        output / "index.html", "index", title="Report", profile=profile, board=table, pages=pages, figures=figures,
+        texts=texts, made=_say_how(records),
+    )  # fmt: skip
+    return board
+
+
+def _write_page(path, name, **what):
+    loader = jinja2.FileSystemLoader(PAGES)
+    text = jinja2.Environment(loader=loader, autoescape=True).get_template(f"{name}.html.j2")
+    safe = {key: markupsafe.Markup(what[key]) for key in ("board", "body") if key in what}
+    write_text(path, text.render(what | safe))
+
+
+def _describe(path):
+    """Return the record of an executed notebook, None if it is of another run, and a sentence on the run."""
+    file = path.parent / "record.json"
+    record = read_record(file)
+    if path.stem.endswith(".unfinished"):
+        return None, "did not finish: as far as it came."
+    if record is None:
+        return None, "its record is missing or damaged."
+    if file.stat().st_mtime > path.stat().st_mtime:  # scbert run writes the notebook last
+        return None, "its record is of a later run, by JupyterLab or papermill: run it again by scbert run."
+    data = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in record["data"].items()) or "none"
+    minutes = f"{record['seconds']:.0f} s" if record["seconds"] < 120 else f"{record['seconds'] / 60:.0f} minutes"
+    return record, f"{minutes}, {len(record['checks'])} checks passed, seed {record['seed']}, data: {data}."
+
+
+def _list_figures(notebook, record, folder, output):
+    """Yield what the front page says of each figure of a run, once its picture and its table are copied to the report."""
+    file = find_root() / "figures" / "FIGURE_MAP.csv"
+    known = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["figure", "notebook", "panel", "what"])
+    known = known[known["notebook"] == record["notebook"]].groupby("panel")[["figure", "what"]].agg(list)
+    by_count = {cell.get("execution_count"): cell for cell in notebook.cells if cell.cell_type == "code"}
+    for picture in sorted(folder.glob("*.png")):
+        name, cell = picture.stem, by_count.get(record.get("figures", {}).get(picture.stem))
+        for file in (picture, picture.with_suffix(".csv")):
+            if file.exists():
+                with replace_whole(output / "figures" / folder.name / file.name) as temporary:
+                    shutil.copyfile(file, temporary)
+        drawn = [f"scbert.{name}" for name in re.findall(r"\bplot(?:_\w+)?\.\w+", cell.source if cell else "")]
+        place = f"figures/{folder.name}/{name}"
+        yield {
+            "stem": folder.name, "name": name, "file": f"{place}.png",
+            "table": f"{place}.csv" if picture.with_suffix(".csv").exists() else "",
+            "panel": " and ".join(known["figure"].get(name, ["Not in the paper"])),
+            "what": "; ".join(known["what"].get(name, [name.replace("_", " ")])),
+            "cell": list(by_count.values()).index(cell) + 1 if cell else "?",
+            "id": cell.id if cell else "", "source": f"By {', '.join(drawn)}." if drawn else "",
+            "page": f"{folder.name}.html#cell-id={cell.id}" if cell else f"{folder.name}.html",
+        }  # fmt: skip
+
+
+def _write_cells(notebook, figures, stems):
+    """Return the cells of a notebook as HTML, its pictures described, its links to pages of the report, or none."""
+    from nbconvert import HTMLExporter
+
+    what = {figure["id"]: figure["what"] for figure in figures}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                output.metadata["image/png"] = {"alt": what.get(cell.id, "A figure, described in the text around it")}
+    exporter = HTMLExporter(extra_template_basedirs=[str(PAGES)], template_name="cells")
+    body = exporter.from_notebook_node(notebook)[0]
+
+    def link(found):
+        stem = re.fullmatch(r"(\d\d_\w+)\.ipynb", found[1])
+        if re.match("https?://|#", found[1]):
+            return found[0]
+        return f'<a href="{stem[1]}.html">{found[2]}</a>' if stem and stem[1] in stems else found[2]
+
+    return re.sub(r'<a href="([^"]*)"[^>]*>(.*?)</a>', link, body, flags=re.S)
+
+
+def _say_how(records):
+    """Return what all records say of how they were made: commit, versions, seeds, time."""
+
+    def gather(values):
+        return ", ".join(dict.fromkeys(map(str, values))) or "not known"
+
+    versions = [f"{name} {version}" for record in records for name, version in record["versions"].items()]
+    return {
+        "Commit": gather(record["git_commit"] for record in records),
+        "Versions": gather(versions),
+        "Seeds": gather(record["seed"] for record in records),
+        "Minutes in all": f"{sum(record['seconds'] for record in records) / 60:.1f}",
+    }
