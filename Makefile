@@ -79,8 +79,8 @@ test: .venv/test.installed  ## Unit tests, then every notebook with its outputs 
 test-browser: .venv/browser.installed  ## The report in a browser: needs Chromium (apt-get install chromium)
 	$(BIN)/python -m pytest -q -rs tests/test_report.py
 
-lab: .venv/lab.installed  ## JupyterLab on the notebooks
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-lab --notebook-dir notebooks
+lab: .venv/lab.installed  ## JupyterLab on the notebooks; FLAGS="--port 9000" is passed on
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter-lab --notebook-dir notebooks $(FLAGS)
 
 lint: .venv/dev.installed  ## Style of code and notebooks
 	$(BIN)/ruff check scbert tests notebooks docs

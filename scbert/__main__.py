@@ -30,6 +30,7 @@ def in_a_sentence():
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="scbert-companion", prog_name="scbert")
 def main():
     """Reproduce, learn from, and adapt scBERT."""
     logging.getLogger("papermill").setLevel(logging.ERROR)

@@ -63,7 +63,9 @@ def scbert_cli(clone, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["03", "-p", "n_epoch", "5"], "03_test has no parameter n_epoch. It has: profile, n_epochs, rate,"),
+        (["03", "-p", "n_epoch", "5"], "03_test has no parameter n_epoch. Did you mean n_epochs? Nothing was run."),
+        (["03", "-p", "zzz", "5"], "03_test has no parameter zzz. It has: profile, n_epochs, rate,"),
+        (["03", "-p", "dataset", "pbmc3"], "no data set of that name in the catalogue (pbmc3k, "),
         (["03", "-p", "n_epochs", "many"], "Parameter n_epochs must be of type int, not 'many'"),
         (["03", "-p", "n_epochs", "1.5"], "Parameter n_epochs must be of type int, not '1.5'"),
         (["03", "-p", "rate", "fast"], "Parameter rate must be of type float, not 'fast'"),
@@ -82,6 +84,10 @@ def test_what_cannot_run_is_refused_before_anything_is_written(scbert_cli, tmp_p
     assert message in output
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "seen.json").exists()
+
+
+def test_the_version_is_said(scbert_cli):
+    assert scbert_cli("--version") == (0, f"scbert, version {scbert.__version__}\n")
 
 
 def test_help_on_a_notebook_prints_its_parameters(scbert_cli):

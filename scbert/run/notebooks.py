@@ -1,5 +1,6 @@
 """Running a notebook by papermill, its parameters checked before a kernel starts."""
 
+import difflib
 import os
 import re
 import shutil
@@ -129,9 +130,9 @@ def choose_parameters(source: Path, offered: dict, profile: str, given: dict[str
         chosen["dataset"] = f"{(written | chosen)['dataset']} with {chosen.pop('labels')}"
     unknown = sorted(set(chosen) - set(offered))
     if unknown:
-        raise click.ClickException(
-            f"{source.stem} has no parameter {', '.join(unknown)}. It has: {', '.join(offered)}. Nothing was run."
-        )
+        near = difflib.get_close_matches(unknown[0], offered)
+        meant = f"Did you mean {' or '.join(near)}?" if near else f"It has: {', '.join(offered)}."
+        raise click.ClickException(f"{source.stem} has no parameter {', '.join(unknown)}. {meant} Nothing was run.")
     try:
         kinds = {name: kind for name, (kind, _, _) in offered.items() if name in written | chosen}
         checked = check_parameters({name: (written | chosen)[name] for name in kinds}, kinds)

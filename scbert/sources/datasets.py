@@ -1,5 +1,6 @@
 """Cells by name or by path: always counts in `X`, and labels and batches where they are asked for."""
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -132,8 +133,9 @@ def find_cells(name: str | Path) -> Path:
         raise ValueError(f"{name} is an address: download the file, and give its path.")
     path = find_file(Path(name).expanduser())
     if not path.exists():
-        known = ", ".join(key for key, entry in CATALOGUE.items() if entry["kind"] == "cells")
-        raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({known}).")
+        known = [key for key, entry in CATALOGUE.items() if entry["kind"] == "cells"]
+        near = difflib.get_close_matches(str(name), known) or known
+        raise ValueError(f"There is no file {path}, and no data set of that name in the catalogue ({', '.join(near)}).")
     return path
 
 
