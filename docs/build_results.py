@@ -22,6 +22,7 @@ from scipy import stats
 
 from scbert import metrics
 from scbert.experiments.benchmark import summarise_costs
+from scbert.experiments.scoreboard import gather_metrics, judge_claims
 from scbert.run.preflight import read_defaults, read_sections
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,6 +225,14 @@ def say_verdicts(run: str, rival: str) -> list[str]:
     return [verdict(difference(run, table.stem, rival)) for table in tables if rows(run, table.stem, method=rival)]
 
 
+def claims(profile: str) -> list[dict]:
+    """Return the verdicts on the paper's claims from all published records of a profile."""
+    records = [json.loads(file.read_text()) for file in sorted((ROOT / "figures" / profile).glob("*.json"))]
+    known = {done["notebook"]: done | {"source": "published"} for done in records}
+    file = ROOT / "tests" / "expected" / "claims.csv"
+    return judge_claims(file, gather_metrics(known)).reset_index().to_dict("records")
+
+
 def command(run: str) -> str:
     """Return the command of a published run: its profile, and what differs from that profile's parameters."""
     done, source = record(run), ROOT / "notebooks" / f"{find_record(run).stem}.ipynb"
@@ -295,7 +304,7 @@ def render(template: str) -> str:
     functions = (
         record, metric, rows, costs, row, difference, number, score, change, size, percent, points, verdict, count, label,
         say_verdicts, rank, cells, columns, table, note, claim, command, paired, measured, few_cells, lead, layer,
-        average, share_of_head, count_states,
+        average, share_of_head, count_states, claims,
     )  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "docs"), undefined=jinja2.StrictUndefined, trim_blocks=True,

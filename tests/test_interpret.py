@@ -254,6 +254,14 @@ def test_members_are_marked_and_a_type_without_sets_is_left_open():
     assert interpret.write_top(marked) == "a: x* y\nb: x"
 
 
+def test_known_genes_have_their_rank_in_each_ranking():
+    scores = pd.DataFrame({"x": [3, 0], "y": [2, 1], "z": [1, 1]}, index=["a", "b"])
+    collections = {"first": ({"one": ["x", "z"], "two": ["x", "none"]}, {"a": ["one", "two"], "c": ["one"]})}
+    table = interpret.rank_known({"high": scores, "low": -scores}, collections)
+    assert table.to_dict("list") == {"type": ["a", "a"], "gene": ["x", "z"], "high": [1, 3], "low": [3, 1]}
+    assert list(interpret.rank_known({"high": scores}, {}).columns) == ["type", "gene", "high"]
+
+
 def test_enrichment_is_the_hypergeometric_test_over_all_sets():
     pytest.importorskip("gseapy", reason="gseapy is an extra")
     background = [f"g{i}" for i in range(100)]

@@ -50,7 +50,7 @@ def test_the_record_has_exactly_the_agreed_keys(root, make_cells):
     written = json.loads(text, parse_constant=refuse_nan)
     assert list(written) == [
         *["notebook", "profile", "parameters", "seed", "git_commit", "versions", "data", "seconds", "peak_memory_mb"],
-        *["metrics", "checks"],
+        *["metrics", "checks", "figures"],
     ]
     assert (written["notebook"], written["profile"], written["seed"]) == ("03_test", "demo", 0)
     assert written["parameters"] == {

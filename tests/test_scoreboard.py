@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scbert import scoreboard
+from scbert import report, scoreboard
 
 PUBLISHED = """experiment,metric,paper,source,figure,n,band,band_reason,reproduction,reproduction_source,stand_in
 E1,big/scbert/accuracy,0.9,P,Fig. 2a,100,0.01,ten runs,0.88,K,tiny/scbert/accuracy
@@ -98,3 +98,55 @@ def test_runs_are_listed_by_notebook():
     runs = scoreboard.list_runs(records, without="11_scoreboard")
     expected = {"source": ["published"] * 2, "seconds": [3.5] * 2, "metrics": [0, 1]}
     pd.testing.assert_frame_equal(runs, pd.DataFrame(expected, ["00_a", "01_b"], dtype=object))
+
+
+CLAIM = """claim,experiment,paper,others,against,metric,rival,lower_is_better
+best,E1,paper [P],none,a line,[^:/]+/scbert/accuracy,line,0
+deletes,E8,paper [P],none,even,[^:/]+/scbert:attention/area,even,1
+finds,E6,paper [P],none,a line,[^:/]+:held_out/scbert/recall,line,0
+vectors,none,not tested [P],p [B],others,[^:/]+/scbert/accuracy,other,0
+"""
+
+
+@pytest.mark.parametrize(
+    ("differences", "counts", "verdict"),
+    [
+        ({"a": 0.1, "b": 0.2}, [2, 0, 0], "supported"),
+        ({"a": 0.1, "b": -0.2}, [1, 0, 1], "supported with conditions"),
+        ({"a": 0.005, "b": -0.2}, [0, 1, 1], "not supported"),
+        ({}, [0, 0, 0], "not yet tested"),
+    ],
+)
+def test_a_claim_is_judged_by_each_difference_on_record(tmp_path, differences, counts, verdict):
+    (tmp_path / "claims.csv").write_text(CLAIM)
+    metrics = {f"{name}/scbert/accuracy_minus_line": number(value) for name, value in differences.items()}
+    board = scoreboard.judge_claims(tmp_path / "claims.csv", metrics)
+    row = board.loc["best"]
+    assert (row[["ahead", "not decided", "behind"]].tolist(), row["verdict"]) == (counts, verdict)
+    assert row["against"] == "a line"
+    assert board.loc["vectors", "verdict"] == "not yet tested"
+
+
+def test_small_is_good_where_a_claim_says_so_and_intervals_apart_decide_without_a_difference(tmp_path):
+    (tmp_path / "claims.csv").write_text(CLAIM)
+    metrics = {"a/scbert:attention/area_minus_even": number(-0.1)}
+    metrics |= {"a:held_out/scbert/recall": number(0.5), "a:held_out/line/recall": number(0.3)}
+    metrics |= {"b:held_out/scbert/recall": number(0.5), "b:held_out/line/recall": number(0.51)}
+    board = scoreboard.judge_claims(tmp_path / "claims.csv", metrics)
+    assert board.loc["deletes", "verdict"] == "supported"
+    assert board.loc["finds", ["ahead", "not decided", "behind"]].tolist() == [1, 1, 0]
+
+
+def test_claims_without_a_column_are_refused(tmp_path):
+    (tmp_path / "claims.csv").write_text(CLAIM.replace("rival", "enemy"))
+    with pytest.raises(ValueError, match="lacks the columns rival"):
+        scoreboard.judge_claims(tmp_path / "claims.csv", {})
+
+
+@pytest.mark.parametrize("profile", ["demo", "small"])
+def test_each_claim_but_gene2vec_is_asked_by_some_profile(profile):
+    records = {name: r for name, r in report.read_records(profile).items() if r["source"] == "published"}
+    board = scoreboard.judge_claims("tests/expected/claims.csv", scoreboard.gather_metrics(records))
+    open_claims = board.index[board["verdict"] == "not yet tested"].tolist()
+    assert "gene2vec matters" in open_claims
+    assert len(open_claims) == (1 if profile == "small" else 2)

@@ -329,6 +329,25 @@ def mark_members(top: pd.DataFrame, collections: Mapping[str, tuple[Mapping, Map
     return top.assign(member=[gene in members[kind] if kind in members else None for kind, gene in pairs])
 
 
+def rank_known(
+    rankings: Mapping[str, pd.DataFrame], collections: Mapping[str, tuple[Mapping, Mapping]]
+) -> pd.DataFrame:
+    """Return where each ranking puts the genes that are known of a type: 1 is the first of all genes of that type.
+
+    `rankings` are name -> scores (types x genes), the most important gene the largest; what is known is in the sets of the
+    first of the `collections`, as in `mark_members`. One row a type and gene that the rankings have, a column each ranking.
+    """
+    sets, names = next(iter(collections.values()), ({}, {}))
+    ranks = {name: scores.rank(axis=1, ascending=False, method="min") for name, scores in rankings.items()}
+    rows = [
+        {"type": kind, "gene": gene} | {name: int(table.loc[kind, gene]) for name, table in ranks.items()}
+        for kind, own in names.items()
+        for gene in dict.fromkeys(gene for name in own for gene in sets[name])
+        if all(kind in table.index and gene in table.columns for table in ranks.values())
+    ]
+    return pd.DataFrame(rows, columns=["type", "gene", *rankings])
+
+
 def write_top(top: pd.DataFrame) -> str:
     """Return a line for each type: its top genes, best first, with a star at each `member` of a set of the type."""
     starred = top["gene"] + np.where(top["member"].eq(True), "*", "")

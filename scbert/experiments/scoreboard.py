@@ -1,5 +1,6 @@
 """The paper's numbers beside those of others and of this run, and a verdict on each (notebook 11)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pandas as pd
 
 from ..paths import find_file
 
+CLAIMS = ["claim", "experiment", "paper", "others", "against", "metric", "rival", "lower_is_better"]
 RIVALS = ("logistic_regression", "majority")
 """Methods that stand beside each of scBERT's numbers, on the same cells."""
 
@@ -26,14 +28,45 @@ def read_published(path: str | Path) -> pd.DataFrame:
     run may lie to have reproduced it, and `band_reason`; `reproduction`, a value that others found, and
     `reproduction_source`; and `stand_in`, the metric of the demo that is nearest to it.
     """
-    table = pd.read_csv(find_file(path))
-    missing = [column for column in COLUMNS if column not in table]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it needs {', '.join(COLUMNS)}.")
+    table = _read_list(path, COLUMNS)
     without = table["metric"][table["paper"].notna() & ~(table["band"] > 0)]
     if len(without):
         raise ValueError(f"{path} has a published value but no band of: {', '.join(without)}.")
     return table
+
+
+def judge_claims(path: str | Path, metrics: Mapping[str, dict]) -> pd.DataFrame:
+    """Return what the records of a profile say of the paper's claims, such as those of ``tests/expected/claims.csv``.
+
+    `metrics` is from `gather_metrics`. A claim has `paper`, its evidence, `others`, what published reproductions found, both
+    with tags of their sources; and what asks it here: `metric`, a regular expression of names without the rival, `rival`, and
+    `lower_is_better`. Of each metric the difference to the rival on record decides, or else the two intervals apart.
+
+    One row a claim: how often scBERT is `ahead`, `behind`, or it is `not decided`, and the `verdict`: "supported" if it is
+    ahead each time, "supported with conditions" if sometimes, "not supported" if never, "not yet tested" without a metric. It
+    is about the cells and models of this profile. A ValueError if a column is missing.
+    """
+    table, rows = _read_list(path, CLAIMS), []
+    for row in table.itertuples():
+        names = sorted({name.split("_minus_")[0] for name in metrics})
+        found = [_compare(metrics, name, row.rival) for name in names if re.fullmatch(row.metric, name)]
+        signs = [(-1) ** row.lower_is_better * sign for sign in found if sign is not None]
+        counts = {"ahead": signs.count(1), "not decided": signs.count(0), "behind": signs.count(-1)}
+        some = "supported with conditions" if counts["ahead"] else "not supported"
+        verdict = "supported" if signs and counts["ahead"] == len(signs) else some if signs else "not yet tested"
+        rows.append(counts | {"verdict": verdict})
+    return table.set_index("claim")[CLAIMS[1:5]].join(pd.DataFrame(rows, index=table["claim"]))
+
+
+def _compare(metrics, name, rival):
+    """Return 1 if a method is above a rival, -1 if below, 0 if that is not decided, None if there is no such rival."""
+    number = metrics.get(f"{name}_minus_{rival}")
+    if number is None:
+        one, other = metrics.get(name), metrics.get(re.sub("/scbert(?=[:/])", f"/{rival}", name))
+        if one is None or other is None or one is other:
+            return None
+        number = {"low": one["low"] - other["high"], "high": one["high"] - other["low"]}
+    return int(number["low"] > 0) - int(number["high"] < 0)
 
 
 def list_runs(records: Mapping[str, dict], *, without: str = "") -> pd.DataFrame:
@@ -47,6 +80,14 @@ def list_runs(records: Mapping[str, dict], *, without: str = "") -> pd.DataFrame
         if name != without
     }
     return pd.DataFrame(rows).T
+
+
+def _read_list(path, columns):
+    table = pd.read_csv(find_file(path), keep_default_na=False, na_values=[""])
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: it needs {', '.join(columns)}.")
+    return table
 
 
 def gather_metrics(records: Mapping[str, dict]) -> dict[str, dict]:

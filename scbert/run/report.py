@@ -86,9 +86,9 @@ def write_report(profile: str, output: Path) -> pd.DataFrame | None:
         figures += [*_list_figures(notebook, record, path.parent, output)] if record else []
         prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
         texts += [[f"{stem}.html#cell-id={cell.id}", stem, " ".join(cell.source.split())] for cell in prose]
-    scoreboard = folder / "11_scoreboard" / "scoreboard.csv"
-    board = pd.read_csv(scoreboard) if scoreboard.exists() else None
-    table = "" if board is None else board.fillna("").to_html(index=False, border=0)
+    files = [folder / "11_scoreboard" / f"{name}.csv" for name in ("scoreboard", "claims")]
+    board, claims = (pd.read_csv(file) if file.exists() else None for file in files)
+    tables = ["" if table is None else table.fillna("").to_html(index=False, border=0) for table in (board, claims)]
     stems = [page["stem"] for page in pages]
     for before, page, after in zip([None, *stems], pages, [*stems[1:], None], strict=False):
         body = _write_cells(page["notebook"], figures, stems)
@@ -96,8 +96,8 @@ def write_report(profile: str, output: Path) -> pd.DataFrame | None:
             output / f"{page['stem']}.html", "page", **page, profile=profile, before=before, after=after, body=body
         )
     _write_page(
-        output / "index.html", "index", title="Report", profile=profile, board=table, pages=pages, figures=figures,
-        texts=texts, made=_say_how(records),
+        output / "index.html", "index", title="Report", profile=profile, board=tables[0], claims=tables[1], pages=pages,
+        figures=figures, texts=texts, made=_say_how(records),
     )  # fmt: skip
     return board
 
@@ -105,7 +105,7 @@ def write_report(profile: str, output: Path) -> pd.DataFrame | None:
 def _write_page(path, name, **what):
     loader = jinja2.FileSystemLoader(PAGES)
     text = jinja2.Environment(loader=loader, autoescape=True).get_template(f"{name}.html.j2")
-    safe = {key: markupsafe.Markup(what[key]) for key in ("board", "body") if key in what}
+    safe = {key: markupsafe.Markup(what[key]) for key in ("board", "claims", "body") if key in what}
     write_text(path, text.render(what | safe))
 
 
