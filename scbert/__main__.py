@@ -191,6 +191,8 @@ def annotate(source, model, output, table, umap, unassigned_below, batch_size, r
 
 def say_annotated(adata, classifier, heard):
     """Print how many genes were found, how well the model did on validation cells, and each warning on a line."""
+    from .model.bundle import say_outcome
+
     report = adata.uns["scbert"]["annotate"]
     click.echo(
         f"Genes: {report['genes_matched']:,} of the model's {report['genes_in_vocabulary']:,} found "
@@ -199,6 +201,8 @@ def say_annotated(adata, classifier, heard):
     )
     for line in list_scores(classifier.memory):
         click.echo(line)
+    if classifier.outcome.get("state") == "unfinished":
+        click.echo(f"Warning: {say_outcome(classifier.outcome)}", err=True)
     for message in dict.fromkeys(str(warning.message) for warning in heard):
         click.echo(f"Warning: {message}", err=True)
 

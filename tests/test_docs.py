@@ -135,7 +135,11 @@ def derive_numbers():
     readers = ["mean of genes", "one number a gene"]
     for_layer = layers.set_index(["encoder", "cells a label", "layer", "seed"])[readers]
     gaps = for_layer.loc["pbmc-small"] - for_layer.loc["random"]
-    for table in (gains, sound.rsub(plain, axis=0), gaps.xs(2, level="layer")):
+    depth = [
+        for_layer.loc[who].xs(0, level="layer") - for_layer.loc[who].xs(2, level="layer")
+        for who in ("pbmc-small", "random")
+    ]
+    for table in (gains, sound.rsub(plain, axis=0), gaps.xs(2, level="layer"), *depth):
         for _, part in table.groupby(level="cells a label"):
             for column in part.columns[part.notna().all()]:
                 found = stats.ttest_1samp(part[column], 0)

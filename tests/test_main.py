@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata
@@ -460,7 +461,7 @@ def test_bad_cells_are_refused_in_one_sentence(scbert_cli, tmp_path, files, chan
         (["mine.h5ad", "--model", "nowhere", "-o", "out.h5ad"], "There is no folder nowhere"),
         (["mine.h5ad", "--model", "mine.h5ad", "-o", "out.h5ad"], "mine.h5ad is not a model bundle"),
         (["mine.h5ad", "--model", "model", "-o", "no/out.h5ad"], "There is no folder no to write out.h5ad into"),
-        (["mine.h5ad", "--model", "model", "-o", "notebooks"], "notebooks must end in .h5ad"),
+        (["mine.h5ad", "--model", "model", "-o", "notebooks"], "notebooks is a folder: name a file in it."),
         (["mine.h5ad", "--model", "model"], "Missing option '-o'"),
         (["mine.h5ad", "--model", "model", "-o", "out.h5ad", "--batch-size", "0"], "--batch-size"),
         (["mine.h5ad", "--model", "model", "-o", "out.h5ad", "--unassigned-below", "50"], "--unassigned-below"),
@@ -591,11 +592,15 @@ def test_a_run_beside_another_of_the_same_notebook_is_refused_and_leaves_its_not
     folder = tmp_path / "runs" / "demo" / "03_test"
     folder.mkdir(parents=True)
     (folder / "03_test.unfinished.ipynb").write_text("is being written")
-    with filelock.FileLock(folder / ".lock"):
-        code, output = scbert_cli("run", "03_test")
-    assert code != 0
-    assert f"Another run of 03_test is writing into {folder}: wait for it" in output
-    assert (folder / "03_test.unfinished.ipynb").read_text() == "is being written"
+    for lock in (".lock", ".03_test.lock"):  # of its kernel, and of scbert run until that has one
+        held = filelock.FileLock(folder / lock, thread_local=False)
+        with ThreadPoolExecutor() as others:
+            others.submit(held.acquire).result()
+            code, output = scbert_cli("run", "03_test")
+            others.submit(held.release).result()
+        assert code != 0
+        assert f"Another run of 03_test is writing into {folder}: wait for it" in output
+        assert (folder / "03_test.unfinished.ipynb").read_text() == "is being written"
 
 
 def test_two_programs_do_not_write_one_output(scbert_cli, tmp_path, files, monkeypatch):
@@ -627,9 +632,11 @@ def test_a_line_says_what_the_model_is(scbert_cli, tmp_path, files, classifier):
     assert code == 0
     assert "Model: trained on blood, gut (kind), 3 labels, written 20" in output
     memory, classifier.memory = classifier.memory, {}
+    classifier.outcome = {"state": "unfinished", "epochs": 2, "attempts": 1}
     classifier.save(tmp_path / "model")
     code, output = scbert_cli("annotate", "mine.h5ad", "--model", "model", "-o", "other.csv")
     assert "The model has no memory of its training cells: nothing tells how far its names can be trusted." in output
+    assert "Warning: The training was still improving after 2 epochs: give it more n_epochs." in output
     classifier.memory = memory
 
 
@@ -691,7 +698,11 @@ def test_the_report_links_each_notebook_that_was_run(scbert_cli, tmp_path):
         "checks": [{}, {}],
         "seed": 3,
     }
-    record |= {"data": {"mine": 64 * "a"}, "versions": {"torch": "2"}, "git_commit": "abc"}
+    record |= {"data": {"mine": 64 * "a"}, "versions": {"torch": "2"}, "git_commit": "abc", "profile": "demo"}
+    record["parameters"] = {"label_key": "kind shuffled", "n_epochs": 3}
+    (tmp_path / "figures" / "demo").mkdir(parents=True)
+    published = record | {"parameters": {"label_key": "kind shuffled", "n_epochs": 4}}
+    (tmp_path / "figures" / "demo" / "03_test.json").write_text(json.dumps(published))
     file = tmp_path / "runs" / "demo" / "03_test" / "record.json"
     file.write_text(json.dumps(record))
     os.utime(file, (0, 0))
@@ -699,7 +710,11 @@ def test_the_report_links_each_notebook_that_was_run(scbert_cli, tmp_path):
     assert code == 0, output
     page = (tmp_path / "report" / "index.html").read_text()
     assert '<a href="03_test.html">03_test</a>' in page
-    assert "7 s, 2 checks passed, seed 3, data: mine (sha256 aaaaaaaaaaaa)." in page
+    assert (
+        "7 s, 2 checks passed, seed 3, data: mine (sha256 aaaaaaaaaaaa), labels: kind shuffled, A SHUFFLED CONTR"
+        in page
+    )
+    assert "Its n_epochs differ from the published run" in page
     assert "its record is missing or damaged" in page
     assert "torch 2" in page and "abc" in page
     os.utime(file)  # the notebook was run again elsewhere

@@ -481,3 +481,16 @@ def test_the_card_of_the_encoder_that_ships_says_what_it_was_trained_on_and_how_
     card = (encoders.ENCODERS / "pbmc-small" / "README.md").read_text()
     for words in ("pbmc_pool", "zheng_facs", "gene_and_cell_tokens/masked_accuracy", "cells seen", "BSD-3-Clause"):
         assert words in card
+
+
+def test_the_larger_encoder_ships_in_half_precision_and_says_of_what_it_is():
+    encoder = scbert.load_encoder("pbmc-large")
+    sizes = [file.stat().st_size for file in encoders.ENCODERS.glob("*/*")]
+    assert sum(sizes) < 4_000_000  # of all that ship
+    assert encoder.config.expressed_only
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+    assert len(encoder.genes) > 10_000
+    assert scbert.genes.is_published(encoder.genes) or set(encoder.genes) <= set(scbert.published.load_vocabulary())
+    card = (encoders.ENCODERS / "pbmc-large" / "README.md").read_text()
+    for words in ("kang_pbmc", "pool_fetal_thymus", "cells seen", "encoders.csv", "GPL-3.0", "BSD-3-Clause"):
+        assert words in card

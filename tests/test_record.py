@@ -397,6 +397,18 @@ def test_a_run_that_is_refused_before_it_writes_leaves_what_was_there(root):
     assert sorted(path.name for path in run.directory.iterdir()) == [*there, "unfinished"]
 
 
+def test_a_run_that_is_refused_after_one_that_was_killed_leaves_the_mark_of_that_one(root):
+    run = start()
+    write_text(run.path("annotator") / "config.json", "{}")
+    run.finish()
+    write_text(start().path("scores.csv"), "of a run that did not finish")
+    start()  # refused by a later cell
+    assert paths.say_unfinished(run.directory / "annotator")
+    again = start()
+    again.path("jobs")
+    assert not again.path("scores.csv").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("name", ["", "jobs", "annotator"])
 def test_a_folder_that_can_not_be_written_to_is_named_before_any_work(root, name):

@@ -33,7 +33,8 @@ def report(clone, tmp_path, monkeypatch):
         folder = tmp_path / "runs" / "demo" / name
         folder.mkdir(parents=True)
         record = {"notebook": name, "parameters": {}, "seconds": 300, "peak_memory_mb": 1, "checks": [], "seed": 0}
-        record |= {"data": {MARKUP: 64 * "a"}, "versions": {"torch": "2"}, "git_commit": "abc", "figures": {"fig2b": 1}}
+        record |= {"data": {MARKUP: 64 * "a"}, "versions": {"torch": "2"}, "git_commit": "abc", "profile": "demo"}
+        record["figures"] = {"fig2b": 1} if name == "03_one" else {}
         (folder / "record.json").write_text(json.dumps(record | {"warnings": [MARKUP]}))
         nbformat.write(notebook, folder / f"{name}.ipynb")
     folder = tmp_path / "runs" / "demo" / "03_one"
@@ -56,6 +57,12 @@ def test_each_figure_stands_beside_its_panel_its_data_and_the_cell_that_made_it(
     assert 'href="figures/03_one/fig2b.csv"' in page
     assert (report / "figures" / "03_one" / "fig2b.csv").read_text() == "x\n1\n"
     assert (report / "figures" / "03_one" / "fig2b.png").exists()
+
+
+def test_a_figure_that_is_gone_is_missed(report, tmp_path):
+    (tmp_path / "runs" / "demo" / "03_one" / "fig2b.png").unlink()
+    with pytest.warns(UserWarning, match="03_one lacks the figure fig2b, or the cell that drew it: run it again"):
+        write_report("demo", tmp_path / "report")
 
 
 def test_links_lead_to_pages_of_the_report_or_are_none(report):

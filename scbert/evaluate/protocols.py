@@ -55,7 +55,7 @@ def stratified_splits(labels: Sequence[str], n_folds: int = 5, seed: int = 0) ->
     if len(few):
         folds = f"fewer than the {n_made} folds need" if n_folds > 1 else "fewer than 5, and a fifth is tested"
         names = ", ".join(f"{name!r} ({n})" for name, n in few[:5].items())
-        names += f" and {len(few) - 5} more; is it a measurement, and no label?" if len(few) > 5 else ""
+        names += f" and {len(few) - 5} more (is the column a measurement, and no label?)" if len(few) > 5 else ""
         raise ValueError(f"Too few cells have a label of these, {folds}: {names}. Merge or drop them.")
     folds = StratifiedKFold(n_made, shuffle=True, random_state=seed).split(labels, labels)
     return [_draw_validation(labels, rest, test, seed) for rest, test in folds][:n_folds]

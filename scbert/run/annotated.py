@@ -25,10 +25,10 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
     A name that ends in .h5ad is the annotated file, one in .csv a table. A file that is there is replaced only if
     `overwrite` says so and it is of the same kind; the input is never replaced.
     """
-    if output.suffix not in (".h5ad", ".csv"):
-        raise ValueError(f"{output} must end in .h5ad (all cells, annotated) or .csv (a table of their names).")
     if output.is_dir():
         raise ValueError(f"{output} is a folder: name a file in it.")
+    if output.suffix not in (".h5ad", ".csv"):
+        raise ValueError(f"{output} must end in .h5ad (all cells, annotated) or .csv (a table of their names).")
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder {output.parent} to write {output.name} into.")
     if not os.access(output.parent, os.W_OK):

@@ -1,5 +1,6 @@
 """Running a notebook by papermill, its parameters checked before a kernel starts."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import click
+import filelock
 import psutil
 
 from ..paths import PartDone, count_processes, find_part, find_rank, find_root, is_clone, is_held, write_text
@@ -146,17 +148,28 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
 
     Until then, and for good after an error, it is ``<stem>.unfinished.ipynb`` beside it: a good one stays.
     """
+    lock = filelock.FileLock(output.with_name(f".{output.stem}.lock"))  # Run takes another, in the kernel, and later
+    with contextlib.suppress(filelock.Timeout):
+        lock.acquire(blocking=False)
+    if is_held(output.parent) or not lock.is_locked:  # its notebook there is being written
+        lock.release()
+        raise click.ClickException(
+            f"Another run of {source.stem} is writing into {output.parent}: wait for it, end it (in JupyterLab, shut down its "
+            "kernel), or set SCBERT_RUNS to another folder. Nothing was run."
+        )
+    try:
+        return _execute(source, output, parameters, progress)
+    finally:
+        lock.release()
+
+
+def _execute(source, output, parameters, progress):
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     message, unfinished = None, output.with_name(f"{output.stem}.unfinished.ipynb")
-    if is_held(output.parent):  # its notebook there is being written
-        raise click.ClickException(
-            f"Another run of {source.stem} is writing into {output.parent}: wait for it, end it (in JupyterLab, shut down its "
-            "kernel), or set SCBERT_RUNS to another folder. Nothing was run."
-        )
     _end_with(os.environ.get("SCBERT_WATCH"))
     try:
         papermill.execute_notebook(

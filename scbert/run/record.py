@@ -53,11 +53,10 @@ class Run:
         self.tf32 = self.profile in TF32
         self.directory = run_directory(self.profile, notebook)
         make_writable(self.directory)
-        self._held, self._place = None, self.directory / UNFINISHED
+        self._held, self._place, self._begun = None, self.directory / UNFINISHED, False
         if not find_part():
             self._lock()
             settle(self.directory)
-            remove(self._place)  # what a run that did not finish left
         self.data, self.metrics, self.checks, self.warnings = {}, {}, [], []
         self.figures = {}  # name -> number of the cell that saved it, where there are cells
         self.versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
@@ -87,7 +86,11 @@ class Run:
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this run: of what it will leave, and of ``jobs``, which the next run finds too."""
-        self._place.mkdir(exist_ok=True)  # not before: a run that is refused leaves what was there as it was
+        if not self._begun:  # not before: a run that is refused leaves all as it was, a run that did not finish too
+            self._begun = True
+            if self._held:
+                remove(self._place)
+            self._place.mkdir(exist_ok=True)
         return (self.directory if Path(name).parts[0] in ("jobs", "checkpoints") else self._place) / name
 
     def checkpoint(self, stage: str) -> Path:

@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 
 from ..paths import find_root, first_line, replace_whole, run_directory, write_text
+from ..sources import datasets
 from .record import settle
 
 PAGES = Path(__file__).with_name("pages")
@@ -116,10 +117,17 @@ def _describe(path):
     if path.stem.endswith(".unfinished"):
         return None, "did not finish: as far as it came."
     if record is None:
+        warnings.warn(f"{path.name} has no record beside it, or a damaged one: run it again.", stacklevel=3)
         return None, "its record is missing or damaged."
     if file.stat().st_mtime > path.stat().st_mtime:  # scbert run writes the notebook last
         return None, "its record is of a later run, by JupyterLab or papermill: run it again by scbert run."
     data = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in record["data"].items()) or "none"
+    key = record["parameters"].get("label_key") or "none"
+    data += f", labels: {key}" + (", A SHUFFLED CONTROL" if key.endswith(datasets.SHUFFLED) else "")
+    published = read_record(find_root() / "figures" / record["profile"] / f"{record['notebook']}.json") or record
+    changed = [name for name, value in record["parameters"].items() if published["parameters"].get(name) != value]
+    if changed:
+        data += f". Its {', '.join(changed)} differ from the published run's, which the text is about"
     minutes = f"{record['seconds']:.0f} s" if record["seconds"] < 120 else f"{record['seconds'] / 60:.0f} minutes"
     return record, f"{minutes}, {len(record['checks'])} checks passed, seed {record['seed']}, data: {data}."
 
@@ -130,6 +138,9 @@ def _list_figures(notebook, record, folder, output):
     known = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["figure", "notebook", "panel", "what"])
     known = known[known["notebook"] == record["notebook"]].groupby("panel")[["figure", "what"]].agg(list)
     by_count = {cell.get("execution_count"): cell for cell in notebook.cells if cell.cell_type == "code"}
+    for name, number in record.get("figures", {}).items():
+        if not (folder / f"{name}.png").exists() or number not in by_count:
+            warnings.warn(f"{folder} lacks the figure {name}, or the cell that drew it: run it again.", stacklevel=3)
     for picture in sorted(folder.glob("*.png")):
         name, cell = picture.stem, by_count.get(record.get("figures", {}).get(picture.stem))
         for file in (picture, picture.with_suffix(".csv")):
