@@ -97,7 +97,7 @@ def test_the_core_is_read_in_half_an_hour():
 
 def test_the_package_stays_within_its_budget():
     n_lines = count_lines(*PACKAGE.rglob("*.py"))
-    assert 5_000 < n_lines <= 17_050, f"The package has {n_lines} lines: a library may do part of it."
+    assert 5_000 < n_lines <= 17_100, f"The package has {n_lines} lines: a library may do part of it."
 
 
 def find_packed(path):
