@@ -458,7 +458,8 @@ def test_an_encoder_is_loaded_from_wherever_it_is(tmp_path, monkeypatch, vocabul
 
 def test_an_encoder_that_is_nowhere_is_one_sentence(tmp_path):
     with pytest.raises(
-        ValueError, match=r"There is no bundle or file .*none, and no weights of that name \(pbmc-large, pbmc-small, scb"
+        ValueError,
+        match=r"There is no bundle or file .*none, and no weights of that name \(pbmc-large, pbmc-small, scb",
     ):
         scbert.load_encoder(tmp_path / "none")
 

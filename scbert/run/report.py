@@ -89,6 +89,8 @@ def write_report(profile: str, output: Path) -> pd.DataFrame | None:
         texts += [[f"{stem}.html#cell-id={cell.id}", stem, " ".join(cell.source.split())] for cell in prose]
     files = [folder / "11_scoreboard" / f"{name}.csv" for name in ("scoreboard", "claims")]
     board, claims = (pd.read_csv(file) if file.exists() else None for file in files)
+    if claims is not None:
+        claims.insert(1, "verdict", claims.pop("verdict"))  # seen first on a phone
     tables = ["" if table is None else table.fillna("").to_html(index=False, border=0) for table in (board, claims)]
     stems = [page["stem"] for page in pages]
     for before, page, after in zip([None, *stems], pages, [*stems[1:], None], strict=False):
