@@ -227,8 +227,8 @@ def say_verdicts(run: str, rival: str) -> list[str]:
 
 def claims(profile: str) -> list[dict]:
     """Return the verdicts on the paper's claims from all published records of a profile."""
-    records = [json.loads(file.read_text()) for file in sorted((ROOT / "figures" / profile).glob("*.json"))]
-    known = {done["notebook"]: done | {"source": "published"} for done in records}
+    numbers = [file.name[:2] for file in sorted((ROOT / "figures" / profile).glob("*.json"))]
+    known = {number: record(f"{profile}/{number}") | {"source": "published"} for number in numbers}
     file = ROOT / "tests" / "expected" / "claims.csv"
     return judge_claims(file, gather_metrics(known)).reset_index().to_dict("records")
 

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -98,6 +99,14 @@ def is_held(folder: Path) -> bool:
     return False
 
 
+def say_held(notebook: str, folder: Path) -> str:
+    """Say what to do where another run of a notebook holds its folder."""
+    return (
+        f"Another run of {notebook} is writing into {folder}: wait for it, end it (in JupyterLab, shut down its kernel), or "
+        "set SCBERT_RUNS to another folder."
+    )
+
+
 def say_unfinished(model: Path) -> str:
     """Say that a model is that of the run before the newest, which has not finished, or nothing."""
     model = Path(model).resolve()
@@ -153,6 +162,11 @@ def hash_file(path: Path) -> str:
     """Return the sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(said: dict) -> str:
+    """Return a hash of what a file of JSON says, to be written into it, last."""
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def first_line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """Bundles: the directory that a model is kept in, written in one step and read as tensors and text only."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data.preprocess import hash_genes
-from ..paths import first_line, hash_file
+from ..paths import first_line, hash_file, seal
 from .config import ScBertConfig
 
 FILES = {"model.safetensors", "memory.safetensors", "config.json", "genes.txt", "labels.json", "README.md"}
@@ -90,7 +89,7 @@ def write_bundle(
     about |= {} if labels is None else {"labels_sha256": hash_genes(labels)}
     more = {"licence": licence, "ontology_ids": ontology_ids, "outcome": outcome, "head": head}
     about |= {name: value for name, value in more.items() if value}
-    about["sha256"] = _seal(about)
+    about["sha256"] = seal(about)
     texts = {"config.json": json.dumps(about, indent=1), "genes.txt": "\n".join(genes)}
     texts |= {} if labels is None else {"labels.json": json.dumps(list(labels), indent=1)}
     card = card or _write_card(config, labels, licence)
@@ -112,11 +111,6 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:
         raise OSError(f"{file} could not be written ({first_line(error)}): free some room.") from None
-
-
-def _seal(about):
-    """Return a hash of what a config says, whatever the order."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _find_before(path):
@@ -172,7 +166,7 @@ def read_bundle(path: str | Path) -> Bundle:
             raise ValueError(f"{path} is not a model bundle: {name} is missing.")
     try:
         about = json.loads((path / "config.json").read_bytes())
-        if (seal := about.pop("sha256", None)) and seal != _seal(about):  # older ones have none
+        if about.pop("sha256", None) not in (None, seal(about)):  # older ones have none
             raise ValueError("config.json is not what was written")
         for name, digest in about.pop("files_sha256", {}).items():  # older ones have none
             if not (path / name).is_file():

@@ -15,7 +15,7 @@ import click
 import filelock
 import psutil
 
-from ..paths import PartDone, count_processes, find_part, find_rank, find_root, is_clone, is_held, write_text
+from ..paths import PartDone, count_processes, find_part, find_rank, find_root, is_clone, is_held, say_held, write_text
 from . import preflight
 from .parameters import check_parameters
 
@@ -153,10 +153,7 @@ def execute(source: Path, output: Path, parameters: dict, progress: bool = True)
         lock.acquire(blocking=False)
     if is_held(output.parent) or not lock.is_locked:  # its notebook there is being written
         lock.release()
-        raise click.ClickException(
-            f"Another run of {source.stem} is writing into {output.parent}: wait for it, end it (in JupyterLab, shut down its "
-            "kernel), or set SCBERT_RUNS to another folder. Nothing was run."
-        )
+        raise click.ClickException(f"{say_held(source.stem, output.parent)} Nothing was run.")
     try:
         return _execute(source, output, parameters, progress)
     finally:

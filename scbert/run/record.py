@@ -20,7 +20,16 @@ import pandas as pd
 
 from ..data.counts import survey_counts
 from ..model.bundle import say_licence
-from ..paths import find_part, find_root, make_writable, measure_peak_memory_mb, remove, run_directory, write_text
+from ..paths import (
+    find_part,
+    find_root,
+    make_writable,
+    measure_peak_memory_mb,
+    remove,
+    run_directory,
+    say_held,
+    write_text,
+)
 from ..sources.datasets import part_names
 from .parameters import check_parameters
 
@@ -78,10 +87,7 @@ class Run:
         try:
             self._held.acquire(blocking=False)
         except filelock.Timeout:
-            raise ValueError(
-                f"Another run of {self.notebook} is writing into {self.directory}: wait for it, end it (in JupyterLab, shut "
-                "down its kernel), or set SCBERT_RUNS to another folder."
-            ) from None
+            raise ValueError(say_held(self.notebook, self.directory)) from None
         RUNS[self.directory] = self
 
     def path(self, name: str) -> Path:

@@ -72,19 +72,21 @@ def write_report(profile: str, output: Path) -> pd.DataFrame | None:
             f"No notebook of the {profile} profile was run by scbert run or make reproduce yet. What JupyterLab or papermill "
             "run keeps its pages where you put them."
         )
-    pages, records, figures, texts = [], [], [], []
+    pages, records, figures, texts, known = [], [], [], [], read_records(profile)
+    file = find_root() / "figures" / "FIGURE_MAP.csv"
+    panels = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["figure", "notebook", "panel", "what"])
     for stem, path in sorted(notebooks.items()):
         try:
             notebook = nbformat.read(path, as_version=4)
         except Exception as error:  # nbformat's are of many types
             warnings.warn(f"{path} is no notebook ({first_line(error)}), and is left out: run it again.", stacklevel=2)
             continue
-        record, facts = _describe(path)
+        record, facts = _describe(path, known.get(stem))
         records += [record] if record else []
         title = next(iter(re.findall(r"^# (?:\d+ · )?(.+)$", notebook.cells[0].source, re.M)), stem)
         page = {"stem": stem, "title": title, "facts": facts, "warnings": (record or {}).get("warnings", ())}
         pages.append(page | {"notebook": notebook})
-        figures += [*_list_figures(notebook, record, path.parent, output)] if record else []
+        figures += [*_list_figures(notebook, record, panels, path.parent, output)] if record else []
         prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
         texts += [[f"{stem}.html#cell-id={cell.id}", stem, " ".join(cell.source.split())] for cell in prose]
     files = [folder / "11_scoreboard" / f"{name}.csv" for name in ("scoreboard", "claims")]
@@ -112,33 +114,27 @@ def _write_page(path, name, **what):
     write_text(path, text.render(what | safe))
 
 
-def _describe(path):
+def _describe(path, record):
     """Return the record of an executed notebook, None if it is of another run, and a sentence on the run."""
-    file = path.parent / "record.json"
-    record = read_record(file)
     if path.stem.endswith(".unfinished"):
         return None, "did not finish: as far as it came."
-    if record is None:
+    if record is None or record["source"] == "published":
         warnings.warn(f"{path.name} has no record beside it, or a damaged one: run it again.", stacklevel=3)
         return None, "its record is missing or damaged."
-    if file.stat().st_mtime > path.stat().st_mtime:  # scbert run writes the notebook last
+    if (path.parent / "record.json").stat().st_mtime > path.stat().st_mtime:  # scbert run writes the notebook last
         return None, "its record is of a later run, by JupyterLab or papermill: run it again by scbert run."
     data = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in record["data"].items()) or "none"
     key = record["parameters"].get("label_key") or "none"
     data += f", labels: {key}" + (", A SHUFFLED CONTROL" if key.endswith(datasets.SHUFFLED) else "")
-    published = read_record(find_root() / "figures" / record["profile"] / f"{record['notebook']}.json") or record
-    changed = [name for name, value in record["parameters"].items() if published["parameters"].get(name) != value]
-    if changed:
-        data += f". Its {', '.join(changed)} differ from the published run's, which the text is about"
+    if changed := record["source"].partition("changed: ")[2]:
+        data += f". Its {changed} differ from the published run's, which the text is about"
     minutes = f"{record['seconds']:.0f} s" if record["seconds"] < 120 else f"{record['seconds'] / 60:.0f} minutes"
     return record, f"{minutes}, {len(record['checks'])} checks passed, seed {record['seed']}, data: {data}."
 
 
-def _list_figures(notebook, record, folder, output):
+def _list_figures(notebook, record, panels, folder, output):
     """Yield what the front page says of each figure of a run, once its picture and its table are copied to the report."""
-    file = find_root() / "figures" / "FIGURE_MAP.csv"
-    known = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["figure", "notebook", "panel", "what"])
-    known = known[known["notebook"] == record["notebook"]].groupby("panel")[["figure", "what"]].agg(list)
+    known = panels[panels["notebook"] == record["notebook"]].groupby("panel")[["figure", "what"]].agg(list)
     by_count = {cell.get("execution_count"): cell for cell in notebook.cells if cell.cell_type == "code"}
     for name, number in record.get("figures", {}).items():
         if not (folder / f"{name}.png").exists() or number not in by_count:

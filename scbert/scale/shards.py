@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..data.checks import check_unique
 from ..data.counts import hash_data
 from ..data.preprocess import hash_genes, tokenize
-from ..paths import find_file, first_line, write_text
+from ..paths import find_file, first_line, seal, write_text
 from .stream import (
     FORMAT,
     STORE,
@@ -36,7 +36,6 @@ from .stream import (
     read_column,
     read_runs,
     read_state,
-    seal,
 )
 
 CELLS_AT_ONCE = 2_000  # tokenized in one go

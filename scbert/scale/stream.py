@@ -20,7 +20,7 @@ from scipy import sparse
 from ..data.cells import take_share, to_tokens
 from ..data.preprocess import hash_genes
 from ..model.config import ScBertConfig
-from ..paths import find_file, first_line
+from ..paths import find_file, first_line, seal
 
 FORMAT = 1
 STORE, UNFINISHED = "store.json", "unfinished.json"
@@ -318,11 +318,6 @@ def read_state(file: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{file} is damaged, or was written by another version: write the store again, elsewhere.")
-
-
-def seal(state: dict) -> str:
-    """Return a hash of what a store says of itself."""
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def is_complete(path: Path, shard: dict) -> bool:

@@ -64,9 +64,9 @@ def load_encoder(source: str | Path) -> ScBert:
     """Load a pretrained encoder, from wherever it is.
 
     The `source` is a name that ships with the package ("pbmc-small", "pbmc-large": our own, pretrained on public PBMC in
-    notebook 02, see their cards); a name of the catalogue ("scbert_checkpoint"), fetched if need be; a bundle directory, of an encoder or of a
-    classifier, whose encoder is taken; or a file of published weights. A ValueError if there is none, and what
-    `scbert.datasets.fetch`, `scbert.load` and `ScBert.from_published` raise.
+    notebook 02, see their cards); a name of the catalogue ("scbert_checkpoint"), fetched if need be; a bundle directory, of
+    an encoder or of a classifier, whose encoder is taken; or a file of published weights. A ValueError if there is none,
+    and what `scbert.datasets.fetch`, `scbert.load` and `ScBert.from_published` raise.
     """
     shipped = sorted(path.parent.name for path in ENCODERS.glob("*/config.json"))
     weights = [name for name, entry in CATALOGUE.items() if entry["kind"] == "weights"]
